@@ -1,0 +1,28 @@
+"""Embed a corpus: python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3"""
+
+import sys
+
+import click
+
+from lib.embed import EmbedConfig, embed
+from lib.estimate import estimate
+from lib.options import command
+from lib.report import exit_code, report
+
+EPILOG = """The shortest line: python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3
+Exit codes: 0 every row is there, 1 error, 2 wrong command, 3 finished but some shards are quarantined."""
+
+
+@command(EmbedConfig, "embed_corpus.py", EPILOG)
+def main(config: EmbedConfig) -> int:
+    """Turn every row of a corpus into a vector, exactly once. Stopped at any moment, the same command goes on."""
+    if config.dry_run:
+        click.echo("\n".join(estimate(config).lines(config.price_per_hour)))
+        return 0
+    outcome = embed(config, lambda sentence: click.echo(sentence, err=True))
+    click.echo(report(outcome, config.output))
+    return exit_code(outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

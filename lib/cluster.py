@@ -1,0 +1,195 @@
+"""The Ray side of a run: join or start a cluster, decide what a worker takes, and refuse what no node can give.
+
+Ray Data waits for ever, without a word, when no node has room for an actor or a task; so everything is held against
+the nodes here, before anything is asked of Ray.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import RunError, UsageError
+from .storage import CHECKSUM_ENVIRONMENT
+
+# A worker on CPUs asks for a little less than its cores, so that the tasks that read and write, which take
+# a little each and mostly wait, always find room on its node: without it Ray Data hangs on a full cluster.
+WORKER_SHARE = 0.9
+TASK_CPUS_BESIDE_CPU_WORKERS = 0.1
+TASK_CPUS_BESIDE_GPU_WORKERS = 1.0
+QUIET_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ lines that a user can do nothing about
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+WEIGHTS_FACTOR = 1.6  # memory of a loaded worker over its weights: activations, torch itself, one shard
+WORKER_BASE = 1.5 * 2**30  # bytes; interpreter, torch and buffers
+FORWARDED = ("AWS_", "HF_", "GOOGLE_", "FSSPEC_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """How many workers, and what each takes."""
+
+    min_workers: int | None = field(default=None, metadata={"help": "Workers to keep. Default: 1.", "min": 1})
+    max_workers: int | None = field(
+        default=None, metadata={"help": "Workers to grow to. Default: as many as the cluster has room for.", "min": 1}
+    )
+    cpus_per_worker: float | None = field(
+        default=None, metadata={"help": "CPUs a worker. Default: 1; more where the model's weights need the memory."}
+    )
+    gpus_per_worker: float | None = field(
+        default=None, metadata={"help": "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs."}
+    )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The decision: pool size, and the Ray resources of a worker and of a reading or writing task."""
+
+    minimum: int
+    maximum: int
+    threads: int
+    cpus: float
+    gpus: float
+    task_cpus: float
+
+    def __str__(self) -> str:
+        each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
+        return f"{self.minimum} to {self.maximum} workers of {each}" if self.minimum < self.maximum else (
+            f"{self.maximum} worker{'s' * (self.maximum > 1)} of {each}"
+        )
+
+
+def connect() -> None:
+    """Join the cluster RAY_ADDRESS or `ray job submit` names, else one on this machine; quiet either way."""
+    os.environ.update({k: v for k, v in (QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import ray
+
+    if ray.is_initialized():
+        return
+    variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in QUIET_ENVIRONMENT}
+    try:
+        with _silent_stderr():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables})
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise RunError(f"no Ray cluster answers at {address}: {error}. Start it, or unset RAY_ADDRESS") from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what Ray's C++ prints while it starts; what goes wrong there comes as an exception."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
+    """Hold what was asked against the nodes there are, or may come. Raises RunError saying what to change."""
+    nodes, growing = _nodes()
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    workers = _on_gpus(options, nodes, gpus) if gpus else _on_cpus(options, nodes, weight_bytes)
+    _refuse_unfit(workers, nodes, growing, weight_bytes)
+    return workers
+
+
+def _on_gpus(options: ClusterOptions, nodes: list[Mapping[str, float]], gpus: float) -> Workers:
+    cpus = options.cpus_per_worker or 1.0
+    room = sum(int(node.get("GPU", 0) / gpus + 1e-6) for node in nodes)
+    minimum, maximum = _pool(options, room)
+    return Workers(minimum, maximum, max(1, int(cpus)), cpus, gpus, TASK_CPUS_BESIDE_GPU_WORKERS)
+
+
+def _on_cpus(options: ClusterOptions, nodes: list[Mapping[str, float]], weight_bytes: int) -> Workers:
+    cores = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes)
+    room = sum(int(node.get("CPU", 0) / cores + 1e-6) for node in nodes)
+    minimum, maximum = _pool(options, room)
+    share = WORKER_SHARE * cores
+    return Workers(minimum, maximum, max(1, int(cores)), share, 0.0, TASK_CPUS_BESIDE_CPU_WORKERS)
+
+
+def _pool(options: ClusterOptions, room: int) -> tuple[int, int]:
+    maximum = options.max_workers or max(1, room, options.min_workers or 1)
+    minimum = options.min_workers or min(1, maximum)
+    if minimum > maximum:
+        raise UsageError(f"--min-workers {minimum} is over --max-workers {maximum}")
+    return minimum, maximum
+
+
+def _cores_for_memory(nodes: list[Mapping[str, float]], weight_bytes: int) -> float:
+    """One core a worker, more where workers of one core would not fit the node's memory."""
+    node = max(nodes, key=lambda n: n.get("CPU", 0))
+    fitting = max(1, int(node.get("memory", 0) // worker_memory(weight_bytes)))
+    cpus = max(1, int(node.get("CPU", 1)))
+    return float(max(1, cpus // min(cpus, fitting)))
+
+
+def worker_memory(weight_bytes: int) -> int:
+    """Bytes one worker is expected to take."""
+    return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
+
+
+def _nodes() -> tuple[list[Mapping[str, float]], bool]:
+    """Resources of each live node; whether an autoscaler may bring others, of kinds we cannot see."""
+    import ray
+    from ray._private.state import state
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    try:
+        largest = state.get_max_resources_from_cluster_config()
+    except Exception:  # a private call, whose absence costs only the early answer
+        largest = None
+    return [*alive, largest] if largest else alive, bool(largest)
+
+
+def _refuse_unfit(workers: Workers, nodes: list[Mapping[str, float]], growing: bool, weight_bytes: int) -> None:
+    """Every worker must fit some node, with room beside it for a task. With an autoscaler, unseen nodes may come."""
+    if growing:
+        return
+    there = "; ".join(sorted({_describe(node) for node in nodes}))
+    places = sum(_places(node, workers) for node in nodes)
+    if places == 0:
+        asked = f"{workers.gpus:g} GPU and {workers.cpus:g} CPU" if workers.gpus else f"{workers.cpus:g} CPU"
+        raise RunError(
+            f"no node has {asked} for a worker and {workers.task_cpus:g} CPU for a task beside it. Nodes: {there}. "
+            "Lower --cpus-per-worker or --gpus-per-worker, or add nodes"
+        )
+    if workers.minimum > places:
+        raise RunError(
+            f"--min-workers {workers.minimum}, but the nodes have room for {places} ({there}). Lower it, or add nodes"
+        )
+    memory = max(node.get("memory", 0) for node in nodes)
+    if not workers.gpus and memory and worker_memory(weight_bytes) > memory:
+        raise RunError(
+            f"a worker needs about {worker_memory(weight_bytes) / 2**30:.1f} GiB, the largest node has "
+            f"{memory / 2**30:.1f} GiB for tasks. Choose a smaller model or larger nodes"
+        )
+
+
+def _places(node: Mapping[str, float], workers: Workers) -> int:
+    by_cpu = (node.get("CPU", 0) - workers.task_cpus) / workers.cpus
+    by_gpu = node.get("GPU", 0) / workers.gpus if workers.gpus else by_cpu
+    return max(0, int(min(by_cpu, by_gpu) + 1e-6))
+
+
+def _describe(node: Mapping[str, Any]) -> str:
+    gpu = f", {node['GPU']:g} GPU" if node.get("GPU") else ""
+    return f"{node.get('CPU', 0):g} CPU{gpu}, {node.get('memory', 0) / 2**30:.1f} GiB"

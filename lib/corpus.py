@@ -1,0 +1,335 @@
+"""A corpus of files as an immutable plan of shards.
+
+A Shard is the unit of work, retry, commit and resume: a list of slices, each a range of one file's units (rows, or
+bytes of a plain line file). Small files share a shard, long files are cut; both depend on the files alone, so the same
+corpus always gives the same shards, and a grown corpus gives the old shards and some more.
+"""
+
+import base64
+import hashlib
+import re
+import string
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import InputError, UsageError
+from .formats import Measure, check_columns, error_table, format_of, known_suffixes
+from .storage import InputFile, current_tag, find
+
+FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
+UNREADABLE = "unreadable file: "
+PLAN_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("path", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("rows", pa.int64()),  # -1 where only reading tells
+        ("size", pa.int64()),  # of the file, bytes
+        ("tag", pa.string()),  # of the file: etag or modification time
+        ("error", pa.string()),  # why the file could not be measured; such a file is one row
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """Which rows are read, and which of their columns."""
+
+    input: str = field(metadata={"help": "File, folder or glob of Parquet, JSONL, CSV/TSV or text; any fsspec URL."})
+    text_column: str = field(default="text", metadata={"help": "Column to embed."})
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column that names a row. Default: 'id' if there is one, else FILE#POSITION."}
+    )
+    text_template: str | None = field(
+        default=None, metadata={"help": "Text made of several columns, as '{title} {text}'. Overrides --text-column."}
+    )
+    keep_columns: tuple[str, ...] = field(default=(), metadata={"help": "Columns carried to the output, by commas."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first N rows.", "min": 1})
+    shard_rows: int | None = field(
+        default=None,
+        metadata={"help": "Rows a shard. Default: about 128 MiB of output, less for a small corpus.", "min": 1},
+    )
+
+    def text_columns(self) -> list[str]:
+        """Columns the text is made of. Raises UsageError for a template without any."""
+        if self.text_template is None:
+            return [self.text_column]
+        names = [name for _, name, _, _ in string.Formatter().parse(self.text_template) if name]
+        if not names:
+            raise UsageError(f"--text-template {self.text_template!r} names no column. Write it as '{{title}} {{text}}'")
+        return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A range of one file's units, with the file's size (bytes) and tag at the time of the plan."""
+
+    path: str
+    start: int
+    stop: int
+    rows: int
+    size: int
+    tag: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows the plan expects, or -1 where only reading tells."""
+        counts = [piece.rows for piece in self.slices]
+        return -1 if -1 in counts else sum(counts)
+
+    @property
+    def key(self) -> str:
+        """12 hex digits that depend on what the shard reads and nothing else."""
+        return hashlib.sha256(repr(self.slices).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The files of a corpus, each measured. `schema` holds every column a row can have, hive keys included."""
+
+    files: tuple[InputFile, ...]
+    measures: tuple[Measure | str, ...]  # a str says why the file cannot be read
+    schema: pa.Schema
+
+    @property
+    def rows(self) -> float:
+        """Rows there are; an estimate where line files are cut by bytes."""
+        return sum(1 if isinstance(m, str) else m.rows for m in self.measures)
+
+    @property
+    def row_bytes(self) -> float:
+        """Average bytes of a row's asked columns."""
+        known = [m for m in self.measures if isinstance(m, Measure)]
+        return sum(m.rows * m.row_bytes for m in known) / max(sum(m.rows for m in known), 1)
+
+
+def list_files(options: CorpusOptions, storage: Mapping[str, Any]) -> list[InputFile]:
+    """The files to read, sorted. Raises InputError when there is none, or none of a known format."""
+    found = find(options.input, storage)
+    if not found:
+        raise InputError(f"nothing at {options.input}. Give a file, a folder or a glob such as 's3://bucket/docs/*.parquet'")
+    files = [file for file in found if format_of(file.path)]
+    if not files:
+        some = ", ".join(file.path.rsplit("/", 1)[-1] for file in found[:3])
+        raise InputError(
+            f"no file of a known format at {options.input} (found {some}). Known: {known_suffixes()}, also .gz and .zst"
+        )
+    return files
+
+
+def measure_files(
+    files: Sequence[InputFile], options: CorpusOptions, storage: Mapping[str, Any], strict: bool
+) -> Corpus:
+    """Footers and samples of every file, in parallel; checks the columns asked for.
+
+    An unreadable file becomes one row with its reason, or, when `strict`, an InputError.
+    """
+    wanted = wanted_columns(options)
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        measures = list(threads.map(partial(_measure, columns=wanted, storage=storage), files))
+    unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
+    if unreadable and strict:
+        raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
+    if len(unreadable) == len(files):
+        raise InputError(f"none of the {len(files)} files at {options.input} can be read; the first: {unreadable[0][1]}")
+    schema = _merged_schema(files, measures)
+    for file, measure in zip(files, measures, strict=True):
+        if isinstance(measure, Measure) and (measure.units or measure.schema.names):
+            known = _with_hive(measure.schema, file.path) if measure.exact else schema
+            check_columns(known, wanted, file.path)
+    return Corpus(tuple(files), tuple(measures), schema)
+
+
+def wanted_columns(options: CorpusOptions) -> list[str]:
+    names = [*options.text_columns(), *([options.id_column] if options.id_column else []), *options.keep_columns]
+    return list(dict.fromkeys(names))
+
+
+def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus:
+    """The corpus cut off after `limit` rows, exactly. Line files are read up to there, since only reading tells."""
+    files, measures, left = [], [], limit
+    for file, measure in zip(corpus.files, corpus.measures, strict=True):
+        if left <= 0:
+            break
+        if isinstance(measure, Measure):
+            stop, rows = _place_of_row(file, measure, left, storage)
+            measure = replace(measure, units=stop, breaks=tuple(b for b in measure.breaks if b <= stop))
+        else:
+            rows = 1
+        files.append(file)
+        measures.append(measure)
+        left -= rows
+    return replace(corpus, files=tuple(files), measures=tuple(measures))
+
+
+def cut(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
+    """The plan: one row a slice (PLAN_SCHEMA), shards filled in file order with about `shard_rows` rows each."""
+    rows: list[tuple[Any, ...]] = []
+    shard, room = first_shard, float(shard_rows)
+    for file, measure in zip(corpus.files, corpus.measures, strict=True):
+        error = UNREADABLE + measure if isinstance(measure, str) else None
+        length = Measure(1, 1.0, True, 0.0, corpus.schema) if isinstance(measure, str) else measure
+        start = 0
+        while start < length.units:
+            if room < 1 or (room < shard_rows / 2 and (length.units - start) * length.unit_rows > room):
+                shard, room = shard + 1, float(shard_rows)
+            stop = _end_of_piece(length, start, room)
+            count = (stop - start) * length.unit_rows
+            exact = stop - start if length.exact else -1
+            rows.append((shard, file.path, start, stop, exact, file.size, file.tag, error))
+            start, room = stop, room - count
+    columns = zip(*rows, strict=True) if rows else [[]] * len(PLAN_SCHEMA)
+    return pa.table([pa.array(values, f.type) for values, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
+
+
+def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[str, Any]) -> tuple[int, int]:
+    """(unit at which the row numbered `row` begins, rows before it); the file's end when it has fewer."""
+    if measure.exact:
+        stop = min(row, measure.units)
+        return stop, stop
+    format, seen = format_of(file.path), 0
+    assert format is not None, file.path
+    for table in format.read(file.path, 0, measure.units, [], storage):
+        if seen + table.num_rows > row:
+            return table["_position"][row - seen].as_py(), row
+        seen += table.num_rows
+    return measure.units, seen
+
+
+def _end_of_piece(measure: Measure, start: int, rows: float) -> int:
+    """Where a piece of at most about `rows` rows ends: at a break if one lies in its second half."""
+    stop = min(measure.units, start + max(1, int(rows / measure.unit_rows)))
+    place = bisect_right(measure.breaks, stop)
+    near = measure.breaks[place - 1] if place else 0
+    return near if stop < measure.units and near > start + (stop - start) // 2 else stop
+
+
+def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
+    """The plan's shards in order, or only those named. Memory: one Shard at a time."""
+    if numbers is not None:
+        plan = plan.filter(pc.is_in(plan["shard"], pa.array(numbers, pa.int64())))
+    current: list[Slice] = []
+    number = -1
+    for batch in plan.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            owner = row.pop("shard")
+            if owner != number and current:
+                yield Shard(number, tuple(current))
+                current = []
+            number = owner
+            current.append(Slice(**row))
+    if current:
+        yield Shard(number, tuple(current))
+
+
+def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
+    """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
+
+    Raises InputError when a file has changed since the plan.
+    """
+    tables = [table for piece in shard.slices for table in _read_slice(piece, columns, schema, storage)]
+    fields = [*(schema.field(name) for name in columns), pa.field("_source", pa.string()), pa.field("_error", pa.string())]
+    return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
+
+
+def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
+    """Sentences naming each planned file that is gone or no longer what it was."""
+    now = {file.path: file for file in files}
+    complaints = []
+    for row in plan.group_by(["path", "size", "tag"], use_threads=False).aggregate([]).to_pylist():
+        file = now.get(row["path"])
+        if file is None:
+            complaints.append(f"{row['path']} is gone")
+        elif (file.size, file.tag) != (row["size"], row["tag"]):
+            complaints.append(f"{row['path']} has changed (was {row['size']:,} bytes, is {file.size:,})")
+    return complaints
+
+
+def schema_text(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def schema_from(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]) -> Measure | str:
+    format = format_of(file.path)
+    assert format is not None, file.path
+    if file.size == 0:
+        return Measure(0, 1.0, True, 1.0, pa.schema([]))
+    try:
+        return format.measure(file, columns, storage)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, InputError) as error:
+        return str(error)[:200]
+
+
+def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]) -> pa.Schema:
+    """Columns of every readable file; where two disagree on a type, the first file's holds and the others are cast."""
+    fields: dict[str, pa.Field] = {}
+    for file, measure in zip(files, measures, strict=True):
+        if isinstance(measure, Measure):
+            for column in _with_hive(measure.schema, file.path):
+                fields.setdefault(column.name, column)
+    return pa.schema(list(fields.values()))
+
+
+def hive_keys(path: str) -> dict[str, str]:
+    """`year=2020` folders of a path as columns."""
+    return dict(match.groups() for match in re.finditer(r"(?<=/)([^/=]+)=([^/]*)(?=/)", path))  # type: ignore[misc]
+
+
+def _with_hive(schema: pa.Schema, path: str) -> pa.Schema:
+    for key in hive_keys(path):
+        if key not in schema.names:
+            schema = schema.append(pa.field(key, pa.string()))
+    return schema
+
+
+def _read_slice(
+    piece: Slice, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    name = piece.path.rsplit("/", 1)[-1]
+    if piece.error is not None:
+        yield _typed(error_table(1, piece.error, columns), columns, schema, name)
+        return
+    if current_tag(piece.path, storage) != (piece.size, piece.tag):
+        raise InputError(f"{piece.path} has changed since the plan. Restore it, or embed to a new --output")
+    format = format_of(piece.path)
+    assert format is not None, piece.path
+    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns}
+    for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
+        for key, value in keys.items():
+            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+        yield _typed(table, columns, schema, name)
+
+
+def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:
+    """The asked columns with the types of the plan; a value that does not fit is null with a reason."""
+    data: dict[str, Any] = {}
+    errors = table["_error"]
+    for column in columns:
+        target = schema.field(column).type
+        try:
+            data[column] = table[column].cast(target)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            data[column] = pa.nulls(table.num_rows, target)
+            errors = pc.coalesce(errors, f"column {column!r} is not {target}: {str(error)[:120]}")
+    prefix = pa.array([f"{name}#"] * table.num_rows, pa.string())
+    data["_source"] = pc.binary_join_element_wise(prefix, table["_position"].cast(pa.string()), "")
+    return pa.table(data | {"_error": errors})

@@ -1,0 +1,157 @@
+"""One attention function for every model: documents lie end to end in one row and each token sees its own document only.
+
+It is registered with transformers' AttentionInterface under `NAME`, and no mask function is registered under that name,
+so transformers builds no mask: the borders come from the `packed=Layout` argument that the model's forward hands down.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..packing import Group
+
+NAME = "shoal_packed"
+
+# Arguments that models hand to every attention function and that cannot change its result here: positions are already
+# in the query and key, there is no cache, and the others ask for side outputs or for a kernel variant.
+HARMLESS = frozenset(
+    {"position_ids", "use_cache", "cache_position", "deterministic", "output_attentions", "output_hidden_states", "return_dict"}
+)
+
+
+class CannotPack(Exception):
+    """This model asks for something that packed attention does not do; the loader then uses exact-length batches."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Borders of the documents of one packed batch.
+
+    offsets: int32 [documents + 1] on the model's device. longest: tokens of the longest document.
+    groups: the same borders as runs of documents of one length, on the host.
+    """
+
+    offsets: Tensor
+    longest: int
+    groups: tuple[Group, ...]
+
+
+def register() -> None:
+    """Make `NAME` known to transformers; call at model load. Repeating it is harmless."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: Layout | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention inside each document: query [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim].
+
+    Key and value may have fewer heads (grouped queries). Raises CannotPack for what would change the result.
+    """
+    asked = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
+    if packed is None or attention_mask is not None or asked:
+        raise CannotPack(f"layout given: {packed is not None}, mask: {attention_mask is not None}, arguments: {asked}")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    reach = _reach(module, sliding_window, is_causal)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        output = _by_kernel(query, key, value, packed, scaling, is_causal, reach)
+    else:
+        output = _by_group(query, key, value, packed, scaling, is_causal, reach, dropout)
+    return output.unsqueeze(0), None
+
+
+def _reach(module: nn.Module, sliding_window: int | None, is_causal: bool) -> int | None:
+    """Tokens that a token sees on each side, or None for all; transformers' windows count the token itself.
+
+    Except when a decoder is run bidirectionally by `config.is_causal = False`: its mask then counts neighbours only.
+    """
+    if sliding_window is None:
+        return None
+    switched = not is_causal and getattr(getattr(module, "config", None), "is_causal", None) is False
+    return sliding_window if switched else sliding_window - 1
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, packed: Layout, scaling: float | None, is_causal: bool, reach: int | None
+) -> Tensor:
+    """The variable-length flash kernel of torch: one launch a layer. CUDA, 16-bit only. Returns [tokens, heads, dim]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if reach is None else reach
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    return varlen_attn(
+        *rows,
+        packed.offsets,
+        packed.offsets,
+        packed.longest,
+        packed.longest,
+        scale=scaling,
+        window_size=(left, 0 if is_causal else left),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _by_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Layout,
+    scaling: float | None,
+    is_causal: bool,
+    reach: int | None,
+    dropout: float,
+) -> Tensor:
+    """One dense SDPA for each run of equal lengths, on views: no mask, no padding. Returns [tokens, heads, dim].
+
+    On CPU 3 times faster than a padded batch with a mask and 18 times faster than one block-diagonal mask.
+    """
+    outputs = []
+    for group in packed.groups:
+        dense = F.scaled_dot_product_attention(
+            _view(query, group),
+            _view(key, group),
+            _view(value, group),
+            attn_mask=_band(group.length, reach, is_causal, query.device),
+            dropout_p=dropout,
+            is_causal=is_causal and not _windowed(group.length, reach),
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(dense.transpose(1, 2).flatten(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _view(tensor: Tensor, group: Group) -> Tensor:
+    """The group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy."""
+    run = tensor[0, :, group.start : group.start + group.count * group.length]
+    return run.unflatten(1, (group.count, group.length)).transpose(0, 1)
+
+
+def _windowed(length: int, reach: int | None) -> bool:
+    return reach is not None and length > reach + 1
+
+
+def _band(length: int, reach: int | None, is_causal: bool, device: torch.device) -> Tensor | None:
+    """Who sees whom under a sliding window, bool [length, length]; None where the window covers the document."""
+    if reach is None or not _windowed(length, reach):
+        return None
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place[None, :]
+    return (distance <= reach) & (distance >= (0 if is_causal else -reach))

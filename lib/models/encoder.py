@@ -1,0 +1,119 @@
+"""Tokens to vectors on one device, without padding."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, UsageError
+from ..packing import gather, longest_first, next_cut
+from . import ModelSpec, Tokens, selftest
+from .forward import Flat, flatten, run_packed, run_stacked
+from .load import choose_dtype, load_network, position_start
+from .pooling import Head, pool
+
+CPU_BUDGET = 1024  # tokens: activations of a small model stay in the L2 cache, and the matrices are at their peak rate
+CUDA_BUDGET = 32768
+CUDA_BUDGET_LARGE = 16384  # from about 1.5 billion parameters on
+LARGE = 40_000  # hidden size times layers
+
+
+class Encoder:
+    """A model on a device: flat tokens in, float32 vectors out. Holds the weights; one call at a time.
+
+    dtype: "float32" | "bfloat16" | "float16", the precision in use. mode: "packed", or "exact-length" for models whose
+    attention cannot be packed exactly. token_budget: tokens a batch; halves for good when memory runs out.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        token_budget: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load and self-test the model (seconds). `threads` sets torch's threads for this whole process.
+
+        Raises ModelError for a model that cannot be loaded or gives wrong results, UsageError for a wrong argument.
+        """
+        if token_budget is not None and token_budget < 1:
+            raise UsageError(f"token_budget={token_budget} is not a number of tokens. Give 1 or more, or leave it out.")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.spec = spec
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        precision = choose_dtype(dtype, self.device)
+        self.dtype = str(precision).removeprefix("torch.")
+        self.token_budget = token_budget or _default_budget(spec, self.device)
+        self._network = load_network(spec, precision, self.device)
+        self._vocabulary = self._network.get_input_embeddings().num_embeddings
+        self._padding_id = position_start(self._network)
+        self._head = Head(spec).eval().to(self.device)
+        with torch.inference_mode():
+            self.mode = selftest.choose_mode(self._network, spec, self._padding_id, self.device)
+
+    @torch.inference_mode()
+    def encode(self, tokens: Tokens, skip: int = 0) -> np.ndarray:
+        """Vectors of the texts in their order: float32 [n, spec.dim]. A text without any token gets zeros.
+
+        skip: tokens at the head of every text that the pooling leaves out, from Tokenizer.prompt_tokens. The same tokens
+        give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone exceeds memory.
+        """
+        lengths = np.diff(tokens.offsets)
+        self._check(tokens.ids, lengths)
+        order = longest_first(lengths)[: np.count_nonzero(lengths)]
+        ids, borders = gather(tokens.ids, tokens.offsets, order)
+        flat = flatten(ids, borders, self._padding_id, self.device)
+        sorted_vectors = torch.empty(len(order), self.spec.dim, device=self.device)
+        start = 0
+        while start < len(order):
+            end = self._end(borders, start)
+            vectors = self._run(flat.part(start, end), skip)
+            if vectors is None:
+                self._halve(end - start)
+                continue
+            sorted_vectors[start:end] = vectors
+            start = end
+        result = np.zeros((len(lengths), self.spec.dim), dtype=np.float32)
+        result[order] = sorted_vectors.cpu().numpy()  # the only wait for the device
+        return result
+
+    def _run(self, batch: Flat, skip: int) -> Tensor | None:
+        """Vectors of one batch, or None when the device's memory does not hold it."""
+        run = run_packed if self.mode == "packed" else run_stacked
+        try:
+            pooled = pool(run(self._network, batch), batch.offsets, self.spec.pooling, skip)
+            return self._head(pooled)
+        except torch.OutOfMemoryError:
+            return None  # leaving the handler frees the tensors that the traceback holds
+
+    def _end(self, borders: np.ndarray, start: int) -> int:
+        """Where the batch that begins at document `start` ends; in exact-length mode it holds one length only."""
+        end = next_cut(borders, start, self.token_budget)
+        if self.mode == "packed":
+            return end
+        lengths = np.diff(borders[start : end + 1])
+        return start + int(np.count_nonzero(lengths == lengths[0]))
+
+    def _halve(self, documents: int) -> None:
+        if documents == 1:
+            raise ModelError(
+                f"One text of at most {self.spec.max_tokens} tokens does not fit the memory of {self.device}. Lower max_tokens, "
+                "use a 16-bit dtype, or a device with more memory."
+            )
+        self.token_budget = max(1, self.token_budget // 2)
+        torch.cuda.empty_cache()
+
+    def _check(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Ids outside the embedding table would end a CUDA process without a usable message."""
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocabulary:
+            raise UsageError(f"Token ids {ids.min()} to {ids.max()} are not all in 0 to {self._vocabulary - 1}: use this model's Tokenizer.")
+        if len(lengths) and int(lengths.max()) > self.spec.max_tokens:
+            raise UsageError(f"A text has {lengths.max()} tokens, the model takes {self.spec.max_tokens}: use this model's Tokenizer.")
+
+
+def _default_budget(spec: ModelSpec, device: torch.device) -> int:
+    if device.type != "cuda":
+        return CPU_BUDGET
+    return CUDA_BUDGET_LARGE if spec.hidden_size * spec.layers > LARGE else CUDA_BUDGET

@@ -1,0 +1,77 @@
+"""The network of a model directory, from transformers: its class, its precision, its weights. No model code of our own."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError, UsageError
+from . import ModelSpec
+
+# Encoder-decoder families of which sentence-transformers runs the encoder alone.
+ENCODER_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The precision asked for; "auto" is the fastest that the chip has in hardware. Raises UsageError for another name.
+
+    bfloat16 without hardware support is a hundred times slower than float32 on CPU, hence the look at the chip.
+    """
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise UsageError(f"dtype={dtype!r} does not exist. Choose from auto, {', '.join(DTYPES)}.")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    chip = torch.cpu.get_capabilities()
+    return torch.bfloat16 if chip.get("avx512_bf16") or chip.get("amx_bf16") else torch.float32
+
+
+def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError when it cannot be loaded."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(spec.folder, trust_remote_code=False)
+    except Exception as error:  # ValueError, KeyError or whatever the model's own configuration class raises
+        raise ModelError(f"transformers cannot read {spec.folder}/config.json: {type(error).__name__}: {error}") from error
+    config.use_cache = False
+    if spec.bidirectional or getattr(config, "is_causal", None) is False:
+        config.is_causal = not spec.bidirectional
+    kind = _network_class(spec, config)
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    try:
+        network, report = kind.from_pretrained(spec.folder, config=config, dtype=dtype, output_loading_info=True, **options)
+    except Exception as error:  # damaged or mismatched weights raise what the file's reader raises
+        raise ModelError(f"The weights in {spec.folder} cannot be loaded: {type(error).__name__}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{spec.folder} lacks {len(missing)} weights of {kind.__name__}, the first is {missing[0]!r}; they would be "
+            "random. Fetch the model again, or give the directory of a model that transformers knows."
+        )
+    return network.eval().to(device)
+
+
+def _network_class(spec: ModelSpec, config: Any) -> Any:
+    import transformers
+
+    if spec.model_type in ENCODER_CLASSES:
+        return getattr(transformers, ENCODER_CLASSES[spec.model_type])
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{spec.name} is an encoder-decoder ({spec.model_type}). Of those Shoal runs {', '.join(ENCODER_CLASSES)}.")
+    if type(config) not in transformers.MODEL_MAPPING:
+        raise ModelError(f"transformers {transformers.__version__} has no plain encoder for {spec.model_type!r} ({spec.name}).")
+    found = transformers.MODEL_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple | list) else found
+
+
+def position_start(network: nn.Module) -> int | None:
+    """Padding id of a RoBERTa-like model, whose positions begin after it; None where positions begin at 0."""
+    for module in network.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            return table.padding_idx
+    return None

@@ -1,0 +1,159 @@
+"""From token states to vectors: pooling, the dense layers that follow it, truncation and normalisation, in float32.
+
+Sums run over each document's tokens in order (torch.segment_reduce, no atomics), so results are the same on every run.
+The definitions are sentence-transformers'. `skip` leaves out a prompt's tokens at the head of every document.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from . import ModelSpec
+
+
+def pool(hidden: Tensor, offsets: Tensor, modes: tuple[str, ...], skip: int = 0) -> Tensor:
+    """Pool token states [tokens, hidden] of any float dtype into float32 [documents, len(modes) * hidden].
+
+    offsets: int64 [documents + 1] on the same device; no document may be empty. Several modes are laid side by side.
+    """
+    return torch.cat([_POOLS[mode](hidden, offsets, skip) for mode in modes], dim=1)
+
+
+def _cls(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    """The first token that is not skipped; the first of all when every token is."""
+    lengths = offsets.diff()
+    return hidden[offsets[:-1] + torch.where(lengths > skip, skip, 0)].float()
+
+
+def _last(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    """The last token; zeros when every token is skipped."""
+    return hidden[offsets[1:] - 1].float() * (offsets.diff() > skip).unsqueeze(1)
+
+
+def _mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    return _sum(hidden, offsets, skip) / _kept(offsets, skip)
+
+
+def _mean_sqrt(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    return _sum(hidden, offsets, skip) / _kept(offsets, skip).sqrt()
+
+
+def _max(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    states = hidden.float()
+    if skip:
+        states = states.masked_fill(_positions(hidden, offsets).unsqueeze(1) < skip, float("-inf"))
+    return torch.segment_reduce(states, "max", offsets=offsets, unsafe=True)
+
+
+def _weighted_mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    """Token i counts i + 1 times, i counted from the document's head even where a prompt is skipped."""
+    positions = _positions(hidden, offsets)
+    weights = ((positions + 1) * (positions >= skip)).float().unsqueeze(1)
+    total = torch.segment_reduce(weights, "sum", offsets=offsets, unsafe=True)
+    return torch.segment_reduce(hidden.float() * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(min=1e-9)
+
+
+def _sum(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
+    states = hidden.float()
+    if skip:
+        states = states * (_positions(hidden, offsets) >= skip).unsqueeze(1)
+    return torch.segment_reduce(states, "sum", offsets=offsets, unsafe=True)
+
+
+def _kept(offsets: Tensor, skip: int) -> Tensor:
+    return (offsets.diff() - skip).clamp(min=0).float().clamp(min=1e-9).unsqueeze(1)
+
+
+def _positions(hidden: Tensor, offsets: Tensor) -> Tensor:
+    """Place of each token in its document, int64 [tokens]."""
+    tokens = hidden.shape[0]
+    starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=tokens)
+    return torch.arange(tokens, device=hidden.device) - starts
+
+
+_POOLS = {
+    "cls": _cls,
+    "lasttoken": _last,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+}
+
+
+class Head(nn.Module):
+    """What follows the pooling: dense layers, truncation to the spec's `dim`, L2 normalisation. Float32 throughout."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Load the dense layers of the spec. Raises ModelError for layers that cannot be read."""
+        super().__init__()
+        self.layers = nn.Sequential(*(_load_layer(Path(spec.path) / folder) for folder in spec.dense))
+        self.dim = spec.dim
+        self.normalize = spec.normalize
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """float32 [documents, pooled width] -> float32 [documents, dim]."""
+        vectors = self.layers(pooled)[:, : self.dim]
+        return F.normalize(vectors, dim=1) if self.normalize else vectors
+
+
+class Dense(nn.Module):
+    """A linear layer with its activation and, where the configuration says so, a residual connection."""
+
+    def __init__(self, config: dict, folder: Path) -> None:
+        super().__init__()
+        wide, narrow = config["in_features"], config["out_features"]
+        self.linear = nn.Linear(wide, narrow, bias=config.get("bias", True))
+        self.activation = _activation(config.get("activation_function", "torch.nn.Tanh"), folder)
+        self.use_residual = config.get("use_residual", False)
+        if self.use_residual and wide != narrow:
+            self.residual = nn.Linear(wide, narrow, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        output = self.activation(self.linear(vectors))
+        if not self.use_residual:
+            return output
+        return output + (self.residual(vectors) if hasattr(self, "residual") else vectors)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of the pooled vector."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config["dimension"])
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.norm(vectors)
+
+
+def _load_layer(folder: Path) -> nn.Module:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    layer: nn.Module = LayerNorm(config) if "dimension" in config else Dense(config, folder)
+    try:
+        layer.load_state_dict(_weights(folder))
+    except (RuntimeError, OSError) as error:
+        raise ModelError(f"The weights in {folder} do not fit its config.json. Fetch the model again. ({error})") from error
+    return layer.float()
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").is_file():
+        from safetensors.torch import load_file
+
+        return load_file(folder / "model.safetensors")
+    if (folder / "pytorch_model.bin").is_file():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    raise ModelError(f"{folder} has neither model.safetensors nor pytorch_model.bin. Fetch the model again.")
+
+
+def _activation(name: str, folder: Path) -> nn.Module:
+    """The activation class that a configuration names, from torch.nn only: nothing else is imported on its word."""
+    found = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ModelError(f"{folder}/config.json: activation_function {name!r} is not a class of torch.nn; use one that is.")
+    return found()

@@ -1,0 +1,305 @@
+"""The exactly-once map over shards, on Ray Data.
+
+    pending shards -> read and prepare (CPU task) -> worker (actor pool) -> finish and publish (CPU task) -> receipts
+
+One shard is one row of one block at every step, so nothing can split, merge or mix shards, and a replayed task makes
+the same number of blocks. Receipts go to the driver; rows never do. What a person can mend (ShoalError) stops the run;
+any other failure of a shard is tried again, `ATTEMPTS` times over, and then the shard is quarantined with its reason.
+"""
+
+import json
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from . import errors
+from .cluster import Workers
+from .corpus import Shard, Slice
+from .errors import RunError, ShoalError
+from .ledger import Ledger, Part, audit, missing, publish_part, write_quarantine
+from .progress import Progress
+from .storage import Folder
+
+Bundle = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer
+
+ATTEMPTS = 3  # rounds over the shards that failed
+DEATHS = 3  # workers a shard may see die in one round before it is left for the next
+WAVE = 4000  # shards a Ray Data run; the driver spends 7 to 16 kB on each, and about 17 ms
+
+
+class Verb(Protocol):
+    """What one job does with a shard. Picklable: it travels to every task and actor."""
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        """Read and prepare, on CPUs. Also the seconds spent, by stage."""
+        ...
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        """Called once in every actor; what it returns is called once a shard."""
+        ...
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        """The rows to publish, and counts: `rows`, `source_rows`, `errors`, `truncated`, `tokens`, ..."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended: every part (empty while shards are missing), and shards given up on with their reasons."""
+
+    parts: list[Part]
+    quarantined: dict[int, str]
+    progress: Progress
+
+
+@dataclass
+class Receipt:
+    """What the driver hears of one shard."""
+
+    shard: int
+    failure: str | None = None
+    error: str | None = None  # the class of a ShoalError, which stops the run
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    part: dict[str, Any] | None = None
+
+
+def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
+    """Do the pending shards, then audit. Raises ShoalError for what a person must mend; what is done stays done."""
+    parts: dict[int, Part] = {}
+    reasons: dict[int, str] = {}
+    todo = list(pending)
+    progress.start()
+    try:
+        for attempt in range(ATTEMPTS):
+            # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
+            in_flight = 1 if attempt == ATTEMPTS - 1 else 2
+            reasons = {number: "its worker died each time" for number in todo}
+            for wave in _waves(ledger.shards(todo), WAVE):
+                for receipt in _run_wave(verb, ledger, workers, wave, in_flight):
+                    _note(receipt, parts, reasons, progress)
+            todo = sorted(reasons)
+            if not todo:
+                break
+    finally:
+        progress.stop()
+    gone = set(missing(ledger)) if reasons else set()
+    quarantined = {number: reason for number, reason in reasons.items() if number in gone}
+    write_quarantine(ledger.folder, quarantined)
+    return Outcome([] if quarantined else audit(ledger, parts), quarantined, progress)
+
+
+def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle]:
+    """What the workers make of a few shards, brought to the driver and published nowhere."""
+    dataset = _worked(verb, shards, workers, in_flight=2)
+    bundles = []
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        receipt, bundle = unpack(batch)
+        _raise_if_final(receipt)
+        if receipt.failure:
+            raise RunError(f"the sample failed: {receipt.failure}")
+        bundles.append(bundle)
+    return bundles
+
+
+def pack(receipt: Receipt, shard: Shard, bundle: Bundle) -> pa.Table:
+    """A shard as one row: its receipt and slices as JSON, each table as one Arrow IPC buffer, not copied again."""
+    columns: dict[str, pa.Array] = {
+        "shard": pa.array([json.dumps([shard.number, [asdict(piece) for piece in shard.slices]])]),
+        "receipt": pa.array([json.dumps(asdict(receipt))]),
+    }
+    for name, table in bundle.items():
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        buffer = sink.getvalue()
+        ends = pa.array([0, buffer.size], pa.int64()).buffers()[1]
+        columns[name] = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, buffer])
+    return pa.table(columns)
+
+
+def unpack(row: pa.Table) -> tuple[Receipt, Bundle]:
+    """The receipt, and the tables as views of the row's buffers."""
+    bundle: Bundle = {}
+    for name in row.column_names:
+        if pa.types.is_large_binary(row.schema.field(name).type):
+            bundle[name] = pa.ipc.open_stream(row[name][0].as_buffer()).read_all()
+    return Receipt(**json.loads(row["receipt"][0].as_py())), bundle
+
+
+def _shard_of(row: pa.Table) -> Shard:
+    number, slices = json.loads(row["shard"][0].as_py())
+    return Shard(number, tuple(Slice(**piece) for piece in slices))
+
+
+class _Prepare:
+    """Pending shard -> prepared bundle."""
+
+    def __init__(self, verb: Verb):
+        self.verb = verb
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        shard = _shard_of(row)
+        receipt = Receipt(shard.number)
+        bundle: Bundle = {}
+        with _caught(receipt):
+            bundle, seconds = self.verb.prepare(shard)
+            receipt.seconds |= seconds
+        return pack(receipt, shard, bundle)
+
+
+class _Work:
+    """Prepared bundle -> worked bundle, in an actor that holds the model."""
+
+    def __init__(self, verb: Verb):
+        self.work = verb.worker()
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        began = time.perf_counter()
+        receipt, bundle = unpack(row)
+        if receipt.failure is None:
+            with _caught(receipt):
+                bundle = self.work(bundle)
+                receipt.seconds["encode"] = time.perf_counter() - began
+        return pack(receipt, _shard_of(row), {} if receipt.failure else bundle)
+
+
+class _Publish:
+    """Worked bundle -> published part -> receipt."""
+
+    def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
+        self.verb, self.folder, self.names = verb, folder, names
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        began = time.perf_counter()
+        receipt, bundle = unpack(row)
+        if receipt.failure is None:
+            with _caught(receipt):
+                self._publish(_shard_of(row), bundle, receipt)
+                receipt.seconds["write"] = time.perf_counter() - began
+        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+
+    def _publish(self, shard: Shard, bundle: Bundle, receipt: Receipt) -> None:
+        table, counts = self.verb.finish(shard, bundle)
+        if shard.rows not in (-1, counts["source_rows"]):
+            raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
+        receipt.counts = counts
+        receipt.part = asdict(publish_part(self.folder, self.names[shard.number], shard.number, table, counts))
+
+
+@contextmanager
+def _caught(receipt: Receipt) -> Iterator[None]:
+    """Write a failure into the receipt instead of raising: a raise would make Ray Data drop or repeat the block."""
+    try:
+        yield
+    except ShoalError as error:
+        receipt.error, receipt.failure = type(error).__name__, str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        receipt.failure = f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}:{place.lineno})"
+
+
+def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
+    while wave := list(islice(shards, size)):
+        yield wave
+
+
+def _run_wave(
+    verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int
+) -> Iterator[Receipt]:
+    names = {shard.number: ledger.part_name(shard) for shard in wave}
+    dataset = _worked(verb, wave, workers, in_flight).map_batches(
+        _Publish(verb, ledger.folder, names).__call__, **_task(workers)
+    )
+    for batch in _iterate(dataset):
+        for text in batch["receipt"].to_pylist():
+            yield Receipt(**json.loads(text))
+
+
+def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Any:
+    """The lazy dataset up to and with the workers: one row a shard."""
+    import ray.data
+
+    _settle_ray_data()
+    rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(workers.minimum, len(shards)),
+        max_size=min(workers.maximum, len(shards)),
+        max_tasks_in_flight_per_actor=in_flight,
+    )
+    return (
+        ray.data.from_arrow(rows)
+        .map_batches(_Prepare(verb).__call__, **_task(workers))
+        .map_batches(
+            _Work,
+            fn_constructor_args=(verb,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=pool,
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus or None,
+            max_task_retries=DEATHS,
+        )
+    )
+
+
+def _task(workers: Workers) -> dict[str, Any]:
+    """Ray's options of a reading or writing task. Its process may die DEATHS times a round, then the shard waits."""
+    return {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": workers.task_cpus, "max_retries": DEATHS}
+
+
+def _settle_ray_data() -> None:
+    """Ray Data's settings, each for a measured reason."""
+    from ray.data import DataContext
+
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # the only way to max_task_retries until 2.64
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # a shard must stay one block
+    context.max_errored_blocks = -1  # a poison shard must not end the run; the audit sees what is missing
+    context.execution_options.preserve_order = False
+    context.actor_init_retry_on_errors = True  # a GPU that is not ready yet
+    context.execution_no_progress_timeout_s = -1  # half an hour without spot GPUs is a wait, not an end
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+
+
+def _iterate(dataset: Any) -> Iterable[pa.Table]:
+    """Blocks as they finish. Raises RunError with the cause when Ray Data itself gives up."""
+    import ray.exceptions
+
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        cause: BaseException = error
+        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+            cause = inner
+        if isinstance(cause, ShoalError):
+            raise cause from error
+        raise RunError(f"the workers could not run: {type(cause).__name__}: {str(cause)[-2000:]}") from error
+
+
+def _note(receipt: Receipt, parts: dict[int, Part], reasons: dict[int, str], progress: Progress) -> None:
+    _raise_if_final(receipt)
+    if receipt.failure is not None or receipt.part is None:
+        reasons[receipt.shard] = receipt.failure or "no part was written"
+        progress.failures += 1
+        return
+    parts[receipt.shard] = Part(**receipt.part)
+    if reasons.pop(receipt.shard, None) is not None:
+        progress.add(receipt.counts, receipt.seconds)
+
+
+def _raise_if_final(receipt: Receipt) -> None:
+    if receipt.error is not None:
+        raise getattr(errors, receipt.error, ShoalError)(receipt.failure)

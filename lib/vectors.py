@@ -1,0 +1,48 @@
+"""Vectors as Arrow columns: float32, float16, int8 by ranges shared by a whole run, ubinary. numpy and pyarrow only."""
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+OutputDtype = Literal["float32", "float16", "int8", "ubinary"]
+
+
+def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n, dim] as `dtype` [n, dim], or for ubinary uint8 [n, dim / 8], the sign bits, first one highest.
+
+    int8 maps `ranges` (float32 [2, dim]: least and greatest) onto -128..127, as sentence-transformers'
+    quantize_embeddings does, and clips what lies outside where that wraps around.
+    """
+    if dtype == "int8":
+        assert ranges is not None
+        steps = np.maximum((ranges[1] - ranges[0]) / 255, np.finfo(np.float32).tiny)
+        return np.clip((vectors - ranges[0]) / steps - 128, -128, 127).astype(np.int8)
+    if dtype == "ubinary":
+        return np.packbits(vectors > 0, axis=-1)
+    return vectors.astype(dtype)
+
+
+def width(dim: int, dtype: str) -> int:
+    """Values a row of the column."""
+    return dim // 8 if dtype == "ubinary" else dim
+
+
+def row_bytes(dim: int, dtype: str) -> int:
+    return width(dim, dtype) * {"float32": 4, "float16": 2}.get(dtype, 1)
+
+
+def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
+    """Row i is `vectors[index[i]]` (vectors: [n, width], index: int32, null for a row without a vector)."""
+    picked = vectors[index.fill_null(0).to_numpy(zero_copy_only=False)] if len(vectors) else vectors
+    if index.null_count:
+        absent = index.is_null().to_numpy(zero_copy_only=False)
+        if not len(vectors):
+            picked = np.zeros((len(index), vectors.shape[1]), vectors.dtype)
+        picked[absent] = 0
+        return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1], mask=pa.array(absent))
+    return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1])
+
+
+def _flat(values: np.ndarray) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values).reshape(-1))

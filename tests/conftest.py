@@ -1,0 +1,72 @@
+"""What the tests share: the real S3 servers of `real/`, one each for the whole run, and a fresh place in them for each test."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+# Before anything imports them: no test downloads, and tokenizers fork without a warning.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+import fsspec
+from real.s3 import Ceph, Server, Swift
+
+
+def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:
+    if reason := kind.missing():
+        pytest.skip(reason)
+    folder = temporary.mktemp(kind.__name__.lower())
+    with kind(folder) as server:
+        yield server
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(Ceph, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(Swift, tmp_path_factory)
+
+
+@pytest.fixture(params=["ceph", "swift"])
+def server(request, monkeypatch) -> Server:
+    """Each S3 server in turn, running, with the environment that leads to it."""
+    server = request.getfixturevalue(request.param)
+    server.start()  # whatever an earlier test has killed
+    use(server.environment(), monkeypatch)
+    return server
+
+
+@pytest.fixture
+def bucket(server) -> str:
+    """A fresh, empty bucket on `server`, as a URL."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    server.create_bucket(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["local", "ceph", "swift"])
+def store(request, tmp_path, monkeypatch) -> str:
+    """The URL of a fresh, empty folder: on this disk, on Ceph, on Swift."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    server = request.getfixturevalue(request.param)
+    server.start()
+    use(server.environment(), monkeypatch)
+    server.create_bucket(name := f"test-{uuid.uuid4().hex[:12]}")
+    return f"s3://{name}/store"
+
+
+def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment; fsspec's instances, made under another one, are forgotten."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
