@@ -4,12 +4,14 @@ import sys
 
 import click
 
-from lib.embed import EmbedConfig, embed
+from lib.embed import embed
+from lib.embedding import EmbedConfig
 from lib.estimate import estimate
 from lib.options import command
 from lib.report import exit_code, report
 
-EPILOG = """The shortest line: python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3
+EPILOG = """\b
+The shortest line: python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3
 Exit codes: 0 every row is there, 1 error, 2 wrong command, 3 finished but some shards are quarantined."""
 
 

@@ -1,31 +1,26 @@
 """Embed a corpus: every row of the input as a row with its vector, exactly once."""
 
 import json
-import pickle
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from . import sharded
-from .cluster import ClusterOptions, Workers, connect, decide
-from .corpus import Corpus, CorpusOptions, Shard, read
-from .encoding import Encoding, ModelOptions, resolve
+from .cluster import Workers, connect, decide
+from .corpus import Corpus, Shard
+from .embedding import EmbedConfig, Embedding
+from .encoding import Encoding, resolve
 from .errors import InputError, UsageError
 from .ledger import Ledger, missing, open_ledger, read_manifest
-from .models import ModelSpec, Tokens
-from .models.tokenizer import Tokenizer
-from .packing import padding_waste
+from .models import ModelSpec
 from .progress import Progress
-from .sharded import Bundle, Outcome
+from .sharded import Outcome
 from .storage import Folder, filesystem, parse_options
-from .texts import as_text, chunk_spans, compose, parse_template
-from .vectors import OutputDtype, quantise, row_bytes, to_column, width
+from .texts import parse_template
+from .vectors import row_bytes
 
 PART_BYTES = 128 << 20  # of vectors a part: few objects, and less than a minute's work lost with a GPU worker
 TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
@@ -34,169 +29,6 @@ LEAST_SHARD_ROWS = 1000  # a shard costs about 20 ms and an object
 RANGES = "_int8.json"
 RANGE_ROWS = 256  # rows from each of RANGE_SHARDS shards calibrate int8
 RANGE_SHARDS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig(CorpusOptions, ModelOptions, ClusterOptions):
-    """Everything `jobs/embed_corpus.py` can be told."""
-
-    output: str = field(metadata={"help": "Folder for the Parquet parts; any fsspec URL. The same command resumes there."})
-    chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Cut texts into chunks of N tokens, a row each, instead of truncating.", "min": 8}
-    )
-    chunk_overlap: int = field(default=0, metadata={"help": "Tokens a chunk shares with the one before.", "min": 0})
-    output_dtype: OutputDtype = field(
-        default="float32", metadata={"help": "Type of the stored vectors. int8 ranges are calibrated once a run."}
-    )
-    token_budget: int | None = field(
-        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
-    )
-    storage_option: tuple[str, ...] = field(
-        default=(), metadata={"help": "fsspec options for input and output, as endpoint_url=http://host:9000,anon=true."}
-    )
-    strict: bool = field(default=False, metadata={"help": "Stop at the first row or file that cannot be used."})
-    dry_run: bool = field(default=False, metadata={"help": "Print plan, tokens, memory and cost, and stop."})
-    price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """The verb that `sharded` runs: what happens to one shard. Travels to every task and actor."""
-
-    config: EmbedConfig
-    spec: ModelSpec
-    prompt: str
-    template: tuple[tuple[str, str | None], ...]
-    id_column: str | None
-    columns: pa.Schema
-    storage: Mapping[str, Any]
-    threads: int
-    device: str
-    ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        """Rows with an index into unique texts, and those texts as token ids."""
-        began = time.perf_counter()
-        names = [*(name for _, name in self.template), self.id_column, *self.config.keep_columns]
-        table = read(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
-        texts, reasons = compose(table, self.template)
-        reasons = pc.coalesce(table["_error"], reasons).combine_chunks()
-        self._stop_if_strict(table, reasons)
-        was_read = time.perf_counter()
-        tokenizer = _tokenizer(self.spec)
-        rows = pa.table({"_row": np.arange(len(table)), "error": reasons, "id": self._ids(table)})
-        for name in self.config.keep_columns:
-            rows = rows.append_column(name, table[name])
-        if self.config.chunk_tokens:
-            texts, rows = _chunked(texts, rows, tokenizer, self.config)
-        unique = pc.dictionary_encode(texts)
-        tokens = tokenizer([self.prompt + text for text in unique.dictionary.to_pylist()])
-        rows = rows.append_column("_unique", unique.indices)
-        encoded = pa.table({"ids": pa.LargeListArray.from_arrays(tokens.offsets, tokens.ids), "truncated": tokens.truncated})
-        seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
-        return {"rows": rows, "tokens": encoded}, seconds
-
-    def worker(self) -> Callable[[Bundle], Bundle]:
-        """Load the model; what is returned turns token ids into vectors."""
-        from .models.encoder import Encoder
-
-        encoder = Encoder(
-            self.spec,
-            dtype=self.config.dtype,
-            device=self.device,
-            token_budget=self.config.token_budget,
-            threads=self.threads,
-        )
-        skip = _tokenizer(self.spec).prompt_tokens(self.prompt)
-        ranges = None if self.ranges is None else np.array(self.ranges, np.float32)
-        made = {"dtype": encoder.dtype, "mode": encoder.mode}
-
-        def work(bundle: Bundle) -> Bundle:
-            tokens = to_tokens(bundle["tokens"])
-            vectors = encoder.encode(tokens, skip)
-            finite = np.isfinite(vectors).all(axis=1)
-            stored = quantise(np.where(finite[:, None], vectors, 0), self.config.output_dtype, ranges)
-            flat = pa.array(stored.reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, stored.shape[1])
-            facts = {
-                "vector": column,
-                "finite": pa.array(finite),
-                "tokens": np.diff(tokens.offsets).astype(np.int32),
-                "truncated": tokens.truncated,
-            }
-            return {"rows": bundle["rows"], "vectors": pa.table(facts).replace_schema_metadata(made)}
-
-        return work
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        """The rows as published, and their counts."""
-        rows, facts = bundle["rows"], bundle["vectors"]
-        index = rows["_unique"].combine_chunks()
-        broken = pc.and_(pc.invert(facts["finite"].combine_chunks().take(index)), pc.is_valid(index)).fill_null(False)
-        error = pc.if_else(broken, "the model gave a vector that is not finite", rows["error"]).cast(pa.string())
-        lengths = facts["tokens"].combine_chunks()
-        tokens = lengths.take(index).fill_null(0)
-        data = {"id": rows["id"]}
-        for name in ("chunk", "start", "end", *self.config.keep_columns):
-            if name in rows.column_names:
-                data[name] = rows[name]
-        index = pc.if_else(broken, pa.scalar(None, pa.int32()), index)
-        data["embedding"] = to_column(self._matrix(facts), index)
-        data["tokens"] = tokens.cast(pa.int32())
-        data["truncated"] = facts["truncated"].combine_chunks().take(index).fill_null(False)
-        data["error"] = error
-        table = pa.table(data).replace_schema_metadata({"shoal": json.dumps(self.about(facts.schema.metadata))})
-        encoded = pc.sum(lengths).as_py() or 0
-        waste = padding_waste(lengths.take(index.drop_null()).to_numpy(zero_copy_only=False))
-        total = pc.sum(tokens).as_py() or 0
-        counts = {
-            "rows": table.num_rows,
-            "source_rows": pc.count_distinct(rows["_row"]).as_py(),
-            "errors": table.num_rows - error.null_count,
-            "truncated": pc.sum(data["truncated"]).as_py() or 0,
-            "tokens": total,
-            "encoded": encoded,
-            "padded": round(total / (1 - waste)) if waste < 1 else total,
-        }
-        return table, counts
-
-    def about(self, made: Mapping[bytes, bytes] | None = None) -> dict[str, Any]:
-        """What a reader of the vectors must know."""
-        spec = self.spec
-        return {
-            "model": spec.name,
-            "revision": spec.revision,
-            "pooling": list(spec.pooling),
-            "prompt": self.prompt,
-            "dim": spec.dim,
-            "normalized": spec.normalize,
-            "max_tokens": spec.max_tokens,
-            "output_dtype": self.config.output_dtype,
-            "int8_ranges": self.ranges,
-        } | {key.decode(): value.decode() for key, value in (made or {}).items()}
-
-    def _ids(self, table: pa.Table) -> pa.Array | pa.ChunkedArray:
-        if self.id_column is None:
-            return table["_source"]
-        column = table[self.id_column]
-        return as_text(column)[0] if pa.types.is_large_string(column.type) else column
-
-    def _matrix(self, facts: pa.Table) -> np.ndarray:
-        column = facts["vector"].combine_chunks()
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
-
-    def _stop_if_strict(self, table: pa.Table, reasons: pa.Array) -> None:
-        if self.config.strict and reasons.null_count < len(reasons):
-            row = pc.index(pc.is_valid(reasons), True).as_py()
-            raise InputError(f"{table['_source'][row]}: {reasons[row]} (--strict is on; without it the row is kept with a reason)")
-
-
-def to_tokens(table: pa.Table) -> Tokens:
-    """The `tokens` table of a bundle as views of its buffers."""
-    ids = table["ids"].combine_chunks()
-    offsets = ids.offsets.to_numpy()
-    flat = ids.values.to_numpy()[offsets[0] : offsets[-1]]
-    return Tokens(flat, offsets - offsets[0], table["truncated"].combine_chunks().to_numpy(zero_copy_only=False))
 
 
 def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
@@ -287,24 +119,6 @@ def default_rows(config: EmbedConfig, spec: ModelSpec, corpus: Corpus, workers: 
     return max(1, min(by_output, by_text, max(by_workers, LEAST_SHARD_ROWS)))
 
 
-def _chunked(texts: pa.Array, rows: pa.Table, tokenizer: Tokenizer, config: EmbedConfig) -> tuple[pa.Array, pa.Table]:
-    """Texts cut into chunks, and their rows, each repeated once a chunk with `chunk`, `start` and `end` (characters)."""
-    size = min(config.chunk_tokens or 0, tokenizer.limit)
-    owners: list[int] = []
-    chunks: list[tuple[int, int | None, int | None]] = []
-    pieces: list[str | None] = []
-    for row, text in enumerate(texts.to_pylist()):
-        spans = [(None, None)] if text is None else chunk_spans(text, tokenizer.spans(text), size, config.chunk_overlap)
-        for number, (start, end) in enumerate(spans):
-            owners.append(row)
-            chunks.append((number, start, end))
-            pieces.append(None if text is None else text[start:end])
-    rows = rows.take(pa.array(owners, pa.int64()))
-    for place, name in enumerate(("chunk", "start", "end")):
-        rows = rows.append_column(name, pa.array([chunk[place] for chunk in chunks], pa.int32()))
-    return pa.array(pieces, pa.large_string()), rows
-
-
 def _ranges(
     verb: Embedding, ledger: Ledger, workers: Workers, say: Callable[[str], None]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -313,7 +127,7 @@ def _ranges(
         say("calibrating int8 ranges")
         shards = heads(ledger, RANGE_SHARDS, RANGE_ROWS)
         bundles = sharded.sample(replace(verb, config=replace(verb.config, output_dtype="float32")), shards, workers)
-        vectors = np.concatenate([verb._matrix(bundle["vectors"]) for bundle in bundles])
+        vectors = np.concatenate([verb.matrix(bundle["vectors"]) for bundle in bundles])
         if not len(vectors):
             raise InputError("no text in the sample that int8 ranges are calibrated on. Use --output-dtype float16")
         ranges = [vectors.min(axis=0).tolist(), vectors.max(axis=0).tolist()]
@@ -338,16 +152,4 @@ def head(shard: Shard, rows: int) -> Shard:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
     return {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}
-
-
-def _tokenizer(spec: ModelSpec) -> Tokenizer:
-    """Loaded once a process."""
-    return _tokenizer_of(pickle.dumps(spec))
-
-
-@lru_cache(maxsize=2)
-def _tokenizer_of(spec: bytes) -> Tokenizer:
-    return Tokenizer(pickle.loads(spec))

@@ -7,7 +7,8 @@ import numpy as np
 
 from .cluster import Workers, connect, decide, worker_memory
 from .corpus import Shard, cut, first_rows, list_files, measure_files, read, shards, wanted_columns
-from .embed import EmbedConfig, default_rows, head
+from .embed import default_rows, head
+from .embedding import EmbedConfig
 from .encoding import resolve
 from .models import ModelSpec, Tokens
 from .models.tokenizer import Tokenizer

@@ -64,12 +64,12 @@ def _fields(config: type) -> list[tuple[Field, Any]]:
 def _option(field: Field, hint: Any) -> click.Option:
     name = "--" + field.name.replace("_", "-")
     required = field.default is MISSING
-    default = None if required else field.default
-    shown: bool | str = default not in (None, (), False)
-    extra: dict[str, Any] = {"help": field.metadata["help"], "required": required, "show_default": shown}
+    extra: dict[str, Any] = {"help": field.metadata["help"], "required": required}
+    if not required:
+        extra |= {"default": field.default, "show_default": field.default not in (None, (), False)}
     if hint is bool:
-        return click.Option([name], is_flag=True, default=default, **extra)
-    return click.Option([name], type=_type(field, hint), default=default, **extra)
+        return click.Option([name], is_flag=True, **extra)
+    return click.Option([name], type=_type(field, hint), **extra)
 
 
 def _type(field: Field, hint: Any) -> Any:

@@ -24,7 +24,8 @@ class Progress:
     errors: int = 0
     truncated: int = 0
     failures: int = 0  # tries of a shard that failed
-    workers: int = 0
+    worked_from: float | None = None  # epoch seconds at which the first loaded worker began
+    worked_until: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     began: float = field(default_factory=time.monotonic)
@@ -42,9 +43,12 @@ class Progress:
         if self._thread:
             self._thread.join()
 
-    def add(self, counts: dict[str, Any], seconds: dict[str, float]) -> None:
-        """One finished shard."""
+    def add(self, counts: dict[str, Any], seconds: dict[str, float], worked_from: float | None) -> None:
+        """One finished shard, which a loaded worker took at `worked_from`."""
         self.done += 1
+        if worked_from is not None:
+            self.worked_from = min(worked_from, self.worked_from or worked_from)
+        self.worked_until = time.time()
         for name in ("rows", "tokens", "encoded", "padded", "errors", "truncated"):
             setattr(self, name, getattr(self, name) + counts.get(name, 0))
         for stage, value in seconds.items():

@@ -35,6 +35,25 @@ DEATHS = 3  # workers a shard may see die in one round before it is left for the
 WAVE = 4000  # shards a Ray Data run; the driver spends 7 to 16 kB on each, and about 17 ms
 
 
+DIED = "its process died each time"
+
+
+class _LastError(logging.Handler):
+    """Ray Data logs what befell a block that it gives up on; the driver keeps the last such line instead of printing."""
+
+    said = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = [line.strip() for line in record.getMessage().splitlines() if line.strip()]
+        self.said = lines[-1][:300] if lines else self.said
+
+    def explain(self, reason: str) -> str:
+        return f"{reason} (Ray's last error: {self.said})" if reason == DIED and self.said else reason
+
+
+_LOG = _LastError(logging.ERROR)
+
+
 class Verb(Protocol):
     """What one job does with a shard. Picklable: it travels to every task and actor."""
 
@@ -70,6 +89,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     part: dict[str, Any] | None = None
+    worked_from: float | None = None  # epoch seconds at which a loaded worker took it
 
 
 def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
@@ -82,7 +102,7 @@ def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pendin
         for attempt in range(ATTEMPTS):
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
             in_flight = 1 if attempt == ATTEMPTS - 1 else 2
-            reasons = {number: "its worker died each time" for number in todo}
+            reasons = dict.fromkeys(todo, DIED)
             for wave in _waves(ledger.shards(todo), WAVE):
                 for receipt in _run_wave(verb, ledger, workers, wave, in_flight):
                     _note(receipt, parts, reasons, progress)
@@ -92,7 +112,7 @@ def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pendin
     finally:
         progress.stop()
     gone = set(missing(ledger)) if reasons else set()
-    quarantined = {number: reason for number, reason in reasons.items() if number in gone}
+    quarantined = {number: _LOG.explain(reason) for number, reason in reasons.items() if number in gone}
     write_quarantine(ledger.folder, quarantined)
     return Outcome([] if quarantined else audit(ledger, parts), quarantined, progress)
 
@@ -165,6 +185,7 @@ class _Work:
     def __call__(self, row: pa.Table) -> pa.Table:
         began = time.perf_counter()
         receipt, bundle = unpack(row)
+        receipt.worked_from = time.time()
         if receipt.failure is None:
             with _caught(receipt):
                 bundle = self.work(bundle)
@@ -260,8 +281,10 @@ def _settle_ray_data() -> None:
     """Ray Data's settings, each for a measured reason."""
     from ray.data import DataContext
 
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logger = logging.getLogger("ray.data")
+    logger.handlers, logger.propagate = [_LOG], False
+    logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="ray")
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # the only way to max_task_retries until 2.64
     context = DataContext.get_current()
     context.target_max_block_size = None  # a shard must stay one block
@@ -297,7 +320,7 @@ def _note(receipt: Receipt, parts: dict[int, Part], reasons: dict[int, str], pro
         return
     parts[receipt.shard] = Part(**receipt.part)
     if reasons.pop(receipt.shard, None) is not None:
-        progress.add(receipt.counts, receipt.seconds)
+        progress.add(receipt.counts, receipt.seconds, receipt.worked_from)
 
 
 def _raise_if_final(receipt: Receipt) -> None:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -155,14 +156,14 @@ class Folder:
 
 
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
-    """Every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) in folders are left out.
+    """Every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
 
     Raises StorageError when the store cannot be asked; an empty list means that nothing is there.
     """
     fs, path = filesystem(url, options)
 
     def listing() -> dict[str, dict[str, Any]]:
-        if any(letter in path for letter in "*?["):
+        if _is_glob(path):
             return fs.glob(path, detail=True)
         try:
             return fs.find(path, detail=True)
@@ -175,7 +176,7 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     if not entries and not is_local(fs):
         Folder(url, dict(options)).probe()
     files = [InputFile(fs.unstrip_protocol(p), e["size"], _tag(e)) for p, e in entries.items() if e["type"] == "file"]
-    root = fs.unstrip_protocol(path)
+    root = fs.unstrip_protocol(re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path)
     return sorted((f for f in files if not _hidden(f.path, root)), key=lambda file: file.path)
 
 
@@ -200,6 +201,10 @@ def _tag(entry: Mapping[str, Any]) -> str:
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""
+
+
+def _is_glob(path: str) -> bool:
+    return any(letter in path for letter in "*?[")
 
 
 def _hidden(path: str, root: str) -> bool:

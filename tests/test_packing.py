@@ -1,7 +1,18 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from lib.packing import Group, gather, length_groups, longest_first, offsets_of, padding_waste, plan_batches, positions_of
+from lib.packing import (
+    Group,
+    gather,
+    length_groups,
+    longest_first,
+    offsets_of,
+    padding_waste,
+    plan_batches,
+    positions_of,
+)
 
 
 def random_lengths(seed: int) -> np.ndarray:
@@ -26,7 +37,7 @@ def test_a_batch_is_within_the_budget_or_one_document(seed: int) -> None:
 
     assert all(len(batch) >= 1 for batch in batches)
     assert all(len(batch) == 1 or lengths[batch].sum() <= budget for batch in batches)
-    pairs = zip(batches, batches[1:], strict=False)
+    pairs = itertools.pairwise(batches)
     assert all(lengths[left].sum() + lengths[right[0]] > budget for left, right in pairs)
 
 

@@ -1,8 +1,8 @@
 """What fixes a model's vectors, read from its files as JSON: neither torch nor transformers is imported here.
 
-    read_spec -> ModelSpec     the driver: checks the model in seconds, before anything scales
-    tokenizer.Tokenizer        texts -> Tokens                 (CPU stage)
-    encoder.Encoder            Tokens -> vectors               (CPU or GPU worker)
+read_spec -> ModelSpec     the driver: checks the model in seconds, before anything scales
+tokenizer.Tokenizer        texts -> Tokens                 (CPU stage)
+encoder.Encoder            Tokens -> vectors               (CPU or GPU worker)
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,17 @@ from . import directory, modules
 
 # Position tables of these families begin after the padding row: pad_token_id + 1 of their positions are never used.
 OFFSET_POSITIONS = frozenset(
-    {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+    {
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
 )
 UNLIMITED = 10**20  # transformers writes 1e30 where a tokenizer has no limit
 
@@ -176,11 +186,22 @@ def _bidirectional(
             f"{config.get('model_type')!r} is the same network, say so with bidirectional=True (no causal mask, as "
             "gte-Qwen2) or bidirectional=False (the mask that transformers gives it)."
         )
-    return next((said is False for said in (parts.is_causal, config.get("is_causal"), text.get("is_causal")) if said is not None), False)
+    return next(
+        (
+            said is False
+            for said in (parts.is_causal, config.get("is_causal"), text.get("is_causal"))
+            if said is not None
+        ),
+        False,
+    )
 
 
 def _max_tokens(
-    config: Mapping[str, Any], text: Mapping[str, Any], parts: modules.Parts, tokens: Mapping[str, Any], asked: int | None
+    config: Mapping[str, Any],
+    text: Mapping[str, Any],
+    parts: modules.Parts,
+    tokens: Mapping[str, Any],
+    asked: int | None,
 ) -> int:
     """Tokens that a text may have: asked for, or declared by the files and within the model's positions."""
     limit = text.get("max_position_embeddings") or UNLIMITED
@@ -189,7 +210,9 @@ def _max_tokens(
         limit -= (config.get("pad_token_id") or 0) + 1
     if asked is not None:
         if not 1 <= asked <= limit:
-            raise ModelError(f"max_tokens={asked} is outside what this model takes: 1 to {limit}. Ask for a number in that range.")
+            raise ModelError(
+                f"max_tokens={asked} is outside what this model takes: 1 to {limit}. Ask for a number in that range."
+            )
         return asked
     declared = parts.max_tokens or int(tokens.get("model_max_length") or UNLIMITED)
     if min(declared, limit) >= UNLIMITED:
@@ -197,7 +220,9 @@ def _max_tokens(
     return min(declared, limit)
 
 
-def _check_truncation(root: Path, config: Mapping[str, Any], head: Mapping[str, Any], cut: int | None, width: int) -> None:
+def _check_truncation(
+    root: Path, config: Mapping[str, Any], head: Mapping[str, Any], cut: int | None, width: int
+) -> None:
     """Refuse to cut vectors of a model that was not trained for it: the first dimensions alone then mean little."""
     if cut is None:
         return

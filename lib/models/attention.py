@@ -18,7 +18,15 @@ NAME = "shoal_packed"
 # Arguments that models hand to every attention function and that cannot change its result here: positions are already
 # in the query and key, there is no cache, and the others ask for side outputs or for a kernel variant.
 HARMLESS = frozenset(
-    {"position_ids", "use_cache", "cache_position", "deterministic", "output_attentions", "output_hidden_states", "return_dict"}
+    {
+        "position_ids",
+        "use_cache",
+        "cache_position",
+        "deterministic",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+    }
 )
 
 

@@ -52,11 +52,15 @@ def _download(model: str, revision: str | None) -> Path:
 def check(folder: Path) -> list[Path]:
     """The weight files of a transformers directory. Raises ModelError when config, tokenizer or weights are missing."""
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json, so it is not a transformers model. Give the directory that holds it.")
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a transformers model. Give the directory that holds it."
+        )
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} is a PEFT adapter. Merge it into its base model, save that, and give the result.")
     if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise ModelError(f"{folder} has no tokenizer (one of {', '.join(VOCABULARIES)}). Copy the tokenizer's files there.")
+        raise ModelError(
+            f"{folder} has no tokenizer (one of {', '.join(VOCABULARIES)}). Copy the tokenizer's files there."
+        )
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
         found = sorted(folder.glob(pattern))
         if found:

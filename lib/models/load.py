@@ -1,6 +1,8 @@
 """The network of a model directory, from transformers: its class, its precision, its weights. No model code of our own."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,14 +38,19 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> n
     try:
         config = AutoConfig.from_pretrained(spec.folder, trust_remote_code=False)
     except Exception as error:  # ValueError, KeyError or whatever the model's own configuration class raises
-        raise ModelError(f"transformers cannot read {spec.folder}/config.json: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"transformers cannot read {spec.folder}/config.json: {type(error).__name__}: {error}"
+        ) from error
     config.use_cache = False
     if spec.bidirectional or getattr(config, "is_causal", None) is False:
         config.is_causal = not spec.bidirectional
     kind = _network_class(spec, config)
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
     try:
-        network, report = kind.from_pretrained(spec.folder, config=config, dtype=dtype, output_loading_info=True, **options)
+        with _quiet():
+            network, report = kind.from_pretrained(
+                spec.folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+            )
     except Exception as error:  # damaged or mismatched weights raise what the file's reader raises
         raise ModelError(f"The weights in {spec.folder} cannot be loaded: {type(error).__name__}: {error}") from error
     missing = sorted(report["missing_keys"])
@@ -55,15 +62,35 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> n
     return network.eval().to(device)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its table of unused weights (a dropped pooler) and its progress bar; missing ones we refuse."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
 def _network_class(spec: ModelSpec, config: Any) -> Any:
     import transformers
 
     if spec.model_type in ENCODER_CLASSES:
         return getattr(transformers, ENCODER_CLASSES[spec.model_type])
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{spec.name} is an encoder-decoder ({spec.model_type}). Of those Shoal runs {', '.join(ENCODER_CLASSES)}.")
+        raise ModelError(
+            f"{spec.name} is an encoder-decoder ({spec.model_type}). Of those Shoal runs {', '.join(ENCODER_CLASSES)}."
+        )
     if type(config) not in transformers.MODEL_MAPPING:
-        raise ModelError(f"transformers {transformers.__version__} has no plain encoder for {spec.model_type!r} ({spec.name}).")
+        raise ModelError(
+            f"transformers {transformers.__version__} has no plain encoder for {spec.model_type!r} ({spec.name})."
+        )
     found = transformers.MODEL_MAPPING[type(config)]
     return found[0] if isinstance(found, tuple | list) else found
 

@@ -8,7 +8,14 @@ from typing import Any
 from ..errors import ModelError
 from .directory import read_json
 
-SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")  # Dropout does nothing at inference
+SUPPORTED = (
+    "Transformer",
+    "Pooling",
+    "Dense",
+    "LayerNorm",
+    "Normalize",
+    "Dropout",
+)  # Dropout does nothing at inference
 POOLING_MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 # One boolean a mode, as directories before sentence-transformers 5.7 have it, in the order of concatenation.
 OLD_POOLING = {
@@ -20,10 +27,13 @@ OLD_POOLING = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 TRANSFORMER_CONFIGS = tuple(
-    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 # Loading options that do not change what the network computes, other than its precision, which is Encoder's `dtype`.
-HARMLESS_OPTIONS = frozenset({"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "use_cache", "use_safetensors"})
+HARMLESS_OPTIONS = frozenset(
+    {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "use_cache", "use_safetensors"}
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,9 @@ def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:
 def _kind(dotted: str, root: Path) -> str:
     kind = dotted.rsplit(".", 1)[-1]
     if kind not in SUPPORTED or not dotted.startswith("sentence_transformers."):
-        raise ModelError(f"{root}/modules.json has a module {dotted!r}, which Shoal does not run. It runs {', '.join(SUPPORTED)}.")
+        raise ModelError(
+            f"{root}/modules.json has a module {dotted!r}, which Shoal does not run. It runs {', '.join(SUPPORTED)}."
+        )
     return kind
 
 
@@ -103,23 +115,31 @@ def _width(root: Path, dense: Sequence[str]) -> int:
     for folder, config in zip(dense, configs, strict=True):
         names = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
         if names != {"sentence_embedding"}:
-            raise ModelError(f"{root / folder} works on {sorted(names)}. Shoal runs such layers on sentence_embedding only.")
+            raise ModelError(
+                f"{root / folder} works on {sorted(names)}. Shoal runs such layers on sentence_embedding only."
+            )
     return next((config["out_features"] for config in reversed(configs) if "out_features" in config), 0)
 
 
 def _transformer(folder: Path) -> dict[str, Any]:
     """What sentence_bert_config.json says about the transformer module. Refuses what would change the vectors."""
-    found = next((folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0])
+    found = next(
+        (folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0]
+    )
     config = read_json(found, {})
     task = config.get("transformer_task", "feature-extraction")
     if task != "feature-extraction" or "message" in config.get("modality_config", {}):
-        raise ModelError(f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through feature-extraction.")
+        raise ModelError(
+            f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through feature-extraction."
+        )
     options: dict[str, Any] = {}
     for key in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
         options |= config.get(key) or {}
     strange = sorted(options.keys() - HARMLESS_OPTIONS - {"model_max_length", "is_causal", "trust_remote_code"})
     if strange or config.get("processing_kwargs"):
-        raise ModelError(f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write them into the model's files.")
+        raise ModelError(
+            f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write them into the model's files."
+        )
     return {
         "max_tokens": options.get("model_max_length") or config.get("max_seq_length"),
         "lower_case": bool(config.get("do_lower_case", False)),

@@ -137,7 +137,9 @@ def _load_layer(folder: Path) -> nn.Module:
     try:
         layer.load_state_dict(_weights(folder))
     except (RuntimeError, OSError) as error:
-        raise ModelError(f"The weights in {folder} do not fit its config.json. Fetch the model again. ({error})") from error
+        raise ModelError(
+            f"The weights in {folder} do not fit its config.json. Fetch the model again. ({error})"
+        ) from error
     return layer.float()
 
 
@@ -155,5 +157,7 @@ def _activation(name: str, folder: Path) -> nn.Module:
     """The activation class that a configuration names, from torch.nn only: nothing else is imported on its word."""
     found = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ModelError(f"{folder}/config.json: activation_function {name!r} is not a class of torch.nn; use one that is.")
+        raise ModelError(
+            f"{folder}/config.json: activation_function {name!r} is not a class of torch.nn; use one that is."
+        )
     return found()

@@ -14,9 +14,24 @@ CUT = re.compile(r"(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])", re.ASCII)
 
 # Steps that never look across such a space. Split and Replace depend on their patterns, Metaspace on its option.
 LOCAL_NORMALIZERS = frozenset(
-    {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend", "Strip", "StripAccents"}
+    {
+        "BertNormalizer",
+        "ByteLevel",
+        "Lowercase",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Nmt",
+        "Precompiled",
+        "Prepend",
+        "Strip",
+        "StripAccents",
+    }
 )
-LOCAL_PRE_TOKENIZERS = frozenset({"BertPreTokenizer", "Digits", "Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit"})
+LOCAL_PRE_TOKENIZERS = frozenset(
+    {"BertPreTokenizer", "Digits", "Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit"}
+)
 # Patterns of Split that begin a new piece at the space: those of GPT-2, Llama 3 and Qwen 2, 2.5 and 3. In them no branch
 # matches a letter or digit followed by a space, and only runs of whitespace look ahead.
 LOCAL_SPLITS = frozenset(
@@ -58,7 +73,9 @@ def _local_pre_tokenizer(step: Mapping[str, Any]) -> bool:
     """A sequence is local when each of its steps leaves the space a border or untouched, and one makes it a border."""
     if step["type"] == "Sequence":
         steps = step["pretokenizers"]
-        return all(_local_pre_tokenizer(inner) or _only_bytes(inner) for inner in steps) and not all(map(_only_bytes, steps))
+        return all(_local_pre_tokenizer(inner) or _only_bytes(inner) for inner in steps) and not all(
+            map(_only_bytes, steps)
+        )
     if step["type"] == "Metaspace":
         return bool(step.get("split", True))
     if step["type"] == "ByteLevel":

@@ -24,7 +24,7 @@ HALF_TOLERANCE = 5e-3
 
 
 def choose_mode(network: nn.Module, spec: ModelSpec, padding_id: int | None, device: torch.device) -> str:
-    """"packed" or "exact-length", leaving the network set up for it. Raises ModelError when neither is exact."""
+    """ "packed" or "exact-length", leaving the network set up for it. Raises ModelError when neither is exact."""
     stock = network.config._attn_implementation
     batch = _sample(network, spec, padding_id, device)
     expected = [run_stacked(network, batch.part(i, i + 1)) for i in range(len(batch.borders) - 1)]
@@ -56,7 +56,9 @@ def check_direction(network: nn.Module, spec: ModelSpec, device: torch.device) -
     if not spec.bidirectional:
         return
     a, b, c, d = _ids(network, 4)
-    first = [run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)]
+    first = [
+        run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
+    ]
     if torch.equal(*first):
         import transformers
 

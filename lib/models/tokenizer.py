@@ -1,8 +1,8 @@
 """Texts to flat token ids, exactly those of sentence-transformers for the same directory, without padding or tensors."""
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import chain
-import json
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,9 @@ class Tokenizer:
         self.special = len(self._head) + len(self._tail)
         self.limit = spec.max_tokens - self.special
         if self.limit < 1:
-            raise ModelError(f"max_tokens={spec.max_tokens} leaves no room beside {self.special} special tokens. Ask for more.")
+            raise ModelError(
+                f"max_tokens={spec.max_tokens} leaves no room beside {self.special} special tokens. Ask for more."
+            )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenise, cut to the model's length, and add the special tokens. A prompt must already be in the texts."""
@@ -69,7 +71,9 @@ class Tokenizer:
         Raises ModelError for a tokenizer without offsets.
         """
         if not self._hf.is_fast:
-            raise ModelError(f"The tokenizer of {self._spec.name} knows no character offsets, so texts cannot be chunked by it.")
+            raise ModelError(
+                f"The tokenizer of {self._spec.name} knows no character offsets, so texts cannot be chunked by it."
+            )
         return np.array(self._backend.encode(text, add_special_tokens=False).offsets, dtype=np.int64).reshape(-1, 2)
 
     def _special_places(self, offsets: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -115,12 +119,16 @@ class Tokenizer:
         ids, kinds = whole["input_ids"], whole.get("token_type_ids", [0])
         starts = [i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare]
         if not bare or len(starts) != 1 or any(kinds):
-            raise ModelError(f"The tokenizer of {self._spec.name} adds special tokens in a way that Shoal does not follow: {ids}.")
+            raise ModelError(
+                f"The tokenizer of {self._spec.name} adds special tokens in a way that Shoal does not follow: {ids}."
+            )
         head, tail = ids[: starts[0]], ids[starts[0] + len(bare) :]
         end = self._hf.eos_token_id
         if self._spec.append_eos and end is None:
-            raise ModelError(f"append_eos is asked for, but the tokenizer of {self._spec.name} has no end-of-sequence token.")
-        return head, tail + [end] if self._spec.append_eos and tail[-1:] != [end] else tail
+            raise ModelError(
+                f"append_eos is asked for, but the tokenizer of {self._spec.name} has no end-of-sequence token."
+            )
+        return head, [*tail, end] if self._spec.append_eos and tail[-1:] != [end] else tail
 
 
 def _load(spec: ModelSpec) -> Any:

@@ -1,0 +1,276 @@
+"""Tiny random models in sentence-transformers' layout, built without a network in a fraction of a second each.
+
+    path = build("bert", tmp_path, pooling="cls", dense=16)
+
+The weights are random but large enough for a wrong mask, position or window to change the vectors plainly.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+TEXT = [
+    "A shoal is a group of fish that swim together for safety, and none of them leads the others.",
+    "The quick brown fox jumps over 13 lazy dogs; it's 9:45 and they won't move an inch.",
+    "Token budgets, not batch sizes: documents of one length lie together, so nothing is padded.",
+    "查询和文档分别编码，向量相似度决定排序。为这个句子生成表示以用于检索相关文章。",
+    "Ein Satz mit Umlauten: Größe, Übung, naïve café, señor, smörgåsbord.",
+    "def encode(texts): return [model(t) for t in texts]  # code, too",
+]
+HIDDEN, LAYERS, HEADS = 32, 2, 4
+SHAPE = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 64}
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials))
+    _template(backend, "[CLS]", "[SEP]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(_regex(" {2,}"), " ")])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>")
+    backend.train_from_iterator(TEXT, trainer)
+    _template(backend, "<s>", "</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+    )
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXT, trainer)
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", backend.token_to_id("</s>")), ("<s>", backend.token_to_id("<s>")), add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        mask_token="<mask>",
+    )
+
+
+def qwen() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen's splitting, and neither a beginning nor an end token: as gte-Qwen2 ships it."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(_regex(QWEN_SPLIT), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>", "<|im_start|>"], initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def _regex(pattern: str) -> Any:
+    from tokenizers import Regex
+
+    return Regex(pattern)
+
+
+def _template(backend: Tokenizer, head: str, tail: str) -> None:
+    pairs = [(token, backend.token_to_id(token)) for token in (head, tail)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{head} $A {tail}", special_tokens=pairs)
+
+
+def _bert(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return transformers.BertModel(
+        transformers.BertConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=128, pad_token_id=pad)
+    )
+
+
+def _roberta(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    config = transformers.RobertaConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=130, pad_token_id=pad)
+    return transformers.RobertaModel(config)
+
+
+def _xlm_roberta(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    config = transformers.XLMRobertaConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=130, pad_token_id=pad)
+    return transformers.XLMRobertaModel(config)
+
+
+def _mpnet(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return transformers.MPNetModel(
+        transformers.MPNetConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=130, pad_token_id=pad)
+    )
+
+
+def _t5(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=vocab, d_model=HIDDEN, d_kv=8, d_ff=64, num_layers=LAYERS, num_heads=HEADS, pad_token_id=pad
+        )
+    )
+
+
+def _modernbert(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    """Three layers: global, local, local; a token sees 8 neighbours on each side in a local layer."""
+    shape = SHAPE | {"num_hidden_layers": 3}
+    config = transformers.ModernBertConfig(
+        **shape,
+        vocab_size=vocab,
+        max_position_embeddings=256,
+        local_attention=16,
+        global_attn_every_n_layers=3,
+        pad_token_id=pad,
+    )
+    return transformers.ModernBertModel(config)
+
+
+def _qwen2(vocab: int, pad: int, **options: Any) -> transformers.PreTrainedModel:
+    config = transformers.Qwen2Config(
+        **SHAPE,
+        vocab_size=vocab,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=pad,
+        eos_token_id=pad,
+        **options,
+    )
+    return transformers.Qwen2Model(config)
+
+
+def _qwen2_bidirectional(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return _qwen2(vocab, pad, is_causal=False)
+
+
+def _qwen2_window(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return _qwen2(vocab, pad, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+
+
+def _qwen2_bidirectional_window(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return _qwen2(vocab, pad, use_sliding_window=True, sliding_window=8, max_window_layers=1, is_causal=False)
+
+
+def _qwen3(vocab: int, pad: int) -> transformers.PreTrainedModel:
+    return transformers.Qwen3Model(
+        transformers.Qwen3Config(
+            **SHAPE, vocab_size=vocab, num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=pad
+        )
+    )
+
+
+Network = Callable[[int, int], transformers.PreTrainedModel]
+MODELS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], Network]] = {
+    "bert": (word_piece, _bert),
+    "roberta": (byte_level, _roberta),
+    "xlm-roberta": (unigram, _xlm_roberta),
+    "mpnet": (unigram, _mpnet),
+    "t5": (unigram, _t5),
+    "modernbert": (word_piece, _modernbert),
+    "qwen2": (qwen, _qwen2),
+    "qwen2-bidirectional": (qwen, _qwen2_bidirectional),
+    "qwen2-window": (qwen, _qwen2_window),
+    "qwen2-bidirectional-window": (qwen, _qwen2_bidirectional_window),
+    "qwen3": (qwen, _qwen3),
+}
+
+
+def build(
+    kind: str,
+    folder: Path,
+    *,
+    pooling: str | list[str] = "mean",
+    include_prompt: bool = True,
+    dense: int = 0,
+    normalize: bool = True,
+    prompts: dict[str, str] | None = None,
+    max_seq_length: int | None = 64,
+    matryoshka: bool = False,
+) -> Path:
+    """Write a model directory under `folder` and return it. `dense` is the width of a dense layer, 0 for none."""
+    make_tokenizer, make_network = MODELS[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    torch.manual_seed(7)
+    network = make_network(len(tokenizer), tokenizer.pad_token_id)
+    with torch.no_grad():  # the usual initialisation is so small that attention hardly matters
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    modules: list[tuple[str, str]] = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    width = HIDDEN * (1 if isinstance(pooling, str) else len(pooling))
+    _write(
+        folder / "1_Pooling/config.json",
+        {"embedding_dimension": HIDDEN, "pooling_mode": pooling, "include_prompt": include_prompt},
+    )
+    if dense:
+        modules.append(("2_Dense", "Dense"))
+        write_dense(folder / "2_Dense", width, dense)
+    if normalize:
+        modules.append(("3_Normalize", "Normalize"))
+        (folder / "3_Normalize").mkdir(exist_ok=True)
+    _write(folder / "modules.json", [_module(i, path, kind) for i, (path, kind) in enumerate(modules)])
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
+    _write(folder / "config_sentence_transformers.json", {"prompts": prompts or {}, "default_prompt_name": None})
+    if matryoshka:
+        (folder / "README.md").write_text("Trained with MatryoshkaLoss.")
+    return folder
+
+
+def write_dense(folder: Path, wide: int, narrow: int, activation: str = "torch.nn.modules.activation.Tanh") -> None:
+    """A dense layer with random weights in sentence-transformers' layout."""
+    from safetensors.torch import save_file
+
+    _write(
+        folder / "config.json",
+        {"in_features": wide, "out_features": narrow, "bias": True, "activation_function": activation},
+    )
+    save_file(
+        {"linear.weight": torch.randn(narrow, wide) * 0.3, "linear.bias": torch.randn(narrow)},
+        folder / "model.safetensors",
+    )
+
+
+def _module(index: int, path: str, kind: str) -> dict[str, Any]:
+    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
