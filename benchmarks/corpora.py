@@ -5,6 +5,7 @@ Nothing is downloaded and nothing imported: the files are parsed.
 
 import ast
 import hashlib
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,20 @@ def paragraphs(least: int = 4, most: int = 320) -> list[str]:
 
 
 def mixed_lengths(count: int, tokens: tuple[int, int] = (5, 400), seed: int = 7) -> list[str]:
-    """`count` texts whose lengths spread log-evenly over about `tokens` WordPiece tokens, cut from real paragraphs."""
-    words = " ".join(paragraphs()).split()
+    """`count` texts of about `tokens` WordPiece tokens: log-normal, half of them under 30, 48 in the mean.
+
+    Cut at random places from the prose of the standard library's docstrings, so the same Python gives the same texts.
+    """
+    prose = " ".join(document["text"] for document in python_documents()).split()
     random = np.random.default_rng(seed)
-    lengths = np.exp(random.uniform(np.log(tokens[0]), np.log(tokens[1]), count)) / 1.9  # docstrings: 1.9 tokens a word
-    starts = random.integers(0, len(words) - 400, count)
-    return [" ".join(words[s : s + max(1, int(n))]) for s, n in zip(starts, lengths, strict=True)]
+    lengths = np.clip(random.lognormal(np.log(30), 1.0, count), *tokens)
+    ends = np.cumsum([_word_pieces(word) for word in prose])
+    starts = random.integers(0, np.searchsorted(ends, ends[-1] - tokens[1]), count)
+    stops = np.searchsorted(ends, ends[starts] + lengths - 2)  # [CLS] and [SEP] are the other two
+    return [" ".join(prose[start : max(stop, start + 1)]) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _word_pieces(word: str) -> int:
+    """About how many WordPiece tokens a word is: one a punctuation mark, one for every six letters begun."""
+    pieces = re.findall(r"[^\W_]+|[\W_]", word)
+    return sum(1 + (len(piece) - 1) // 6 for piece in pieces)

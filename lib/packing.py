@@ -5,12 +5,13 @@ document's length and everything else with the number of tokens, so batches are 
 Documents of one length lie together: such a run is a plain dense tensor and needs neither mask nor padding.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """A run of documents of one length: tokens `start` to `start + count * length` of the batch."""
 
     start: int

@@ -108,10 +108,13 @@ class Folder:
         def names() -> dict[str, int]:
             try:
                 entries = fs.ls(path, detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _final_reason(error):  # the bucket, not the folder, is missing
+                    raise
                 return {}
             found = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
-            return {name: e["size"] for name, e in found if name.startswith(prefix) and not name.startswith(".")}
+            shown = ((name, e) for name, e in found if name and not name.startswith("."))  # a folder marker has no name
+            return {name: e["size"] for name, e in shown if name.startswith(prefix)}
 
         return _retrying(names, self.url)
 
@@ -175,7 +178,7 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     entries = _retrying(listing, url, PROBE_PATIENCE)
     if not entries and not is_local(fs):
         Folder(url, dict(options)).probe()
-    files = [InputFile(fs.unstrip_protocol(p), e["size"], _tag(e)) for p, e in entries.items() if e["type"] == "file"]
+    files = [InputFile(fs.unstrip_protocol(p), e["size"], _tag(e)) for p, e in entries.items() if _is_file(p, e)]
     root = fs.unstrip_protocol(re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path)
     return sorted((f for f in files if not _hidden(f.path, root)), key=lambda file: file.path)
 
@@ -201,6 +204,11 @@ def _tag(entry: Mapping[str, Any]) -> str:
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""
+
+
+def _is_file(path: str, entry: Mapping[str, Any]) -> bool:
+    """Not a folder, nor the empty object ending in `/` by which consoles mark one."""
+    return entry["type"] == "file" and not path.endswith("/")
 
 
 def _is_glob(path: str) -> bool:
@@ -318,7 +326,7 @@ def _final_reason(error: Exception) -> str | None:
     if code == "NoSuchBucket" or "bucket does not exist" in text:
         return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL says which server is asked"
     if isinstance(error, PermissionError) or code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"):
-        return f"access denied ({error}). Check the access key, the secret and the bucket's policy"
+        return f"access denied ({code or error}). Check the access key, the secret and the bucket's policy"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free space and start the same command again: it goes on where it stopped"
     if isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError)):

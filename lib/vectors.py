@@ -17,7 +17,7 @@ def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) 
     if dtype == "int8":
         assert ranges is not None
         steps = np.maximum((ranges[1] - ranges[0]) / 255, np.finfo(np.float32).tiny)
-        return np.clip((vectors - ranges[0]) / steps - 128, -128, 127).astype(np.int8)
+        return np.clip(np.rint((vectors - ranges[0]) / steps - 128), -128, 127).astype(np.int8)
     if dtype == "ubinary":
         return np.packbits(vectors > 0, axis=-1)
     return vectors.astype(dtype)

@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides the vectors of a model directory. Plain values: pickles, and JSON by dataclasses.asdict."""
+    """Everything that decides the vectors of a model directory. Plain values: pickles, JSON by dataclasses.asdict."""
 
     name: str  # as asked for: a path or a hub id
     path: str  # local directory with the files
@@ -138,7 +138,7 @@ def read_spec(
 
 
 def flops_per_token(spec: ModelSpec, length: int) -> float:
-    """Multiply-adds times two that one token of a text of `length` tokens costs: matrices, and attention to the text."""
+    """FLOP of one token in a text of `length` tokens: two for each multiply-add of the matrices and of attention."""
     attention = 2 * (spec.heads + spec.kv_heads) * spec.head_dim * spec.hidden_size
     feed_forward = (3 if spec.gated else 2) * spec.hidden_size * spec.intermediate_size
     seen = length / 2 if spec.architecture.endswith("ForCausalLM") and not spec.bidirectional else length

@@ -1,4 +1,4 @@
-"""One attention function for every model: documents lie end to end in one row and each token sees its own document only.
+"""One attention function for every model: documents lie end to end in one row, a token sees its own document only.
 
 It is registered with transformers' AttentionInterface under `NAME`, and no mask function is registered under that name,
 so transformers builds no mask: the borders come from the `packed=Layout` argument that the model's forward hands down.
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..packing import Group
 
@@ -99,13 +99,14 @@ def _reach(module: nn.Module, sliding_window: int | None, is_causal: bool) -> in
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, packed: Layout, scaling: float | None, is_causal: bool, reach: int | None
 ) -> Tensor:
-    """The variable-length flash kernel of torch: one launch a layer. CUDA, 16-bit only. Returns [tokens, heads, dim]."""
+    """The variable-length flash kernel of torch: one launch a layer, CUDA, 16-bit. Returns [tokens, heads, dim]."""
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if reach is None else reach
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return varlen_attn(
-        *rows,
+    output = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         packed.offsets,
         packed.offsets,
         packed.longest,
@@ -114,6 +115,8 @@ def _by_kernel(
         window_size=(left, 0 if is_causal else left),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(output, Tensor)  # a pair only where auxiliary outputs are asked for
+    return output
 
 
 def _by_group(
@@ -132,7 +135,7 @@ def _by_group(
     """
     outputs = []
     for group in packed.groups:
-        dense = F.scaled_dot_product_attention(
+        dense = functional.scaled_dot_product_attention(
             _view(query, group),
             _view(key, group),
             _view(value, group),

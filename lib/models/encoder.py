@@ -8,11 +8,11 @@ from ..errors import ModelError, UsageError
 from ..packing import gather, longest_first, next_cut
 from . import ModelSpec, Tokens, selftest
 from .forward import Flat, flatten, run_packed, run_stacked
-from .load import choose_dtype, load_network, position_start
+from .load import choose_dtype, load_network, position_start, vocabulary_size
 from .pooling import Head, pool
 
-# Bytes of one state a batch, so 1024 tokens in float32 and 2048 in 16 bits: matrices are at their peak rate, activations
-# near the caches. Measured best of 512, 1024 and 2048 for each precision; ten times as much is a third slower.
+# Bytes of one state over a batch, so 1024 tokens in float32 and 2048 in 16 bits: matrices are at their peak rate and
+# activations near the caches. The best of 512, 1024 and 2048 for each precision; ten times as much is a third slower.
 CPU_BUDGET = 4096
 CUDA_BUDGET = 32768  # tokens
 CUDA_BUDGET_LARGE = 16384  # from about 1.5 billion parameters on
@@ -49,7 +49,7 @@ class Encoder:
         self.dtype = str(precision).removeprefix("torch.")
         self.token_budget = token_budget or _default_budget(spec, self.device, precision)
         self._network = load_network(spec, precision, self.device)
-        self._vocabulary = self._network.get_input_embeddings().num_embeddings
+        self._vocabulary = vocabulary_size(self._network)
         self._padding_id = position_start(self._network)
         self._head = Head(spec).eval().to(self.device)
         with torch.inference_mode():
@@ -59,8 +59,9 @@ class Encoder:
     def encode(self, tokens: Tokens, skip: int = 0) -> np.ndarray:
         """Vectors of the texts in their order: float32 [n, spec.dim]. A text without any token gets zeros.
 
-        skip: tokens at the head of every text that the pooling leaves out, from Tokenizer.prompt_tokens. The same tokens
-        give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone exceeds memory.
+        skip: tokens at the head of every text that the pooling leaves out, from Tokenizer.prompt_tokens. The same
+        tokens give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone
+        exceeds the memory.
         """
         lengths = np.diff(tokens.offsets)
         self._check(tokens.ids, lengths)
@@ -101,8 +102,8 @@ class Encoder:
     def _halve(self, documents: int) -> None:
         if documents == 1:
             raise ModelError(
-                f"One text of at most {self.spec.max_tokens} tokens does not fit the memory of {self.device}. Lower max_tokens, "
-                "use a 16-bit dtype, or a device with more memory."
+                f"One text of at most {self.spec.max_tokens} tokens does not fit the memory of {self.device}. "
+                "Lower max_tokens, use a 16-bit dtype, or a device with more memory."
             )
         self.token_budget = max(1, self.token_budget // 2)
         torch.cuda.empty_cache()
@@ -111,11 +112,13 @@ class Encoder:
         """Ids outside the embedding table would end a CUDA process without a usable message."""
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocabulary:
             raise UsageError(
-                f"Token ids {ids.min()} to {ids.max()} are not all in 0 to {self._vocabulary - 1}: use this model's Tokenizer."
+                f"Token ids {ids.min()} to {ids.max()} are not all in 0 to {self._vocabulary - 1}: "
+                "use this model's Tokenizer."
             )
         if len(lengths) and int(lengths.max()) > self.spec.max_tokens:
             raise UsageError(
-                f"A text has {lengths.max()} tokens, the model takes {self.spec.max_tokens}: use this model's Tokenizer."
+                f"A text has {lengths.max()} tokens, the model takes {self.spec.max_tokens}: "
+                "use this model's Tokenizer."
             )
 
 

@@ -5,13 +5,17 @@ selftest.py. Neither disables gradients: training calls them too.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..packing import length_groups, positions_of
 from .attention import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,13 @@ def flatten(ids: np.ndarray, borders: np.ndarray, padding_id: int | None, device
         moved = [torch.from_numpy(array).pin_memory().to(device, non_blocking=True) for array in host]
     else:
         moved = [torch.from_numpy(array) for array in host]
-    return Flat(*moved, borders=borders)
+    return Flat(moved[0], moved[1], moved[2], borders)
 
 
 def positions(ids: np.ndarray, borders: np.ndarray, padding_id: int | None) -> np.ndarray:
     """Position ids, int64 [tokens]: from 0 in each document, or as RoBERTa counts when `padding_id` is given.
 
-    RoBERTa counts tokens other than padding, from padding_id + 1, and gives padding (which a text may contain) padding_id.
+    RoBERTa counts tokens other than padding, from padding_id + 1; padding, which a text may contain, gets padding_id.
     """
     if padding_id is None:
         return positions_of(borders)
@@ -60,7 +64,7 @@ def positions(ids: np.ndarray, borders: np.ndarray, padding_id: int | None) -> n
     return (counted[1:] - before) * real + padding_id
 
 
-def run_packed(network: nn.Module, batch: Flat) -> Tensor:
+def run_packed(network: "PreTrainedModel", batch: Flat) -> Tensor:
     """Hidden states [tokens, hidden] of documents end to end in one row; attention must be `attention.NAME`."""
     layout = Layout(
         offsets=batch.offsets.to(torch.int32),
@@ -71,8 +75,8 @@ def run_packed(network: nn.Module, batch: Flat) -> Tensor:
     return output.last_hidden_state[0]
 
 
-def run_stacked(network: nn.Module, batch: Flat) -> Tensor:
-    """Hidden states [tokens, hidden] of documents that all have one length, as a dense batch with neither mask nor padding."""
+def run_stacked(network: "PreTrainedModel", batch: Flat) -> Tensor:
+    """Hidden states [tokens, hidden] of documents of one length, as a dense batch with neither mask nor padding."""
     documents = len(batch.borders) - 1
     output = network(input_ids=batch.ids.view(documents, -1))
     return output.last_hidden_state.flatten(0, 1)

@@ -1,15 +1,18 @@
-"""The network of a model directory, from transformers: its class, its precision, its weights. No model code of our own."""
+"""The network of a model directory, from transformers: its class, precision and weights. No model code of our own."""
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..errors import ModelError, UsageError
 from . import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Encoder-decoder families of which sentence-transformers runs the encoder alone.
 ENCODER_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -31,8 +34,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if chip.get("avx512_bf16") or chip.get("amx_bf16") else torch.float32
 
 
-def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError when it cannot be loaded."""
+def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError if it cannot be loaded."""
     from transformers import AutoConfig
 
     try:
@@ -64,7 +67,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> n
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without its table of unused weights (a dropped pooler) and its progress bar; missing ones we refuse."""
+    """transformers without its progress bar and its table of unused weights (a dropped pooler)."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -93,6 +96,12 @@ def _network_class(spec: ModelSpec, config: Any) -> Any:
         )
     found = transformers.MODEL_MAPPING[type(config)]
     return found[0] if isinstance(found, tuple | list) else found
+
+
+def vocabulary_size(network: "PreTrainedModel") -> int:
+    """Rows of the embedding table."""
+    table: Any = network.get_input_embeddings()
+    return int(table.weight.shape[0])
 
 
 def position_start(network: nn.Module) -> int | None:

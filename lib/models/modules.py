@@ -138,7 +138,8 @@ def _transformer(folder: Path) -> dict[str, Any]:
     strange = sorted(options.keys() - HARMLESS_OPTIONS - {"model_max_length", "is_causal", "trust_remote_code"})
     if strange or config.get("processing_kwargs"):
         raise ModelError(
-            f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write them into the model's files."
+            f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write what they change into "
+            "config.json or tokenizer_config.json."
         )
     return {
         "max_tokens": options.get("model_max_length") or config.get("max_seq_length"),

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import ModelError
 from . import ModelSpec
@@ -98,7 +98,7 @@ class Head(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """float32 [documents, pooled width] -> float32 [documents, dim]."""
         vectors = self.layers(pooled)[:, : self.dim]
-        return F.normalize(vectors, dim=1) if self.normalize else vectors
+        return functional.normalize(vectors, dim=1) if self.normalize else vectors
 
 
 class Dense(nn.Module):

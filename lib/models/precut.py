@@ -29,16 +29,19 @@ LOCAL_NORMALIZERS = frozenset(
         "StripAccents",
     }
 )
-LOCAL_PRE_TOKENIZERS = frozenset(
-    {"BertPreTokenizer", "Digits", "Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit"}
+BORDERS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})  # of these each splits at every space
+INSIDE = frozenset({"Digits", "Punctuation"})  # and these only split further what they are given
+# Patterns of Split that begin a new piece at the space: GPT-2, and Llama 3 and Qwen 2 to 3, which differ in how many
+# digits a piece has. No branch matches a letter or digit followed by a space; only runs of whitespace look ahead.
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Patterns of Split that begin a new piece at the space: those of GPT-2, Llama 3 and Qwen 2, 2.5 and 3. In them no branch
-# matches a letter or digit followed by a space, and only runs of whitespace look ahead.
 LOCAL_SPLITS = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        LLAMA.replace("DIGITS", r"\p{N}{1,3}"),
+        LLAMA.replace("DIGITS", r"\p{N}"),
     }
 )
 LOCAL_REPLACE = re.compile(r" \{2,\}|[^\\]", re.DOTALL)  # two or more spaces, or a single character
@@ -70,21 +73,20 @@ def _local_normalizer(step: Mapping[str, Any] | None) -> bool:
 
 
 def _local_pre_tokenizer(step: Mapping[str, Any]) -> bool:
-    """A sequence is local when each of its steps leaves the space a border or untouched, and one makes it a border."""
+    """Whether the step makes every such space a border. In a sequence one step must, and the others only split further."""
     if step["type"] == "Sequence":
         steps = step["pretokenizers"]
-        return all(_local_pre_tokenizer(inner) or _only_bytes(inner) for inner in steps) and not all(
-            map(_only_bytes, steps)
-        )
+        borders = [inner for inner in steps if not _splits_further(inner)]
+        return bool(borders) and all(map(_local_pre_tokenizer, borders))
     if step["type"] == "Metaspace":
         return bool(step.get("split", True))
     if step["type"] == "ByteLevel":
         return bool(step.get("use_regex", True))
     if step["type"] == "Split":
         return step["pattern"].get("Regex") in LOCAL_SPLITS and step["behavior"] == "Isolated" and not step["invert"]
-    return step["type"] in LOCAL_PRE_TOKENIZERS
+    return step["type"] in BORDERS
 
 
-def _only_bytes(step: Mapping[str, Any]) -> bool:
-    """ByteLevel without its own splitting: it renames bytes inside the pieces that it is given."""
-    return step["type"] == "ByteLevel" and not step.get("use_regex", True)
+def _splits_further(step: Mapping[str, Any]) -> bool:
+    """ByteLevel without its own pattern renames bytes and splits nothing."""
+    return step["type"] in INSIDE or (step["type"] == "ByteLevel" and not step.get("use_regex", True))

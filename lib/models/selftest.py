@@ -6,15 +6,20 @@ model's name: an architecture that mixes neighbours, or a library version that i
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelError
 from ..packing import offsets_of
 from . import ModelSpec, attention
 from .forward import Flat, flatten, run_packed, run_stacked
+from .load import vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LENGTHS = (31, 12, 12, 7, 3, 1)  # a pair of one length, and a text of one token
 LONGEST = 768  # tokens; sliding windows up to about half of it are tested beyond their reach
@@ -23,7 +28,7 @@ FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-3
 
 
-def choose_mode(network: nn.Module, spec: ModelSpec, padding_id: int | None, device: torch.device) -> str:
+def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> str:
     """ "packed" or "exact-length", leaving the network set up for it. Raises ModelError when neither is exact."""
     stock = network.config._attn_implementation
     batch = _sample(network, spec, padding_id, device)
@@ -43,12 +48,12 @@ def choose_mode(network: nn.Module, spec: ModelSpec, padding_id: int | None, dev
         return "exact-length"
     raise ModelError(
         f"{spec.name} ({spec.architecture}) gives another result in a batch than alone: error {error:.1e} packed and "
-        f"{stacked:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would depend on their "
-        "neighbours, so it is not run. Try dtype='float32'; if it stays, the architecture is not supported."
+        f"{stacked:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would "
+        "depend on their neighbours, so it is not run. Try dtype='float32'; if it stays, the architecture is not supported."
     )
 
 
-def check_direction(network: nn.Module, spec: ModelSpec, device: torch.device) -> None:
+def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.device) -> None:
     """A decoder asked to run bidirectionally must let the first token see the last. Raises ModelError.
 
     transformers before 5.2 ignores `is_causal = False` without a word.
@@ -64,12 +69,12 @@ def check_direction(network: nn.Module, spec: ModelSpec, device: torch.device) -
 
         raise ModelError(
             f"{spec.name} must run bidirectionally, but its first token does not see the last one: transformers "
-            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, or pass "
-            "bidirectional=False if the model was trained with the causal mask."
+            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, or "
+            "pass bidirectional=False if the model was trained with the causal mask."
         )
 
 
-def _sample(network: nn.Module, spec: ModelSpec, padding_id: int | None, device: torch.device) -> Flat:
+def _sample(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> Flat:
     """Sequences of different lengths, one of them longer than the sliding window where that is affordable."""
     window = getattr(network.config, "sliding_window", None) or 0
     long = min(spec.max_tokens, LONGEST, 2 * window + 5)
@@ -77,11 +82,11 @@ def _sample(network: nn.Module, spec: ModelSpec, padding_id: int | None, device:
     return flatten(_ids(network, int(lengths.sum())), offsets_of(lengths), padding_id, device)
 
 
-def _ids(network: nn.Module, count: int) -> np.ndarray:
+def _ids(network: "PreTrainedModel", count: int) -> np.ndarray:
     """Arbitrary, fixed ids of the vocabulary other than the padding id: int64 [count], neighbours differ."""
-    size = network.get_input_embeddings().num_embeddings
+    size = vocabulary_size(network)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 1013) % size
-    return np.where(ids == network.config.pad_token_id, (ids + 1) % size, ids)
+    return np.asarray(np.where(ids == network.config.pad_token_id, (ids + 1) % size, ids))
 
 
 def _tolerance(expected: list[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""Texts to flat token ids, exactly those of sentence-transformers for the same directory, without padding or tensors."""
+"""Texts to flat token ids, those of sentence-transformers for the same directory, without padding or tensors."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ class Tokenizer:
         return ids[-self.limit :] if self._from_the_left else ids[: self.limit]
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text without special tokens; of an over-long text possibly only a prefix longer than the limit."""
+        """Ids of each text without special tokens; of an over-long text maybe only a prefix above the limit."""
         characters = self.limit * CHARACTERS_A_TOKEN
         if not self._cuts or self._from_the_left:
             return self._content(texts)
@@ -144,7 +144,8 @@ def _lower_case(backend: Any) -> None:
     """do_lower_case as sentence-transformers applies it: before the tokenizer's own normalisation, once."""
     from tokenizers.normalizers import Lowercase, Sequence
 
-    own = backend.normalizer
-    steps = list(own) if isinstance(own, Sequence) else [own] if own is not None else []
+    own: Any = backend.normalizer
+    several = isinstance(own, Sequence)
+    steps = list(own) if several else [own] if own is not None else []
     if not any(isinstance(step, Lowercase) for step in steps):
         backend.normalizer = Sequence([Lowercase(), *steps])
