@@ -11,13 +11,14 @@ OutputDtype = Literal["float32", "float16", "int8", "ubinary"]
 def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) -> np.ndarray:
     """float32 [n, dim] as `dtype` [n, dim], or for ubinary uint8 [n, dim / 8], the sign bits, first one highest.
 
-    int8 maps `ranges` (float32 [2, dim]: least and greatest) onto -128..127, as sentence-transformers'
-    quantize_embeddings does, and clips what lies outside where that wraps around.
+    int8 cuts `ranges` (float32 [2, dim]: least and greatest) into 256 steps, -128 the lowest, as
+    sentence-transformers' quantize_embeddings does; what lies outside gets the first or the last.
     """
     if dtype == "int8":
         assert ranges is not None
-        steps = np.maximum((ranges[1] - ranges[0]) / 255, np.finfo(np.float32).tiny)
-        return np.clip(np.rint((vectors - ranges[0]) / steps - 128), -128, 127).astype(np.int8)
+        steps = (ranges[1] - ranges[0]) / 255
+        places = np.floor((vectors - ranges[0]) / np.where(steps == 0, 1, steps))
+        return (np.clip(places, 0, 255) - 128).astype(np.int8)
     if dtype == "ubinary":
         return np.packbits(vectors > 0, axis=-1)
     return vectors.astype(dtype)

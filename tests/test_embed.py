@@ -181,7 +181,8 @@ def test_output_types(cluster, docs, minilm, reference, dtype):
         assert differing.mean() < 1e-4
     else:
         ranges = np.array(json.loads((docs.parent / "out" / "_int8.json").read_text()))
-        expected = quantize_embeddings(np.clip(exact, *ranges), "int8", ranges=ranges)
+        expected = quantize_embeddings(exact, "int8", ranges=ranges)
+        assert (vectors != expected).mean() < 1e-3  # a step's border may fall between two roundings
         assert np.abs(vectors.astype(int) - expected).max() <= 1
 
 

@@ -78,11 +78,20 @@ def packed_attention(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     reach = _reach(module, sliding_window, is_causal)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if _has_kernel(query):
         output = _by_kernel(query, key, value, packed, scaling, is_causal, reach)
     else:
         output = _by_group(query, key, value, packed, scaling, is_causal, reach, dropout)
     return output.unsqueeze(0), None
+
+
+def _has_kernel(query: Tensor) -> bool:
+    """Whether torch's flash kernel takes these states: 16 bits, an Ampere GPU or later, and its head sizes."""
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return (
+        torch.cuda.get_device_capability(query.device) >= (8, 0) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    )
 
 
 def _reach(module: nn.Module, sliding_window: int | None, is_causal: bool) -> int | None:

@@ -35,7 +35,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError if it cannot be loaded."""
+    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError if it cannot load."""
     from transformers import AutoConfig
 
     try:
@@ -59,8 +59,8 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
-            f"{spec.folder} lacks {len(missing)} weights of {kind.__name__}, the first is {missing[0]!r}; they would be "
-            "random. Fetch the model again, or give the directory of a model that transformers knows."
+            f"{spec.folder} lacks {len(missing)} weights of {kind.__name__}, the first is {missing[0]!r}; they would "
+            "be random. Fetch the model again, or give the directory of a model that transformers knows."
         )
     return network.eval().to(device)
 

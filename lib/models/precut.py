@@ -73,7 +73,7 @@ def _local_normalizer(step: Mapping[str, Any] | None) -> bool:
 
 
 def _local_pre_tokenizer(step: Mapping[str, Any]) -> bool:
-    """Whether the step makes every such space a border. In a sequence one step must, and the others only split further."""
+    """Whether the step makes every such space a border. In a sequence one step must; the others only split further."""
     if step["type"] == "Sequence":
         steps = step["pretokenizers"]
         borders = [inner for inner in steps if not _splits_further(inner)]

@@ -49,7 +49,8 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
     raise ModelError(
         f"{spec.name} ({spec.architecture}) gives another result in a batch than alone: error {error:.1e} packed and "
         f"{stacked:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would "
-        "depend on their neighbours, so it is not run. Try dtype='float32'; if it stays, the architecture is not supported."
+        "depend on their neighbours, so it is not run. Try dtype='float32'; if that does "
+        "not help, the architecture is not supported."
     )
 
 
@@ -69,8 +70,8 @@ def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.d
 
         raise ModelError(
             f"{spec.name} must run bidirectionally, but its first token does not see the last one: transformers "
-            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, or "
-            "pass bidirectional=False if the model was trained with the causal mask."
+            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, "
+            "or pass bidirectional=False if the model was trained with the causal mask."
         )
 
 

@@ -1,0 +1,50 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/ready  ## make .venv with everything the tests need
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/demo: pyproject.toml constraints.txt
+	test -f .venv/ready || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q -c constraints.txt -e '.[demo]'; }
+	touch $@
+
+demo: .venv/demo  ## embed this Python's own documentation with MiniLM, and ask it three questions
+	$(BIN)/python -m benchmarks.demo
+
+servers: .venv/ready  ## install the S3 servers of the tests: Ceph where apt and root are there, Swift
+	bash tests/real/install.sh
+
+test: .venv/ready servers check  ## lint, types, and every quick test (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready  ## let ruff write the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+chaos: .venv/ready servers  ## 100,000 rows, local and Ceph, 30 kills each of driver, workers and server
+	$(BIN)/python -m tests.chaos.chaos --store both
+
+scale: .venv/ready  ## plan and resume 200,000 shards; actor memory over 1,000 shards
+	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
+
+bench: .venv/ready  ## side by side with sentence-transformers and Ray Data, on this machine
+	$(BIN)/python -m benchmarks.embed_cpu
+
+size:  ## lines a file
+	@git ls-files '*.py' | xargs wc -l | sort -n
+
+.PHONY: help setup demo servers test check format chaos scale bench size

@@ -1,0 +1,70 @@
+"""`ray job submit` against a real head, with a real S3 server behind it."""
+
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from real.head import Head
+from tiny import build
+
+from lib.storage import Folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bare_python(tmp_path) -> str:
+    """A Python with the project's dependencies and nothing of the project, as a cluster image has it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "image")], check=True)
+    packages = next((tmp_path / "image").glob("lib/python*/site-packages"))
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
+    python = tmp_path / "image" / "bin" / "python"
+    found = subprocess.run([python, "-c", "import ray, torch; import lib"], cwd=tmp_path, capture_output=True, text=True)
+    assert "No module named 'lib'" in found.stderr
+    return str(python)
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    return str(build("bert", tmp_path / "model", pooling="mean"))
+
+
+def corpus() -> pa.Table:
+    return pa.table({"id": range(200), "text": [f"fish number {i}" for i in range(200)]})
+
+
+def rows_in(folder: Folder) -> list[int]:
+    parts = sorted(folder.list("part-"))
+    return [i for part in parts for i in pq.read_table(pa.BufferReader(folder.read(part)))["id"].to_pylist()]
+
+
+def test_submitted_with_its_working_dir(bare_python, model, bucket, server, tmp_path):
+    """From the checkout, `ray job submit --working-dir . -- python jobs/embed_corpus.py` runs on a cluster that has
+    only the dependencies, reads and writes S3, and what was submitted is what runs, in driver and workers."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(corpus(), sink)
+    Folder(f"{bucket}/in").publish("a.parquet", sink.getvalue().to_pybytes())
+    (tmp_path / "empty").mkdir()
+    job = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", model, "--shard-rows", "50"]
+    with Head(tmp_path / "empty", bare_python) as head:
+        done = head.submit("--working-dir", ".", "--", "python", "jobs/embed_corpus.py", *job, cwd=ROOT)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "rows      200 (0 kept with an error" in done.stdout
+    assert rows_in(Folder(f"{bucket}/out")) == list(range(200))
+
+
+def test_submitted_bare_to_a_head_in_the_checkout(model, tmp_path):
+    """With a head started in the project's directory, `ray job submit -- python jobs/embed_corpus.py` alone works."""
+    (tmp_path / "in").mkdir()
+    pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
+    job = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--model", model, "--shard-rows", "50"]
+    with Head(ROOT) as head:
+        done = head.submit("--", "python", "jobs/embed_corpus.py", *job, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
