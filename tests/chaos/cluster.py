@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -105,7 +105,5 @@ def _does_data_work(process: psutil.Process) -> bool:
 
 
 def _kill(process: psutil.Process) -> None:
-    try:
-        process.send_signal(signal.SIGKILL)
-    except psutil.NoSuchProcess:
-        pass
+    with suppress(psutil.NoSuchProcess):
+        process.kill()

@@ -1,6 +1,5 @@
 """The real command, started again and again until it ends well: killed at random, its exits and words recorded."""
 
-import os
 import random
 import signal
 import subprocess
@@ -26,8 +25,8 @@ FAILURES = 20  # starts in a row that end by themselves and publish nothing: no 
 class Driver:
     """Starts `command` until it exits 0. Run `supervise` in a thread."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], head: Head, tally: Tally, logs: Path, seed: int):
-        self.command, self.environment, self.head, self.tally, self.logs = command, environment, head, tally, logs
+    def __init__(self, command: list[str], env: dict[str, str], head: Head, tally: Tally, logs: Path, seed: int):
+        self.command, self.env, self.head, self.tally, self.logs = command, env, head, tally, logs
         self.random = random.Random(seed)
         self.orphans: list[tuple[psutil.Process, float]] = []
         self.process: subprocess.Popen | None = None
@@ -40,12 +39,14 @@ class Driver:
             fruitless = 0 if code == -signal.SIGKILL or self.tally.parts > before else fruitless + 1
             if code == 0 and not self.tally.enough():
                 self.tally.fail(
-                    f"the job finished with {self.tally.killed()} of {self.tally.target} kills: give more --rows or less --shard-rows"
+                    f"the job finished with {self.tally.killed()} of {self.tally.target} kills of each kind: "
+                    "give more --rows or less --shard-rows"
                 )
             if code in (0, -signal.SIGABRT):
                 break
             if fruitless == FAILURES:
-                self.tally.fail(f"{FAILURES} starts in a row ended with an error and did nothing: {self.tally.last_lines}")
+                words = dict(self.tally.last_lines)
+                self.tally.fail(f"{FAILURES} starts in a row ended with an error and did nothing: {words}")
                 break
             time.sleep(self.random.uniform(0, 1))
         self._await_orphans()
@@ -53,16 +54,15 @@ class Driver:
     def one_life(self) -> int:
         """Start the driver, kill it at the moment drawn for it or let it end; returns its exit code."""
         self.tally.starts += 1
-        errors = self.logs / f"driver-{self.tally.starts:04d}.err"
-        with errors.open("wb") as err, errors.with_suffix(".out").open("wb") as out:
-            self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        log = self.logs / f"driver-{self.tally.starts:04d}.err"
+        with log.open("wb") as err, log.with_suffix(".out").open("wb") as out:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.env, start_new_session=True, **streams)
         before = self.tally.parts
         killed = self._wait_or_kill(self.process, before)
         if killed and self.tally.parts == before:
             self.tally.barren += 1
-        self._record(errors, killed, self.process.returncode)
+        self._record(log, killed, self.process.returncode)
         return self.process.returncode
 
     def end(self) -> None:
@@ -85,8 +85,7 @@ class Driver:
                 in_flight_since = in_flight_since or now
             due = now - began > (WAIT_FOR_PART if early is None else early)
             due = due or (in_flight_since is not None and now - in_flight_since > flight)
-            ahead = parts > self.tally.allowance()
-            if not self.tally.enough() and (ahead or (due and self.tally.wanted("driver"))):
+            if self.tally.late("driver") or (due and self.tally.wanted("driver")):
                 return self._kill(process)
             if now - last_change > STALL:
                 self._abort(process)
@@ -127,8 +126,8 @@ class Driver:
             time.sleep(TICK)
             self._watch_orphans()
 
-    def _record(self, errors: Path, killed: bool, code: int) -> None:
-        text = errors.read_text(errors="replace")
+    def _record(self, log: Path, killed: bool, code: int) -> None:
+        text = log.read_text(errors="replace")
         if "Traceback (most recent call last)" in text or "Fatal Python error" in text:
             start = max(text.find("Traceback (most recent call last)"), text.find("Fatal Python error"))
             self.tally.tracebacks.append(f"[start {self.tally.starts}, exit {code}]\n{text[start : start + 3000]}")
@@ -136,7 +135,3 @@ class Driver:
             self.tally.exits[code] += 1
             line = next((line for line in reversed(text.splitlines()) if line.strip()), "(nothing on stderr)")
             self.tally.last_lines.setdefault(code, Counter())[line[:400]] += 1
-
-
-def environment(base: dict[str, str], address: str) -> dict[str, str]:
-    return base | {"RAY_ADDRESS": address, "PYTHONUNBUFFERED": "1", "PATH": os.environ["PATH"]}

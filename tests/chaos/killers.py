@@ -2,6 +2,8 @@
 
 import random
 import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -31,13 +33,19 @@ class WorkerKiller:
             self._kill_one()
 
     def _wait_for_the_moment(self) -> None:
-        if self.random.random() < ANY_SHARE:
-            self.tally.over.wait(self.random.uniform(0, ANY_SECONDS))
-            return
         before = self.tally.parts
-        while self.tally.parts == before and not self.tally.over.is_set():
-            time.sleep(TICK)
-        self.tally.over.wait(self.random.uniform(0, FLIGHT_SECONDS))
+        if self.random.random() < ANY_SHARE:
+            self._pause(self.random.uniform(0, ANY_SECONDS), lambda: True)
+        else:
+            self._pause(float("inf"), lambda: self.tally.parts == before)
+            self._pause(self.random.uniform(0, FLIGHT_SECONDS), lambda: True)
+
+    def _pause(self, seconds: float, condition: Callable[[], bool]) -> None:
+        """At most `seconds`, while the condition holds and the parts are not ahead of the kills."""
+        end = time.monotonic() + seconds
+        while condition() and time.monotonic() < end and not self.tally.late("worker"):
+            if self.tally.over.wait(TICK):
+                return
 
     def _kill_one(self) -> None:
         """An actor or a task with equal chance, where there are both; there may be none between two drivers."""
@@ -51,11 +59,9 @@ class WorkerKiller:
         if not kinds:
             return
         kind = self.random.choice(kinds)
-        try:
+        with suppress(psutil.NoSuchProcess):
             self.random.choice(found[kind]).kill()
             self.tally.kills[kind] += 1
-        except psutil.NoSuchProcess:
-            pass
 
 
 class ServerKiller:
@@ -66,8 +72,10 @@ class ServerKiller:
 
     def step(self) -> None:
         """Wait, kill, leave it dead for a while, bring it back with its data."""
-        if self.tally.over.wait(self.random.uniform(*SERVER_PAUSE)) or not self.tally.wanted("server"):
-            return
+        back = time.monotonic() + self.random.uniform(*SERVER_PAUSE)
+        while time.monotonic() < back and not self.tally.late("server"):
+            if self.tally.over.wait(TICK):
+                return
         whole = self.random.random() < WHOLE_SHARE
         (self.server.kill_all if whole else self.server.kill)()
         self.tally.kills["whole server" if whole else "gateway"] += 1

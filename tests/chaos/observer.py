@@ -1,4 +1,4 @@
-"""A reader who lists the output all the time: whatever has a part's name is a whole part, at first sight and for good."""
+"""A reader who lists the output all the time: what has a part's name is a whole part, at first sight and for good."""
 
 import json
 from typing import Any

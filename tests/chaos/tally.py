@@ -43,12 +43,9 @@ class Tally:
     def enough(self) -> bool:
         return not any(self.wanted(kind) for kind in self.kinds)
 
-    def allowance(self) -> int:
-        """Parts that there may be at these kills: a driver that is ahead is killed, so that kills spread over the run."""
-        if self.enough():
-            return self.shards
-        slowest = min(self.killed().values()) / self.target
-        return int(self.shards * (0.05 + 0.8 * slowest))
+    def late(self, kind: str) -> bool:
+        """Whether the parts are ahead of the kills of this kind: the next must not wait, so that they spread over the run."""
+        return self.wanted(kind) and self.parts > self.shards * (0.02 + 0.8 * self.killed()[kind] / self.target)
 
     def fail(self, problem: str) -> None:
         if problem not in self.problems:
