@@ -78,8 +78,9 @@ def ray_data(corpus: str, output: str, model: str, actors: int, threads: int, ba
 
     ray.init(address="local", log_to_driver=False)
     texts = ray.data.read_parquet(corpus)
-    # A little less than the cores: with all of them taken by actors no read task finds room, and Ray Data waits for ever.
-    embedded = texts.map_batches(Embedder, batch_size=batch_size, concurrency=actors, num_cpus=0.9 * threads)
+    # One core is left to the tasks that read and write: where actors take all of them, Ray Data waits for ever.
+    cpus = max(1, actors * threads - 1) / actors
+    embedded = texts.map_batches(Embedder, batch_size=batch_size, concurrency=actors, num_cpus=cpus)
     embedded.write_parquet(output)
     ended = time.time()
     say(work=ended - min(float(file.read_text()) for file in starts.iterdir()), threads=threads)
@@ -91,7 +92,7 @@ def ray_data(corpus: str, output: str, model: str, actors: int, threads: int, ba
 @click.option("--processes", default=2)
 @click.option("--shard-rows", default=1250)
 def encoder_loop(corpus: str, output: str, model: str, dtype: str, processes: int, shard_rows: int) -> None:
-    """Our Tokenizer and Encoder over the same shards, one process of one thread a core. `work` begins when all are loaded."""
+    """Our Tokenizer and Encoder over the same shards, processes of one thread. `work` begins when all have loaded."""
     Path(output).mkdir(parents=True)
     rows = pq.read_metadata(corpus).num_rows
     shards = [(corpus, output, start, shard_rows) for start in range(0, rows, shard_rows)]

@@ -55,6 +55,7 @@ class Workers:
     """The decision: pool size, and the Ray resources of a worker and of a reading or writing task."""
 
     minimum: int
+    initial: int  # what the nodes at hand take: Ray Data's own growth adds one at a time, seconds apart
     maximum: int
     threads: int
     cpus: float
@@ -63,8 +64,10 @@ class Workers:
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
-        return f"{self.minimum} to {self.maximum} workers of {each}" if self.minimum < self.maximum else (
-            f"{self.maximum} worker{'s' * (self.maximum > 1)} of {each}"
+        return (
+            f"{self.minimum} to {self.maximum} workers of {each}"
+            if self.minimum < self.maximum
+            else (f"{self.maximum} worker{'s' * (self.maximum > 1)} of {each}")
         )
 
 
@@ -102,36 +105,36 @@ def _silent_stderr() -> Iterator[None]:
 
 def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     """Hold what was asked against the nodes there are, or may come. Raises RunError saying what to change."""
-    nodes, growing = _nodes()
+    nodes, growth = _nodes()
+    known = [*nodes, growth] if growth else nodes
     gpus = options.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    workers = _on_gpus(options, nodes, gpus) if gpus else _on_cpus(options, nodes, weight_bytes)
-    _refuse_unfit(workers, nodes, growing, weight_bytes)
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in known) else 0.0
+    if gpus:
+        cores, cpus, task_cpus = 1.0, options.cpus_per_worker or 1.0, TASK_CPUS_BESIDE_GPU_WORKERS
+        threads = max(1, int(cpus))
+    else:
+        cores = options.cpus_per_worker or _cores_for_memory(known, weight_bytes)
+        cpus, task_cpus, threads = WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, max(1, int(cores))
+
+    def room(nodes: list[Mapping[str, float]]) -> int:
+        kind, each = ("GPU", gpus) if gpus else ("CPU", cores)
+        return sum(int(node.get(kind, 0) / each + 1e-6) for node in nodes)
+
+    pool = _pool(options, now=room(nodes), most=room([growth]) if growth else room(nodes))
+    workers = Workers(*pool, threads, cpus, gpus, task_cpus)
+    if not growth:
+        _refuse_unfit(workers, nodes, weight_bytes)
     return workers
 
 
-def _on_gpus(options: ClusterOptions, nodes: list[Mapping[str, float]], gpus: float) -> Workers:
-    cpus = options.cpus_per_worker or 1.0
-    room = sum(int(node.get("GPU", 0) / gpus + 1e-6) for node in nodes)
-    minimum, maximum = _pool(options, room)
-    return Workers(minimum, maximum, max(1, int(cpus)), cpus, gpus, TASK_CPUS_BESIDE_GPU_WORKERS)
-
-
-def _on_cpus(options: ClusterOptions, nodes: list[Mapping[str, float]], weight_bytes: int) -> Workers:
-    cores = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes)
-    room = sum(int(node.get("CPU", 0) / cores + 1e-6) for node in nodes)
-    minimum, maximum = _pool(options, room)
-    share = WORKER_SHARE * cores
-    return Workers(minimum, maximum, max(1, int(cores)), share, 0.0, TASK_CPUS_BESIDE_CPU_WORKERS)
-
-
-def _pool(options: ClusterOptions, room: int) -> tuple[int, int]:
-    maximum = options.max_workers or max(1, room, options.min_workers or 1)
-    minimum = options.min_workers or min(1, maximum)
+def _pool(options: ClusterOptions, now: int, most: int) -> tuple[int, int, int]:
+    """Workers at least, at first and at most, where the nodes have room for `now`, and for `most` once grown."""
+    maximum = options.max_workers or max(1, most, options.min_workers or 1)
+    minimum = options.min_workers or 1
     if minimum > maximum:
         raise UsageError(f"--min-workers {minimum} is over --max-workers {maximum}")
-    return minimum, maximum
+    return minimum, min(maximum, max(minimum, now)), maximum
 
 
 def _cores_for_memory(nodes: list[Mapping[str, float]], weight_bytes: int) -> float:
@@ -147,23 +150,20 @@ def worker_memory(weight_bytes: int) -> int:
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
 
 
-def _nodes() -> tuple[list[Mapping[str, float]], bool]:
-    """Resources of each live node; whether an autoscaler may bring others, of kinds we cannot see."""
+def _nodes() -> tuple[list[Mapping[str, float]], Mapping[str, float] | None]:
+    """Resources of each live node; of the whole cluster once an autoscaler has grown it, None where there is none."""
     import ray
     from ray._private.state import state
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     try:
-        largest = state.get_max_resources_from_cluster_config()
-    except Exception:  # a private call, whose absence costs only the early answer
-        largest = None
-    return [*alive, largest] if largest else alive, bool(largest)
+        return alive, state.get_max_resources_from_cluster_config()
+    except Exception:  # a private call, whose absence costs only a larger pool at the start
+        return alive, None
 
 
-def _refuse_unfit(workers: Workers, nodes: list[Mapping[str, float]], growing: bool, weight_bytes: int) -> None:
-    """Every worker must fit some node, with room beside it for a task. With an autoscaler, unseen nodes may come."""
-    if growing:
-        return
+def _refuse_unfit(workers: Workers, nodes: list[Mapping[str, float]], weight_bytes: int) -> None:
+    """Every worker must fit some node, with room beside it for a task."""
     there = "; ".join(sorted({_describe(node) for node in nodes}))
     places = sum(_places(node, workers) for node in nodes)
     if places == 0:

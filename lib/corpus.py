@@ -64,7 +64,9 @@ class CorpusOptions:
             return [self.text_column]
         names = [name for _, name, _, _ in string.Formatter().parse(self.text_template) if name]
         if not names:
-            raise UsageError(f"--text-template {self.text_template!r} names no column. Write it as '{{title}} {{text}}'")
+            raise UsageError(
+                f"--text-template {self.text_template!r} names no column. Write it as '{{title}} {{text}}'"
+            )
         return list(dict.fromkeys(names))
 
 
@@ -122,7 +124,9 @@ def list_files(options: CorpusOptions, storage: Mapping[str, Any]) -> list[Input
     """The files to read, sorted. Raises InputError when there is none, or none of a known format."""
     found = find(options.input, storage)
     if not found:
-        raise InputError(f"nothing at {options.input}. Give a file, a folder or a glob such as 's3://bucket/docs/*.parquet'")
+        raise InputError(
+            f"nothing at {options.input}. Give a file, a folder or a glob such as 's3://bucket/docs/*.parquet'"
+        )
     files = [file for file in found if format_of(file.path)]
     if not files:
         some = ", ".join(file.path.rsplit("/", 1)[-1] for file in found[:3])
@@ -146,7 +150,9 @@ def measure_files(
     if unreadable and strict:
         raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
     if len(unreadable) == len(files):
-        raise InputError(f"none of the {len(files)} files at {options.input} can be read; the first: {unreadable[0][1]}")
+        raise InputError(
+            f"none of the {len(files)} files at {options.input} can be read; the first: {unreadable[0][1]}"
+        )
     schema = _merged_schema(files, measures)
     for file, measure in zip(files, measures, strict=True):
         if isinstance(measure, Measure) and (measure.units or measure.schema.names):
@@ -243,7 +249,11 @@ def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mappi
     Raises InputError when a file has changed since the plan.
     """
     tables = [table for piece in shard.slices for table in _read_slice(piece, columns, schema, storage)]
-    fields = [*(schema.field(name) for name in columns), pa.field("_source", pa.string()), pa.field("_error", pa.string())]
+    fields = [
+        *(schema.field(name) for name in columns),
+        pa.field("_source", pa.string()),
+        pa.field("_error", pa.string()),
+    ]
     return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
 
 

@@ -51,7 +51,9 @@ def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
         return config.shard_rows or default_rows(config, encoding.spec, corpus, workers().maximum)
 
     about = _versions() | {"model": encoding.spec.name}
-    ledger = open_ledger(folder, _settings(config, encoding, storage), config, storage, config.strict, choose_rows, about)
+    ledger = open_ledger(
+        folder, _settings(config, encoding, storage), config, storage, config.strict, choose_rows, about
+    )
     total = ledger.plan["shard"][-1].as_py() + 1
     pending = missing(ledger)
     progress = Progress(total, total - len(pending))
@@ -68,7 +70,9 @@ def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
 
 def _check(config: EmbedConfig) -> None:
     if config.chunk_tokens and config.chunk_overlap >= config.chunk_tokens:
-        raise UsageError(f"--chunk-overlap {config.chunk_overlap} must be less than --chunk-tokens {config.chunk_tokens}")
+        raise UsageError(
+            f"--chunk-overlap {config.chunk_overlap} must be less than --chunk-tokens {config.chunk_tokens}"
+        )
     if config.text_template is not None:
         parse_template(config.text_template)
 

@@ -28,9 +28,12 @@ from .vectors import OutputDtype, quantise, to_column
 class EmbedConfig(CorpusOptions, ModelOptions, ClusterOptions):
     """Everything `jobs/embed_corpus.py` can be told."""
 
-    output: str = field(metadata={"help": "Folder for the Parquet parts; any fsspec URL. The same command resumes there."})
+    output: str = field(
+        metadata={"help": "Folder for the Parquet parts; any fsspec URL. The same command resumes there."}
+    )
     chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Cut texts into chunks of N tokens, a row each, instead of truncating.", "min": 8}
+        default=None,
+        metadata={"help": "Cut texts into chunks of N tokens, a row each, instead of truncating.", "min": 8},
     )
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens a chunk shares with the one before.", "min": 0})
     output_dtype: OutputDtype = field(
@@ -40,7 +43,8 @@ class EmbedConfig(CorpusOptions, ModelOptions, ClusterOptions):
         default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
     )
     storage_option: tuple[str, ...] = field(
-        default=(), metadata={"help": "fsspec options for input and output, as endpoint_url=http://host:9000,anon=true."}
+        default=(),
+        metadata={"help": "fsspec options for input and output, as endpoint_url=http://host:9000,anon=true."},
     )
     strict: bool = field(default=False, metadata={"help": "Stop at the first row or file that cannot be used."})
     dry_run: bool = field(default=False, metadata={"help": "Print plan, tokens, memory and cost, and stop."})
@@ -80,7 +84,9 @@ class Embedding:
         unique = pc.dictionary_encode(texts)
         tokens = tokenizer([self.prompt + text for text in unique.dictionary.to_pylist()])
         rows = rows.append_column("_unique", unique.indices)
-        encoded = pa.table({"ids": pa.LargeListArray.from_arrays(tokens.offsets, tokens.ids), "truncated": tokens.truncated})
+        encoded = pa.table(
+            {"ids": pa.LargeListArray.from_arrays(tokens.offsets, tokens.ids), "truncated": tokens.truncated}
+        )
         seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
         return {"rows": rows, "tokens": encoded}, seconds
 
@@ -176,7 +182,9 @@ class Embedding:
     def _stop_if_strict(self, table: pa.Table, reasons: pa.Array) -> None:
         if self.config.strict and reasons.null_count < len(reasons):
             row = pc.index(pc.is_valid(reasons), True).as_py()
-            raise InputError(f"{table['_source'][row]}: {reasons[row]} (--strict is on; without it the row is kept with a reason)")
+            raise InputError(
+                f"{table['_source'][row]}: {reasons[row]} (--strict is on; without it the row is kept with a reason)"
+            )
 
 
 def to_tokens(table: pa.Table) -> Tokens:

@@ -21,7 +21,8 @@ class ModelOptions:
     prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
     prompt_name: str | None = field(default=None, metadata={"help": "Name of one of the model's own prompts."})
     max_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens a text is cut to, special ones counted. Default: the model's.", "min": 1}
+        default=None,
+        metadata={"help": "Tokens a text is cut to, special ones counted. Default: the model's.", "min": 1},
     )
     truncate_dim: int | None = field(
         default=None, metadata={"help": "Keep the first N dimensions (Matryoshka models), normalised again.", "min": 1}
@@ -67,7 +68,9 @@ def _prompt(options: ModelOptions, spec: ModelSpec, of_recipe: str | None) -> st
     if options.prompt_name is not None:
         if options.prompt_name not in spec.prompts:
             known = ", ".join(spec.prompts) or "none"
-            raise UsageError(f"the model has no prompt {options.prompt_name!r}. Its prompts: {known}. Or give --prompt TEXT")
+            raise UsageError(
+                f"the model has no prompt {options.prompt_name!r}. Its prompts: {known}. Or give --prompt TEXT"
+            )
         return spec.prompts[options.prompt_name]
     if of_recipe is not None:
         return of_recipe

@@ -53,9 +53,14 @@ class Estimate:
             f"workers   {self.workers}, about {self.worker_bytes / 2**30:.1f} GiB of memory each",
         ]
         if self.seconds is None:
-            return [*said, "time      unknown: run --dry-run on a machine like the workers, or a first run with --limit 10000"]
+            return [
+                *said,
+                "time      unknown: run --dry-run on a machine like the workers, or a first run with --limit 10000",
+            ]
         assert self.tokens_per_second
-        said.append(f"time      about {duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s a worker, measured here")
+        said.append(
+            f"time      about {duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s a worker, measured here"
+        )
         if price_per_hour is not None:
             dollars = self.seconds / 3600 * self.workers.maximum * price_per_hour
             said.append(f"cost      about ${dollars:,.2f} at ${price_per_hour:g} a worker-hour")
@@ -76,7 +81,9 @@ def estimate(config: EmbedConfig) -> Estimate:
     shard_rows = config.shard_rows or default_rows(config, spec, corpus, workers.maximum)
     plan = cut(corpus, shard_rows)
     count = plan["shard"][-1].as_py() + 1 if plan.num_rows else 0
-    numbers = sorted({round(i * (count - 1) / max(SAMPLE_SHARDS - 1, 1)) for i in range(SAMPLE_SHARDS)}) if count else []
+    numbers = (
+        sorted({round(i * (count - 1) / max(SAMPLE_SHARDS - 1, 1)) for i in range(SAMPLE_SHARDS)}) if count else []
+    )
     template = parse_template(config.text_template) if config.text_template else [("", config.text_column)]
 
     def texts(shard: Shard) -> list[str]:
@@ -110,7 +117,9 @@ def _rate(config: EmbedConfig, spec: ModelSpec, workers: Workers, tokens: Tokens
     from .models.encoder import Encoder
 
     device = "cuda" if workers.gpus else "cpu"
-    encoder = Encoder(spec, dtype=config.dtype, device=device, token_budget=config.token_budget, threads=workers.threads)
+    encoder = Encoder(
+        spec, dtype=config.dtype, device=device, token_budget=config.token_budget, threads=workers.threads
+    )
     encoder.encode(_part(tokens, 0, 8))  # the first call sets things up
     began, seen = time.perf_counter(), 0
     for start in range(0, len(tokens.truncated), 64):

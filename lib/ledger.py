@@ -103,7 +103,7 @@ def open_ledger(
         record = {"settings": settings, "about": about, "shard_rows": shard_rows(corpus)}
         record = _claim_record(folder, record | {"columns": schema_text(corpus.schema)})
     _refuse_other_settings(folder, record["settings"], settings)
-    plans = [name for name in sorted(folder.list(PLAN))]
+    plans = sorted(folder.list(PLAN))
     tables = [pq.read_table(pa.BufferReader(folder.read(name))) for name in plans]
     planned = pa.concat_tables(tables) if tables else None
     if planned is not None and (complaints := changed_files(planned, files)):
@@ -158,7 +158,9 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
     names = ledger.part_names()
     absent = [number for number, name in names.items() if name not in there]
     if absent:
-        raise RunError(f"{len(absent)} of {len(names)} shards have no part: {absent[:10]}. Start the same command again")
+        raise RunError(
+            f"{len(absent)} of {len(names)} shards have no part: {absent[:10]}. Start the same command again"
+        )
     known = {part.shard: part for part in read_manifest(ledger.folder)} | dict(known)
     unknown = [number for number in names if number not in known or known[number].part != names[number]]
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:

@@ -233,9 +233,7 @@ def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
         yield wave
 
 
-def _run_wave(
-    verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int
-) -> Iterator[Receipt]:
+def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     dataset = _worked(verb, wave, workers, in_flight).map_batches(
         _Publish(verb, ledger.folder, names).__call__, **_task(workers)
@@ -253,6 +251,7 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
     pool = ray.data.ActorPoolStrategy(
         min_size=min(workers.minimum, len(shards)),
+        initial_size=min(workers.initial, len(shards)),
         max_size=min(workers.maximum, len(shards)),
         max_tasks_in_flight_per_actor=in_flight,
     )

@@ -72,7 +72,9 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
     try:
         fs, path = url_to_fs(url, **(defaults | dict(options)))
     except (ValueError, ImportError) as error:
-        raise UsageError(f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')") from error
+        raise UsageError(
+            f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')"
+        ) from error
     return fs, path.rstrip("/") or "/"
 
 
@@ -227,7 +229,9 @@ def _local_folder(path: str) -> None:
             pass
         os.unlink(trial)
     except OSError as error:
-        raise StorageError(f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to") from error
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to"
+        ) from error
 
 
 def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:

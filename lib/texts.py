@@ -36,17 +36,17 @@ def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tupl
     """
     names = [name for _, name in template if name]
     columns, reasons = {}, pa.nulls(table.num_rows, pa.string())
-    for name in names:
+    for name in dict.fromkeys(names):
         columns[name], broken = as_text(table[name])
         reasons = pc.coalesce(reasons, broken)
     absent = pc.is_null(columns[names[0]])
     for name in names[1:]:
         absent = pc.and_(absent, pc.is_null(columns[name]))
     pieces: list[Any] = []
-    for literal, name in template:
+    for literal, column in template:
         pieces.append(pa.scalar(literal, pa.large_string()))
-        if name:
-            pieces.append(columns[name])
+        if column:
+            pieces.append(columns[column])
     separator = pa.scalar("", pa.large_string())
     joined = pc.binary_join_element_wise(*pieces, separator, null_handling="replace", null_replacement="")
     joined = pc.utf8_trim_whitespace(joined)

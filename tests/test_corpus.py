@@ -192,7 +192,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def test_damage_is_kept_with_a_reason(tmp_path):
     """Bad lines, wrong encodings, short records and unreadable files are rows with a reason; good rows are untouched."""
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n\n{"text": "also good"}\n')
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "good"}\n{"text": \n[1]\n{"text": "caf\xe9"}\n\n{"text": "also good"}\n'
+    )
     (tmp_path / "b.csv").write_bytes(b"id,text\n1,good\n2\n3,caf\xe9\n4,x,y\n")
     (tmp_path / "c.txt").write_bytes(b"good\ncaf\xe9\n")
     write_parquet(tmp_path / "d.parquet")
@@ -213,7 +215,9 @@ def test_damage_is_kept_with_a_reason(tmp_path):
 
 def test_a_damaged_row_group_keeps_its_rows(tmp_path):
     """Bytes gone wrong inside a Parquet file cost the rows they held, each kept with a reason, and no other."""
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=250, compression="gzip", use_dictionary=False)
+    pq.write_table(
+        pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=250, compression="gzip", use_dictionary=False
+    )
     path = tmp_path / "a.parquet"
     data = bytearray(path.read_bytes())
     place = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset

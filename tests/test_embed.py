@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import time
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +114,9 @@ def test_bad_rows_are_kept_with_a_reason(cluster, tmp_path, minilm, reference):
     ids = ["a", "b", "c", "d", "e", "same", "same", "f"]
     pq.write_table(pa.table({"id": ids, "text": texts}), folder / "a.parquet")
     pq.write_table(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), folder / "b.parquet")
-    broken = pa.Array.from_buffers(pa.string(), 2, [None, pa.array([0, 4, 8], pa.int32()).buffers()[1], pa.py_buffer(b"caf\xe9good")])
+    broken = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.array([0, 4, 8], pa.int32()).buffers()[1], pa.py_buffer(b"caf\xe9good")]
+    )
     pq.write_table(pa.table({"id": ["x", "y"], "text": broken}), folder / "c.parquet")
     (folder / "d.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-30])
     (folder / "e.jsonl").write_bytes(b'{"id": "j", "text": "from a line"}\nnot json\n{"id": "k"}\n')
@@ -149,7 +152,9 @@ def test_chunks(cluster, tmp_path, minilm, reference):
     """--chunk-tokens gives 1 to n rows a text; each chunk's vector is that of text[start:end]; together they cover it."""
     (tmp_path / "in").mkdir()
     text = " ".join(f"sentence number {i} speaks of rivers, lakes and harbours." for i in range(40))
-    pq.write_table(pa.table({"id": ["long", "short", "none"], "text": [text, "brief", None]}), tmp_path / "in" / "a.parquet")
+    pq.write_table(
+        pa.table({"id": ["long", "short", "none"], "text": [text, "brief", None]}), tmp_path / "in" / "a.parquet"
+    )
     run(tmp_path / "in", minilm, chunk_tokens=50, chunk_overlap=10)
     table = rows(tmp_path / "out").to_pylist()
     chunks = [row for row in table if row["id"] == "long"]
@@ -158,7 +163,7 @@ def test_chunks(cluster, tmp_path, minilm, reference):
     assert len(chunks) > 8
     assert [row["chunk"] for row in chunks] == list(range(len(chunks)))
     assert (chunks[0]["start"], chunks[-1]["end"]) == (0, len(text))
-    assert all(a["start"] < b["start"] < a["end"] < b["end"] for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a["start"] < b["start"] < a["end"] < b["end"] for a, b in pairwise(chunks))
     assert all(row["tokens"] <= 52 and not row["truncated"] for row in chunks)
     expected = reference([text[row["start"] : row["end"]] for row in chunks])
     np.testing.assert_allclose(np.array([row["embedding"] for row in chunks]), expected, atol=1e-5)
@@ -262,7 +267,11 @@ def test_an_output_of_other_settings_is_refused(cluster, docs, minilm):
 
 def test_no_store_behind_the_endpoint_is_told(docs, minilm, monkeypatch):
     """A wrong endpoint is an error within seconds, not a storm of retries."""
-    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }.items():
         monkeypatch.setenv(name, value)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
@@ -294,7 +303,13 @@ def test_dry_run_tells_plan_tokens_memory_and_cost(cluster, docs, minilm):
 
     assert plan.rows == 300
     assert 10 < plan.tokens_a_row < 60
-    for words in ("300 rows in 1 files", "tokens", "GiB of memory", "tokens/s a worker, measured here", "cost      about $"):
+    for words in (
+        "300 rows in 1 files",
+        "tokens",
+        "GiB of memory",
+        "tokens/s a worker, measured here",
+        "cost      about $",
+    ):
         assert words in lines
     assert not (docs.parent / "out").exists()
 

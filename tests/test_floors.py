@@ -24,7 +24,19 @@ FLOORS = [
     ["embed"],
     ["estimate"],
 ]
-LIGHT = ["errors", "options", "storage", "corpus", "ledger", "packing", "texts", "vectors", "models", "recipes", "progress"]
+LIGHT = [
+    "errors",
+    "options",
+    "storage",
+    "corpus",
+    "ledger",
+    "packing",
+    "texts",
+    "vectors",
+    "models",
+    "recipes",
+    "progress",
+]
 
 
 def modules() -> dict[str, Path]:
@@ -78,6 +90,10 @@ def test_light_modules_load_neither_torch_nor_ray():
 
 def test_files_are_short():
     """No file of lib or jobs is over 350 lines: one idea a file."""
-    long = {p.name: n for p in [*modules().values(), *(ROOT / "jobs").glob("*.py")] if (n := len(p.read_text().splitlines())) > 350}
+    long = {
+        p.name: n
+        for p in [*modules().values(), *(ROOT / "jobs").glob("*.py")]
+        if (n := len(p.read_text().splitlines())) > 350
+    }
 
     assert not long

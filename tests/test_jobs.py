@@ -37,7 +37,9 @@ def test_no_option_explains():
     done = call()
 
     assert "Turn every row of a corpus into a vector" in done.stdout + done.stderr
-    assert "python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3" in done.stdout + done.stderr
+    assert (
+        "python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3" in done.stdout + done.stderr
+    )
 
 
 def test_every_option_is_documented():

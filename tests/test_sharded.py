@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lib.cluster import ClusterOptions, Workers, _refuse_unfit, connect, decide
+import lib.cluster
+from lib.cluster import ClusterOptions, connect, decide
 from lib.corpus import CorpusOptions, read
 from lib.errors import InputError, RunError, StorageError, UsageError
 from lib.ledger import audit, missing, open_ledger, read_manifest
@@ -169,7 +170,7 @@ def test_another_run_in_the_folder_is_refused(corpus, tmp_path):
 def test_parts_without_a_record_are_refused(corpus, tmp_path):
     """Parts that no _run.json explains are not overwritten or mixed in."""
     Folder(str(tmp_path / "out")).publish("part-000000-abc.parquet", b"x")
-    with pytest.raises(RunError, match="no _run.json"):
+    with pytest.raises(RunError, match=r"no _run\.json"):
         opened(corpus, tmp_path)
 
 
@@ -215,12 +216,14 @@ def test_a_model_larger_than_the_nodes_is_told(cluster):
         decide(ClusterOptions(), 10**13)
 
 
-def test_an_autoscaler_may_bring_what_is_not_there_yet():
-    """On a cluster that grows, what no present node has is no error."""
-    workers = Workers(1, 4, 1, 1.0, 1.0, 1.0)
-    _refuse_unfit(workers, [{"CPU": 0.0}], growing=True, weight_bytes=0)
-    with pytest.raises(RunError):
-        _refuse_unfit(workers, [{"CPU": 0.0}], growing=False, weight_bytes=0)
+def test_an_autoscaler_may_bring_what_is_not_there_yet(monkeypatch):
+    """On a cluster that grows, what no present node has is no error, and the pool may grow to what will come."""
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], {"CPU": 68.0, "GPU": 16.0}))
+    assert (decide(ClusterOptions(), 0).initial, decide(ClusterOptions(), 0).maximum) == (1, 16)
+
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], None))
+    with pytest.raises(RunError, match="no node has 1 GPU"):
+        decide(ClusterOptions(gpus_per_worker=1), 0)
 
 
 def test_more_workers_at_least_than_at_most_is_a_usage_error(cluster):

@@ -23,7 +23,9 @@ def bare_python(tmp_path) -> str:
     packages = next((tmp_path / "image").glob("lib/python*/site-packages"))
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
     python = tmp_path / "image" / "bin" / "python"
-    found = subprocess.run([python, "-c", "import ray, torch; import lib"], cwd=tmp_path, capture_output=True, text=True)
+    found = subprocess.run(
+        [python, "-c", "import ray, torch; import lib"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert "No module named 'lib'" in found.stderr
     return str(python)
 

@@ -18,8 +18,8 @@ def open_bytes(path: str, options: Mapping[str, Any]) -> io.BufferedReader:
     raw = open_file(path, options)
     codec = compression_of(path)
     if codec is None:
-        return io.BufferedReader(raw, BLOCK)  # type: ignore[type-var]
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec), BLOCK)  # type: ignore[type-var]
+        return io.BufferedReader(raw, BLOCK)  # type: ignore[arg-type, type-var]
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec), BLOCK)  # type: ignore[arg-type, type-var]
 
 
 def read_lines(path: str, start: int, stop: int, options: Mapping[str, Any]) -> Iterator[tuple[int, bytes | None]]:

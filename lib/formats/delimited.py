@@ -31,9 +31,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     return Measure(units, 1.0, True, max(1.0, length / max(units, 1)), schema)
 
 
-def read(
-    path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[pa.Table]:
+def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     records = _records(path, options)
     header = next(records, [])
     places = [header.index(name) for name in columns]

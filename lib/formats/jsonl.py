@@ -26,9 +26,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     return measure_lines(file, options, pa.schema([(name, pa.large_string()) for name in names]), lines)
 
 
-def read(
-    path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[pa.Table]:
+def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     rows: dict[str, list[Any]] = _empty(columns)
     for position, line in read_lines(path, start, stop, options):
         if line is not None and not line.strip():

@@ -25,9 +25,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     return Measure(rows, 1.0, True, max(1.0, size / max(rows, 1)), schema.remove_metadata(), breaks)
 
 
-def read(
-    path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[pa.Table]:
+def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     with open_file(path, options) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
         check_columns(parquet.schema_arrow, columns, path)
         first = 0
@@ -67,4 +65,6 @@ def _table(table: pa.Table, first: int) -> pa.Table:
 
 def _group_bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
     chunks = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns)
+    return sum(
+        c.total_uncompressed_size for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns
+    )

@@ -18,9 +18,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     return measure_lines(file, options, SCHEMA, sample(file, options))
 
 
-def read(
-    path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
-) -> Iterator[pa.Table]:
+def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     rows: list[tuple[str | None, int, str | None]] = []
     for position, line in read_lines(path, start, stop, options):
         rows.append(_row(position, line))

@@ -37,7 +37,7 @@ from .tally import SERVERS, WORKERS, Tally
 
 FILES = 8
 WORDS = (5, 60)  # a text; long enough to keep shards in flight for some seconds between two kills
-ROW_GROUP = 1000  # rows
+ROW_GROUP = 900  # rows; shards end within groups, and some lie in two files
 LINE_SECONDS = 10.0
 SECOND_PATIENCE = 120.0  # seconds
 
@@ -64,11 +64,6 @@ def _text(rng: random.Random, vocabulary: list[str]) -> str | None:
     return " ".join(rng.choices(vocabulary, k=rng.randint(*WORDS)))
 
 
-def planned_shards(rows: int, shard_rows: int) -> int:
-    size = -(-rows // FILES)
-    return sum(-(-min(size, rows - start) // shard_rows) for start in range(0, rows, size))
-
-
 @contextmanager
 def guarded(tally: Tally, *works: Callable[[], None]) -> Iterator[list[threading.Thread]]:
     """A thread for each; one that raises ends the run and is told as a problem."""
@@ -91,10 +86,10 @@ def guarded(tally: Tally, *works: Callable[[], None]) -> Iterator[list[threading
             thread.join(60)
 
 
-def progress_lines(tally: Tally, shard_rows: int) -> None:
+def progress_lines(tally: Tally) -> None:
     while not tally.over.wait(LINE_SECONDS):
         kills = "  ".join(f"{kind} {n}/{tally.target}" for kind, n in tally.killed().items())
-        rows = f"~{tally.parts * shard_rows:,} rows in {tally.parts}/{tally.shards} parts"
+        rows = f"{tally.done:,} of {tally.rows:,} rows in {tally.parts} parts"
         click.echo(f"{time.monotonic() - tally.began:5.0f} s  {rows}  kills: {kills}  starts {tally.starts}")
 
 
@@ -104,11 +99,11 @@ def run_once(command: list[str], env: dict[str, str]) -> tuple[int, float, str]:
     return done.returncode, time.monotonic() - began, done.stderr + done.stdout
 
 
-def under_fire(job: Driver, observer: Observer, head: Head, server: Server | None, shard_rows: int, seed: int) -> None:
+def under_fire(job: Driver, observer: Observer, head: Head, server: Server | None, seed: int) -> None:
     """Kill and restart until the job has ended well or something is wrong."""
     tally = job.tally
     workers = WorkerKiller(head, tally, seed + 1)
-    works = (job.supervise, observer.watch, workers.kill_on, lambda: progress_lines(tally, shard_rows))
+    works = (job.supervise, observer.watch, workers.kill_on, lambda: progress_lines(tally))
     killer = ServerKiller(server, tally, seed + 2) if server else None
     try:
         with guarded(tally, *works) as (driving, *_):
@@ -122,20 +117,20 @@ def under_fire(job: Driver, observer: Observer, head: Head, server: Server | Non
 
 def one_store(place: str, folder: Path, model: str, server: Server | None, options: dict[str, Any]) -> list[str]:
     """The whole story on one store. Returns what is wrong."""
-    rows, shard_rows, seed = options["rows"], options["shard_rows"], options["seed"]
+    rows, seed = options["rows"], options["seed"]
     inputs, output = f"{place}/in", f"{place}/out"
     write_input(inputs, rows, seed)
     kinds = ("driver", "worker", "server") if server else ("driver", "worker")
     with Head() as head:
-        tally = Tally(options["kills"], kinds, planned_shards(rows, shard_rows))
+        tally = Tally(options["kills"], kinds, rows)
         observer = Observer(output, tally)
         logs = folder / "logs"
         logs.mkdir()
         command = [sys.executable, "jobs/embed_corpus.py", "--input", inputs, "--output", output, "--model", model]
-        command += ["--shard-rows", str(shard_rows), "--dtype", "float32"]
+        command += ["--shard-rows", str(options["shard_rows"]), "--dtype", "float32"]
         env = environment() | {"RAY_ADDRESS": head.address}
         job = Driver(command, env, head, tally, logs, seed)
-        under_fire(job, observer, head, server, shard_rows, seed)
+        under_fire(job, observer, head, server, seed)
         counts: dict[str, Any] = {"seconds": round(time.monotonic() - tally.began)}
         if not tally.problems:
             counts |= settle(job, observer, inputs, output, model, seed)
@@ -168,7 +163,7 @@ def summary(tally: Tally, observer: Observer) -> dict[str, Any]:
         "kills of the driver": kills["driver"],
         "kills of workers": f"{sum(kills[n] for n in WORKERS)} ({', '.join(f'{kills[n]} {n}s' for n in WORKERS)})",
         "kills of the server": f"{sum(kills[n] for n in SERVERS)} ({', '.join(f'{n} {kills[n]}' for n in SERVERS)})",
-        "driver starts": f"{tally.starts}, {tally.barren} killed before they published",
+        "driver starts": f"{tally.starts}; {tally.barren} killed before they published, {tally.slow} of them slow",
         "worker outlives driver": f"{tally.orphan_seconds:.1f} s at most",
         "parts seen rewritten": observer.rewritten,
         "listings checked": f"{observer.listings}, {observer.unanswered} more unanswered",
@@ -183,7 +178,7 @@ def show(counts: dict[str, Any], tally: Tally) -> None:
     click.echo("  exits of drivers that nobody killed:")
     for code, number in sorted(tally.exits.items()):
         click.echo(f"    exit {code}: {number}")
-        for line, times in tally.last_lines[code].most_common(5):
+        for line, times in tally.last_lines[code].most_common(5 if code else 0):
             click.echo(f"      {times} x {line}")
     for text in tally.tracebacks[:5]:
         click.echo(text)

@@ -16,7 +16,7 @@ TICK = 0.1  # seconds
 EARLY_SHARE = 0.3  # of kills fall at any moment of a driver's start; the others while its shards are in flight
 EARLY_SECONDS = 12.0  # import, plan, connect, first models loading
 FLIGHT_SECONDS = 3.0  # after the first part of this driver
-WAIT_FOR_PART = 90.0  # seconds; then a driver is killed though it has published nothing
+WAIT_FOR_PART = 150.0  # seconds; then a driver is killed though it has published nothing, and counted as slow
 STALL = 240.0  # undisturbed seconds without a part that count as a hang: twice the patience with a store
 ORPHAN_SECONDS = 30.0
 FAILURES = 20  # starts in a row that end by themselves and publish nothing: no chaos explains that
@@ -83,9 +83,12 @@ class Driver:
             if parts > last_parts:
                 last_parts, last_change = parts, now
                 in_flight_since = in_flight_since or now
-            due = now - began > (WAIT_FOR_PART if early is None else early)
-            due = due or (in_flight_since is not None and now - in_flight_since > flight)
-            if self.tally.late("driver") or (due and self.tally.wanted("driver")):
+            slow = in_flight_since is None and now - began > WAIT_FOR_PART
+            due = (early is not None and now - began > early) or (
+                in_flight_since is not None and now - in_flight_since > flight
+            )
+            if self.tally.late("driver") or ((due or slow) and self.tally.wanted("driver")):
+                self.tally.slow += slow
                 return self._kill(process)
             if now - last_change > STALL:
                 self._abort(process)

@@ -73,7 +73,7 @@ class ServerKiller:
     def step(self) -> None:
         """Wait, kill, leave it dead for a while, bring it back with its data."""
         back = time.monotonic() + self.random.uniform(*SERVER_PAUSE)
-        while time.monotonic() < back and not self.tally.late("server"):
+        while self.tally.early("server") or (time.monotonic() < back and not self.tally.late("server")):
             if self.tally.over.wait(TICK):
                 return
         whole = self.random.random() < WHOLE_SHARE

@@ -39,12 +39,14 @@ class Observer:
             for name, tag in parts.items():
                 if self.tags.get(name) != tag:
                     self._read(name, tag)
+            if "_manifest.parquet" in entries and (there := sum(self.rows.values())) != self.tally.rows:
+                self.tally.fail(f"a manifest is listed beside {there} of {self.tally.rows} rows")
         except Exception as error:
             if isinstance(error, AssertionError | TypeError | AttributeError | LookupError):
                 raise
             self.unanswered += 1
             return False
-        self.tally.parts = len(parts)
+        self.tally.parts, self.tally.done = len(self.rows), sum(self.rows.values())
         return True
 
     def _list(self) -> dict[str, dict[str, Any]]:
@@ -61,8 +63,6 @@ class Observer:
         for name in entries.keys() - parts.keys() - (set(hidden) if self.local else set()):
             if not name.startswith("_"):
                 self.tally.fail(f"{name!r} is listed in the output: neither a part nor a record")
-        if "_manifest.parquet" in entries and len(parts) < self.tally.shards:
-            self.tally.fail(f"a manifest is listed beside {len(parts)} of {self.tally.shards} parts")
 
     def _read(self, name: str, tag: str) -> None:
         try:

@@ -5,25 +5,28 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+LEAD = 2  # kills that the server may be ahead of driver and workers
 WORKERS, SERVERS = ("actor", "task"), ("gateway", "whole server")
 
 
 @dataclass
 class Tally:
-    """Counts so far. `target`: kills wanted of each kind; `kinds`: what can be killed here; `shards`: of the plan."""
+    """Counts so far. `target`: kills wanted of each kind; `kinds`: what can be killed here; `rows`: of the corpus."""
 
     target: int
     kinds: tuple[str, ...]
-    shards: int
+    rows: int
     kills: Counter[str] = field(default_factory=Counter)  # "driver", WORKERS, SERVERS
     starts: int = 0  # of the driver
-    barren: int = 0  # starts that published nothing before they were killed, in flight or not
+    barren: int = 0  # starts killed before they had published
+    slow: int = 0  # of these, starts given up on after a long time without a part
     exits: Counter[int] = field(default_factory=Counter)  # of drivers that nobody killed
     last_lines: dict[int, Counter[str]] = field(default_factory=dict)
     tracebacks: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     orphan_seconds: float = 0.0  # the longest that a worker outlived its driver
-    parts: int = 0  # listed now
+    parts: int = 0  # seen whole
+    done: int = 0  # rows in them
     over: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
 
@@ -44,8 +47,12 @@ class Tally:
         return not any(self.wanted(kind) for kind in self.kinds)
 
     def late(self, kind: str) -> bool:
-        """Whether the parts are ahead of the kills of this kind: the next must not wait, so that they spread over the run."""
-        return self.wanted(kind) and self.parts > self.shards * (0.02 + 0.8 * self.killed()[kind] / self.target)
+        """Whether the rows done are ahead of the kills of this kind, so that the next must not wait."""
+        return self.wanted(kind) and self.done > self.rows * (0.02 + 0.8 * self.killed()[kind] / self.target)
+
+    def early(self, kind: str) -> bool:
+        """Whether the kills of this kind are ahead of another's, so that the next must wait: all last to the end."""
+        return self.killed()[kind] > min(self.killed().values()) + LEAD
 
     def fail(self, problem: str) -> None:
         if problem not in self.problems:
