@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+import transformers
 
 from benchmarks.demo import minilm
 from benchmarks.embed_cpu import cosines
@@ -49,7 +50,7 @@ class Size:
     minutes: float = 7.0  # after which no further measurement begins
 
 
-SMALL = Size(budgets=(256, 1024), tokens=12_000, seconds=0.2, long=64, matmul=256)
+SMALL = Size(budgets=(256, 1024), tokens=2000, seconds=0.05, long=64, matmul=256)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ SHAPES = (
 )
 
 
+Rate = tuple[str, float, float]  # what, tokens a second, the most GiB
+
+
 @dataclass
 class Corpus:
     """Texts and their tokens, ready for both sides."""
@@ -99,8 +103,6 @@ class Corpus:
 
 def build(shape: Shape, folder: Path, small: bool, device: torch.device) -> Path:
     """A model directory in sentence-transformers' layout with random weights, and a tokenizer of whole words."""
-    import transformers
-
     settings = shape.settings | (shape.small if small else {})
     config = getattr(transformers, shape.config)(**settings, bos_token_id=0, pad_token_id=1, eos_token_id=2)
     kind = transformers.AutoModelForCausalLM if shape.pooling == "lasttoken" else transformers.AutoModel
@@ -238,8 +240,8 @@ def agreement(path: Path, corpus: Corpus, device: torch.device) -> Iterator[str]
         apart = np.concatenate([encoder.encode(one) for one in alone])
         yield agreement_line(f"{dtype}, {encoder.mode}", f"{dtype}, each alone", packed, apart, least)
         yield agreement_line(f"{dtype}, {encoder.mode}", stock, packed, reference, least)
-    theirs = peer(path, torch.float16, device).encode(few.texts)
-    yield agreement_line("sentence-transformers float16, batch 32", stock, theirs, reference, LEAST_COSINE_16_BITS)
+    theirs = peer(path, peer_half(device), device).encode(few.texts).astype(np.float32)
+    yield agreement_line("sentence-transformers 16 bits, batch 32", stock, theirs, reference, LEAST_COSINE_16_BITS)
 
 
 def agreement_line(what: str, other: str, found: np.ndarray, expected: np.ndarray, least: float) -> str:
@@ -254,6 +256,11 @@ def half(device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" or torch.cuda.is_bf16_supported() else "float16"
 
 
+def peer_half(device: torch.device) -> torch.dtype:
+    """float16, the usual choice on GPUs; CPUs have no arithmetic for it."""
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
 def peer(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     from sentence_transformers import SentenceTransformer
 
@@ -261,30 +268,38 @@ def peer(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def speed(path: Path, corpus: Corpus, size: Size, peak: float, device: torch.device) -> Iterator[str]:
-    """A line for each token budget, then for each batch size of sentence-transformers."""
+    """A line for each batch size of sentence-transformers, then for each token budget."""
     spec = read_spec(str(path))
-    lengths = corpus.lengths
-    flops = float(np.average([flops_per_token(spec, int(length)) for length in lengths], weights=lengths))
+    costs = [flops_per_token(spec, int(length)) for length in corpus.lengths]
+    flops = float(np.average(costs, weights=corpus.lengths))
     yield "| | tokens/s | TFLOP/s | of the matmul peak | x sentence-transformers, batch 32 | GiB |"
     yield "|---|---|---|---|---|---|"
-    model = peer(path, torch.float16, device)
-    theirs = []
+    base = 0.0
+    for label, rate, memory in (*peer_rates(path, corpus, size, device), *encoder_rates(spec, corpus, size, device)):
+        base = base or rate
+        share = rate * flops / peak
+        yield f"| {label} | {rate:,.0f} | {rate * flops / 1e12:.2f} | {share:.0%} | {rate / base:.2f} | {memory:.1f} |"
+
+
+def peer_rates(path: Path, corpus: Corpus, size: Size, device: torch.device) -> Iterator[Rate]:
+    model = peer(path, peer_half(device), device)
     for batch in BATCHES:
+        label = f"sentence-transformers {str(peer_half(device)).removeprefix('torch.')}, batch {batch}"
         with peak_memory(device) as most:
-            called = token_rate(lambda part, batch=batch: model.encode(part.texts, batch_size=batch), corpus, size, device)
+            called = token_rate(lambda part, n=batch: model.encode(part.texts, batch_size=n), corpus, size, device)
+        yield f"{label}, `encode`", called, most[0]
+        with peak_memory(device) as most:
             forward = forward_rate(model, corpus, batch, device)
-        theirs.append(called)
-        label = f"sentence-transformers float16, batch {batch}"
-        yield speed_line(f"{label}, `encode`", called, flops, peak, theirs[0], most[0])
-        yield speed_line(f"{label}, tokenised in advance", forward, flops, peak, theirs[0], most[0])
-    del model
+        yield f"{label}, tokenised in advance", forward, most[0]
+
+
+def encoder_rates(spec: ModelSpec, corpus: Corpus, size: Size, device: torch.device) -> Iterator[Rate]:
     encoder = Encoder(spec, dtype=half(device), device=str(device))
     for budget in size.budgets:
         encoder.token_budget = budget
         with peak_memory(device) as most:
             rate = token_rate(lambda part: encoder.encode(part.tokens), corpus, size, device)
-        label = f"Encoder {encoder.dtype}, {encoder.mode}, {encoder.token_budget:,} tokens a batch"
-        yield speed_line(label, rate, flops, peak, theirs[0], most[0])
+        yield f"Encoder {encoder.dtype}, {encoder.mode}, {encoder.token_budget:,} tokens a batch", rate, most[0]
 
 
 def forward_rate(model: Any, corpus: Corpus, batch: int, device: torch.device) -> float:
@@ -303,11 +318,6 @@ def forward_rate(model: Any, corpus: Corpus, batch: int, device: torch.device) -
     return len(part.tokens.ids) / seconds_of(forward, device)
 
 
-def speed_line(label: str, rate: float, flops: float, peak: float, theirs: float, memory: float) -> str:
-    share = rate * flops / peak
-    return f"| {label} | {rate:,.0f} | {rate * flops / 1e12:.2f} | {share:.0%} | {rate / theirs:.2f} | {memory:.1f} |"
-
-
 def machine(size: Size, peak: float, device: torch.device) -> Iterator[str]:
     yield f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     if device.type == "cuda":
@@ -315,7 +325,7 @@ def machine(size: Size, peak: float, device: torch.device) -> Iterator[str]:
         yield f"- {facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     else:
         yield "- CPU, tiny sizes: this only shows that the script runs"
-    yield f"- measured matmul peak, bf16, {size.matmul}^3: {peak / 1e12:.1f} TFLOP/s"
+    yield f"- measured matmul peak, bf16, {size.matmul}^3: {peak / 1e12:.3g} TFLOP/s"
 
 
 def one_model(path: Path, name: str, size: Size, peak: float, device: torch.device) -> Iterator[str]:
@@ -357,6 +367,9 @@ def main(small: bool, report: str | None) -> None:
     """Measure the encoder on one CUDA device beside what the device can do and sentence-transformers."""
     if not small and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is here. Run this on a machine with one, or try it with --small")
+    transformers.utils.logging.disable_progress_bar()
+    if small:
+        torch.set_num_threads(1)
     size, device = (SMALL, torch.device("cpu")) if small else (Size(), torch.device("cuda"))
     ends = time.monotonic() + 60 * size.minutes
     said = []

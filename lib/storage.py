@@ -6,25 +6,22 @@ What may pass (503, reset, timeout, a server that restarts) is tried again for `
 (no bucket, no credentials, a full disk) is a `StorageError` at once.
 """
 
-import errno
+import io
 import json
 import os
-import random
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from .errors import StorageError, UsageError
+from .patience import PROBE_PATIENCE, error_code, final_reason, retrying
 
-PATIENCE = 120.0  # seconds; a store that restarts is back in 1 to 20
-PROBE_PATIENCE = 4.0  # seconds; a wrong endpoint is told to a waiting person
 HIDDEN = (".", "_")  # first letters of names that are not part of a corpus
 
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
@@ -33,9 +30,10 @@ CHECKSUM_ENVIRONMENT = {
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 # One layer retries, this module: botocore's own attempts on top would multiply into a storm.
+PROBE_OPTIONS = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_PATIENCE, "retries": {"total_max_attempts": 1}}
+}
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
         raise UsageError(
             f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')"
         ) from error
+    if hasattr(fs, "call_s3"):
+        fs.retries = 1  # as S3_OPTIONS: retrying is done here
     return fs, path.rstrip("/") or "/"
 
 
@@ -100,8 +100,10 @@ class Folder:
         fs, path = self._open()
         if is_local(fs):
             return _local_folder(path)
+        if hasattr(fs, "call_s3"):
+            fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
         bucket = path.split("/")[0]
-        _retrying(lambda: _list_one(fs, bucket), self.url, PROBE_PATIENCE)
+        retrying(lambda: _list_one(fs, bucket), self.url, PROBE_PATIENCE)
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Names directly in the folder that start with `prefix`, with their sizes in bytes; nothing unfinished."""
@@ -111,19 +113,19 @@ class Folder:
             try:
                 entries = fs.ls(path, detail=True)
             except FileNotFoundError as error:
-                if _final_reason(error):  # the bucket, not the folder, is missing
+                if final_reason(error):  # the bucket, not the folder, is missing
                     raise
                 return {}
             found = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
             shown = ((name, e) for name, e in found if name and not name.startswith("."))  # a folder marker has no name
             return {name: e["size"] for name, e in shown if name.startswith(prefix)}
 
-        return _retrying(names, self.url)
+        return retrying(names, self.url)
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError when there is none."""
         fs, path = self._open()
-        return _retrying(lambda: fs.cat_file(f"{path}/{name}"), self.path(name))
+        return retrying(lambda: fs.cat_file(f"{path}/{name}"), self.path(name))
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable reader that fetches ranges. Raises FileNotFoundError when there is no such object."""
@@ -133,7 +135,7 @@ class Folder:
         """Put the whole object under `name` in one step, over what was there. Raises StorageError."""
         fs, path = self._open()
         put = _put_local if is_local(fs) else _put_object
-        _retrying(lambda: put(fs, f"{path}/{name}", data), self.path(name))
+        retrying(lambda: put(fs, f"{path}/{name}", data), self.path(name))
 
     def claim(self, name: str, data: bytes) -> bool:
         """Create `name` unless it exists; true when what is stored now is `data`.
@@ -144,12 +146,12 @@ class Folder:
         fs, path = self._open()
         create = _create_local if is_local(fs) else _create_object
 
-        def attempt() -> bool:
+        def attempt() -> None:
             with suppress(FileExistsError):
                 create(fs, f"{path}/{name}", data)
-            return fs.cat_file(f"{path}/{name}") == data
 
-        return _retrying(attempt, self.path(name))
+        retrying(attempt, self.path(name))
+        return self.read(name) == data
 
     def sweep(self) -> None:
         """Remove what killed writers left of unfinished local files. Call it when nothing is written any more."""
@@ -177,9 +179,9 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
                 raise
             return {}
 
-    entries = _retrying(listing, url, PROBE_PATIENCE)
-    if not entries and not is_local(fs):
+    if not is_local(fs):
         Folder(url, dict(options)).probe()
+    entries = retrying(listing, url)
     files = [InputFile(fs.unstrip_protocol(p), e["size"], _tag(e)) for p, e in entries.items() if _is_file(p, e)]
     root = fs.unstrip_protocol(re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path)
     return sorted((f for f in files if not _hidden(f.path, root)), key=lambda file: file.path)
@@ -190,14 +192,50 @@ def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) ->
     fs, path = filesystem(url, options)
     if is_local(fs):
         return open(path, "rb")
-    opened = _retrying(lambda: fs.open(path, "rb", block_size=buffering, cache_type="readahead"), url)
-    return opened
+    size = retrying(lambda: fs.info(path), url)["size"]
+    return io.BufferedReader(_Ranges(fs, path, url, size), buffering)
+
+
+class _Ranges(io.RawIOBase):
+    """An object read by ranges, each tried again while the store is away."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, size: int):
+        self.fs, self.path, self.url, self.size, self.position = fs, path, url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence])
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readall(self) -> bytes:
+        rest = bytearray(max(0, self.size - self.position))
+        view = memoryview(rest)
+        while view:
+            view = view[self.readinto(view[: 8 << 20]) :]
+        return bytes(rest)
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.position + len(buffer), self.size)
+        if end <= self.position:
+            return 0
+        data = retrying(lambda: self.fs.cat_file(self.path, start=self.position, end=end), self.url)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def current_tag(url: str, options: Mapping[str, Any]) -> tuple[int, str]:
     """Size and tag of the file as it is now, to hold against the plan."""
     fs, path = filesystem(url, options)
-    entry = _retrying(lambda: fs.info(path), url)
+    entry = retrying(lambda: fs.info(path), url)
     return entry["size"], _tag(entry)
 
 
@@ -289,59 +327,6 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Non
     try:
         fs.pipe_file(path, data, mode="create")
     except Exception as error:
-        if "PreconditionFailed" in repr(error) or "412" in repr(error) or _code(error) == "PreconditionFailed":
+        if "PreconditionFailed" in repr(error) or "412" in repr(error) or error_code(error) == "PreconditionFailed":
             raise FileExistsError(path) from error
         raise
-
-
-def _retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> T:
-    """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over."""
-    deadline = time.monotonic() + patience
-    pause = 0.2
-    while True:
-        try:
-            return attempt()
-        except (TypeError, AttributeError, LookupError, AssertionError):
-            raise  # a mistake of ours, not the store's
-        except Exception as error:
-            final = _final_reason(error)
-            if isinstance(error, FileNotFoundError) and not final:
-                raise
-            if final or time.monotonic() + pause > deadline:
-                raise StorageError(f"{url}: {final or _passing_reason(error, patience)}") from error
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, 8.0)
-
-
-def _code(error: BaseException) -> str:
-    """The store's own error code, from botocore's exception or the one s3fs made of it."""
-    for e in (error, error.__cause__):
-        response = getattr(e, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def _final_reason(error: Exception) -> str | None:
-    """Why trying again is useless, with what to do; None when it may pass or is the caller's to judge."""
-    code, text = _code(error), f"{type(error).__name__}: {error}"
-    if "NoCredentials" in text or "Unable to locate credentials" in text or "PartialCredentials" in text:
-        return "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option anon=true"
-    if code == "NoSuchBucket" or "bucket does not exist" in text:
-        return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL says which server is asked"
-    if isinstance(error, PermissionError) or code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"):
-        return f"access denied ({code or error}). Check the access key, the secret and the bucket's policy"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full. Free space and start the same command again: it goes on where it stopped"
-    if isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError)):
-        return text
-    return None
-
-
-def _passing_reason(error: Exception, patience: float) -> str:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    asked = f" at {endpoint}" if endpoint else ""
-    return (
-        f"the store{asked} did not answer within {patience:.0f} s ({type(error).__name__}: {error}). "
-        "Check the endpoint and the network, then start the same command again"
-    )

@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 # for its other files, and a folder's files may import their own __init__ when that is below them.
 FLOORS = [
     ["errors"],
-    ["options", "storage", "packing", "texts", "vectors", "progress", "recipes", "models.directory"],
-    ["formats", "models.modules", "models.attention", "recipes.*", "cluster"],
-    ["formats._lines", "models", "formats.parquet"],
+    ["options", "patience", "packing", "texts", "vectors", "progress", "recipes", "models.directory"],
+    ["storage", "models.modules", "models.attention", "recipes.*"],
+    ["formats", "models", "cluster"],
+    ["formats._lines", "formats.parquet"],
     ["formats.*", "models.forward", "models.pooling", "models.load", "models.precut"],
     ["corpus", "models.selftest", "models.tokenizer"],
     ["ledger", "models.encoder", "encoding"],

@@ -285,7 +285,6 @@ def test_what_will_not_pass_is_told_at_once(server, bucket, wrong, monkeypatch):
         started = time.monotonic()
         with pytest.raises(StorageError) as error:
             call()
-            pytest.fail(f"{act}: no error")
         told[act] = str(error.value)
         assert time.monotonic() - started < TELL, act
 
@@ -336,7 +335,8 @@ def test_a_slow_store_is_waited_for(server, bucket, monkeypatch):
         round_trip(Folder(f"{bucket}/store"), 0)
 
         assert time.monotonic() - started > 0.1 * proxy.requests
-        assert proxy.bytes_up > 9 * MB and proxy.bytes_down > 18 * MB
+        assert proxy.bytes_up > 9 * MB
+        assert proxy.bytes_down > 18 * MB
 
 
 @pytest.mark.parametrize("deaths", ["kill", "kill_all"])

@@ -31,18 +31,29 @@ class Head:
         folder = os.path.dirname(self.python)
         gone = ("RAY_", "PYTHONPATH", "VIRTUAL_ENV")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
-        return kept | {"PATH": f"{folder}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        return kept | {
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
 
     def __enter__(self) -> "Head":
         client, agent, metrics = self.others
         words = [
-            *("start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self.port}", f"--num-cpus={self.cpus}"),
+            *(
+                "start",
+                "--head",
+                "--block",
+                "--node-ip-address=127.0.0.1",
+                f"--port={self.port}",
+                f"--num-cpus={self.cpus}",
+            ),
             *(f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={client}", "--include-dashboard=true"),
             *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
             *(f"--temp-dir={self.temporary}", "--object-store-memory=300000000"),
         ]
         program = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
-        log = open(f"{self.temporary}/head.out", "wb")  # noqa: SIM115 - lives as long as the process
+        log = open(f"{self.temporary}/head.out", "wb")
         self.process = subprocess.Popen(
             [self.python, "-c", program, *words], cwd=self.cwd, env=self.environment, stdout=log, stderr=log
         )
@@ -70,7 +81,16 @@ class Head:
     def submit(self, *words: str, cwd: Path) -> subprocess.CompletedProcess:
         """`ray job submit WORDS`, run in `cwd`."""
         program = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
-        line = [sys.executable, "-c", program, "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard}", *words]
+        line = [
+            sys.executable,
+            "-c",
+            program,
+            "job",
+            "submit",
+            "--address",
+            f"http://127.0.0.1:{self.dashboard}",
+            *words,
+        ]
         return subprocess.run(line, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=240)
 
 

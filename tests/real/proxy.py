@@ -19,7 +19,9 @@ from contextlib import suppress
 from typing import Self
 
 CHUNK = 1 << 16
-SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+SLOW_DOWN = (
+    b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+)
 
 
 class FaultProxy:
@@ -61,9 +63,10 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._call(self._close())
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
 
     def _call(self, coroutine) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
@@ -79,18 +82,26 @@ class FaultProxy:
         for writer in list(self._writers):
             _reset(writer)
 
+    async def _end(self) -> None:
+        await self._close()
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
     async def _serve(self, reader: StreamReader, client: StreamWriter) -> None:
         self.connections += 1
         self._writers.add(client)
         try:
             upstream_reader, upstream = await asyncio.open_connection(*self.upstream)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             self._writers.discard(client)
             return _reset(client)
         self._writers.add(upstream)
         exchange = _Exchange(self, reader, client, upstream_reader, upstream)
         directions = [asyncio.ensure_future(exchange.requests()), asyncio.ensure_future(exchange.answers())]
-        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(asyncio.CancelledError):  # by `_end`
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         for direction in directions:
             direction.cancel()
         await asyncio.gather(*directions, return_exceptions=True)
@@ -108,8 +119,21 @@ class FaultProxy:
 class _Exchange:
     """One connection: its requests upwards, one after the other, and the answers downwards as they come."""
 
-    def __init__(self, proxy: FaultProxy, reader: StreamReader, client: StreamWriter, answers: StreamReader, upstream: StreamWriter):
-        self.proxy, self.reader, self.client, self.answer_reader, self.upstream = proxy, reader, client, answers, upstream
+    def __init__(
+        self,
+        proxy: FaultProxy,
+        reader: StreamReader,
+        client: StreamWriter,
+        answers: StreamReader,
+        upstream: StreamWriter,
+    ):
+        self.proxy, self.reader, self.client, self.answer_reader, self.upstream = (
+            proxy,
+            reader,
+            client,
+            answers,
+            upstream,
+        )
         self.cut_answer = False
 
     async def requests(self) -> None:

@@ -14,7 +14,6 @@ Servers die with the *thread* that started them (PR_SET_PDEATHSIG), so a killed 
 import getpass
 import http.client
 import json
-import os
 import random
 import shutil
 import signal
@@ -61,7 +60,9 @@ class Server:
         self.folder = Path(folder).resolve()
         self.processes: dict[str, subprocess.Popen] = {}
         kept = self.folder / "ports.json"
-        self.ports = json.loads(kept.read_text()) if kept.exists() else {n: free_port() for n in ("s3", *self.port_names)}
+        self.ports = (
+            json.loads(kept.read_text()) if kept.exists() else {n: free_port() for n in ("s3", *self.port_names)}
+        )
         self.ports["s3"] = port or self.ports["s3"]
 
     @property
@@ -108,7 +109,9 @@ class Server:
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            config=botocore.config.Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+            config=botocore.config.Config(
+                s3={"addressing_style": "path"}, request_checksum_calculation="when_required"
+            ),
         )
 
     def create_bucket(self, name: str) -> None:
@@ -164,7 +167,9 @@ class Server:
         while not condition():
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
-                logs = "\n".join(f"--- {n}:\n{self._log(n).read_text(errors='replace')[-1500:]}" for n in dead or self.processes)
+                logs = "\n".join(
+                    f"--- {n}:\n{self._log(n).read_text(errors='replace')[-1500:]}" for n in dead or self.processes
+                )
                 raise RuntimeError(f"{type(self).__name__}: waited for '{what}'; ended: {dead or 'none'}\n{logs}")
             time.sleep(0.05)
 
@@ -193,8 +198,12 @@ class Ceph(Server):
         for name in ("mon", "osd", "rgw"):
             (self.folder / name).mkdir()
         cluster, mon_map = str(uuid.uuid4()), self.folder / "monmap"
-        self._conf.write_text(_filled("ceph.conf", cluster=cluster, folder=self.folder, host=HOST, mon=self.ports["mon"]))
-        self._tool("monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v2:{HOST}:{self.ports['mon']}]", mon_map)
+        self._conf.write_text(
+            _filled("ceph.conf", cluster=cluster, folder=self.folder, host=HOST, mon=self.ports["mon"])
+        )
+        self._tool(
+            "monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v2:{HOST}:{self.ports['mon']}]", mon_map
+        )
         self._tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", mon_map)
 
     def _run(self, fresh: bool) -> None:
@@ -205,7 +214,12 @@ class Ceph(Server):
             self._tool("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
         self._spawn("osd", "ceph-osd", "-c", self._conf, "-i", "0", "-f")
         if fresh:
-            user = ("--uid=test", "--display-name=test", f"--access-key={self.access_key}", f"--secret-key={self.secret_key}")
+            user = (
+                "--uid=test",
+                "--display-name=test",
+                f"--access-key={self.access_key}",
+                f"--secret-key={self.secret_key}",
+            )
             self._tool("radosgw-admin", "-n", "client.rgw", "user", "create", *user)
         frontend = f"beast endpoint={HOST}:{self.ports['s3']}"
         self._spawn("rgw", "radosgw", "-c", self._conf, "-n", "client.rgw", "-f", "--rgw-frontends", frontend)
@@ -218,7 +232,9 @@ class Ceph(Server):
         command = [program, "-c", self._conf, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=START_PATIENCE)
         if done.returncode:
-            raise RuntimeError(f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr[-1500:]}")
+            raise RuntimeError(
+                f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr[-1500:]}"
+            )
 
 
 class Swift(Server):
@@ -230,7 +246,9 @@ class Swift(Server):
 
     @classmethod
     def missing(cls) -> str:
-        return "" if (cls.programs / "swift-proxy-server").exists() else "no .swift environment: run tests/real/install.sh"
+        return (
+            "" if (cls.programs / "swift-proxy-server").exists() else "no .swift environment: run tests/real/install.sh"
+        )
 
     def _prepare(self) -> None:
         (self.folder / "devices" / "d1").mkdir(parents=True)
@@ -239,7 +257,9 @@ class Swift(Server):
             ring = self.folder / f"{name}.builder"
             place = f"r1z1-{HOST}:{self.ports[name]}/d1"
             for arguments in (("create", "4", "1", "1"), ("add", place, "100"), ("rebalance",)):
-                subprocess.run([self.programs / "swift-ring-builder", ring, *arguments], check=True, capture_output=True)
+                subprocess.run(
+                    [self.programs / "swift-ring-builder", ring, *arguments], check=True, capture_output=True
+                )
 
     def _run(self, fresh: bool) -> None:
         for name in (*self.port_names, "proxy"):
