@@ -18,7 +18,9 @@ def python_documents(root: str | None = None) -> Iterator[dict[str, str]]:
     folder = Path(root or sysconfig.get_path("stdlib"))
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
-        if {"test", "tests", "idlelib", "lib2to3", "__pycache__"} & set(parts) or (root is None and "site-packages" in parts):
+        if {"test", "tests", "idlelib", "lib2to3", "__pycache__"} & set(parts) or (
+            root is None and "site-packages" in parts
+        ):
             continue
         module = ".".join(part for part in parts if part != "__init__")
         try:
@@ -34,7 +36,9 @@ def _documents(node: ast.AST, name: str, kind: str) -> Iterator[dict[str, str]]:
         yield {"id": name, "kind": kind, "title": name.rsplit(".", 1)[-1], "text": text}
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef):
-            yield from _documents(child, f"{name}.{child.name}", "class" if isinstance(child, ast.ClassDef) else "function")
+            yield from _documents(
+                child, f"{name}.{child.name}", "class" if isinstance(child, ast.ClassDef) else "function"
+            )
 
 
 def paragraphs(least: int = 4, most: int = 320) -> list[str]:
@@ -50,13 +54,13 @@ def paragraphs(least: int = 4, most: int = 320) -> list[str]:
 
 
 def mixed_lengths(count: int, tokens: tuple[int, int] = (5, 400), seed: int = 7) -> list[str]:
-    """`count` texts of about `tokens` WordPiece tokens: log-normal, half of them under 18, 30 in the mean.
+    """`count` texts of about `tokens` WordPiece tokens: log-normal, half of them under 14, 23 in the mean.
 
     Cut at random places from the prose of the standard library's docstrings, so the same Python gives the same texts.
     """
     prose = " ".join(document["text"] for document in python_documents()).split()
     random = np.random.default_rng(seed)
-    lengths = np.clip(random.lognormal(np.log(18), 1.0, count), *tokens)
+    lengths = np.clip(random.lognormal(np.log(14), 1.0, count), *tokens)
     ends = np.cumsum([_word_pieces(word) for word in prose])
     starts = random.integers(0, np.searchsorted(ends, ends[-1] - tokens[1]), count)
     stops = np.searchsorted(ends, ends[starts] + lengths - 2)  # [CLS] and [SEP] are the other two

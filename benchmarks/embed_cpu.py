@@ -41,7 +41,7 @@ SPEED_BARS = (  # what, the slower, the faster, least ratio
     ("float32 against Ray Data + sentence-transformers", "ray-data", "float32", 1.5),
 )
 MOST_OVERHEAD = 0.10
-PRECHECK_TEXTS = 2000
+PRECHECK_TEXTS = 4096
 NOTES = """
 wall: seconds of the whole process, from start to exit. work: from the first read to the last write, without starting
 Python and Ray and without loading the model. sentence-transformers and the bare loop measure it inside. Of Ray Data it
@@ -150,8 +150,8 @@ def choose_actors(bench: Bench) -> tuple[Bench, str]:
     tried = {n: replace(bench, corpus=few, ray_actors=n) for n in (1, bench.cores)}
     work = {n: run(each, "ray-data", bench.folder / f"few-{n}").work for n, each in tried.items()}
     best = min(work, key=work.__getitem__)
-    said = ", ".join(f"{n} x {bench.cores // n} {seconds:.1f} s" for n, seconds in work.items())
-    return replace(bench, ray_actors=best), f"actors x threads on the first {PRECHECK_TEXTS:,} texts: {said}"
+    said = ", ".join(f"{n} x {bench.cores // n} {seconds:.1f} s of work" for n, seconds in work.items())
+    return replace(bench, ray_actors=best), f"Ray Data, actors x threads on at most {PRECHECK_TEXTS:,} texts: {said}"
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
@@ -292,7 +292,9 @@ def main(texts: int, rounds: int, shard_rows: int | None, ray_batch: int, report
         write_corpus(corpus, folder / "corpus.parquet")
         cores = len(os.sched_getaffinity(0))
         bench, tried = choose_actors(Bench(folder / "corpus.parquet", model, folder, cores, shard_rows, 1, ray_batch))
-        line = f"`python benchmarks/embed_cpu.py --texts {texts} --rounds {rounds}`, all-MiniLM-L6-v2"
+        options = f"--texts {texts} --rounds {rounds} --ray-batch {ray_batch}"
+        options += f" --shard-rows {shard_rows}" if shard_rows else ""
+        line = f"`python benchmarks/embed_cpu.py {options}`, all-MiniLM-L6-v2"
         head = [f"- {line}", *machine(load), f"- {lengths}", f"- {tried}"]
         runs: Runs = {name: [] for name in CONTENDERS}
         for number in range(rounds):

@@ -61,6 +61,7 @@ class Workers:
     cpus: float
     gpus: float
     task_cpus: float
+    tasks: int | None  # reading, and writing, at once; None: as many as find CPUs
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
@@ -75,6 +76,7 @@ def connect() -> None:
     """Join the cluster RAY_ADDRESS or `ray job submit` names, else one on this machine; quiet either way."""
     os.environ.update({k: v for k, v in (QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # for ever by default: a shard too large would never be given up
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 
@@ -122,7 +124,10 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
         return sum(int(node.get(kind, 0) / each + 1e-6) for node in nodes)
 
     pool = _pool(options, now=room(nodes), most=room([growth]) if growth else room(nodes))
-    workers = Workers(*pool, threads, cpus, gpus, task_cpus)
+    # Beside CPU workers a task costs 1 % of a worker's time, but each of its processes loads a tokenizer while the
+    # workers load their models: one for two workers keeps up and does not slow the start.
+    tasks = None if gpus else -(-pool[2] // 2)
+    workers = Workers(*pool, threads, cpus, gpus, task_cpus, tasks)
     if not growth:
         _refuse_unfit(workers, nodes, weight_bytes)
     return workers

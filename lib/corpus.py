@@ -6,6 +6,7 @@ corpus always gives the same shards, and a grown corpus gives the old shards and
 """
 
 import base64
+import csv
 import hashlib
 import re
 import string
@@ -20,15 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import InputError, UsageError
-from .formats import Measure, check_columns, error_table, format_of, known_suffixes
-from .storage import InputFile, current_tag, find
+from .formats import Measure, check_columns, format_of, known_suffixes
+from .patience import is_damage
+from .storage import InputFile, find
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
 UNREADABLE = "unreadable file: "
+AUTOMATIC_ID = "id"
 PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int64()),
         ("path", pa.string()),
+        ("name", pa.string()),  # path below the input
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("rows", pa.int64()),  # -1 where only reading tells
@@ -75,6 +79,7 @@ class Slice:
     """A range of one file's units, with the file's size (bytes) and tag at the time of the plan."""
 
     path: str
+    name: str
     start: int
     stop: int
     rows: int
@@ -149,16 +154,25 @@ def measure_files(
     unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
     if unreadable and strict:
         raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
-    if len(unreadable) == len(files):
-        raise InputError(
-            f"none of the {len(files)} files at {options.input} can be read; the first: {unreadable[0][1]}"
-        )
     schema = _merged_schema(files, measures)
     for file, measure in zip(files, measures, strict=True):
         if isinstance(measure, Measure) and (measure.units or measure.schema.names):
-            known = _with_hive(measure.schema, file.path) if measure.exact else schema
-            check_columns(known, wanted, file.path)
+            check_columns(_with_hive(measure.schema, file.path) if measure.complete else schema, wanted, file.path)
+    _check_text_types(schema, options.text_columns())
+    if options.id_column is None and not _all_have_ids(measures):
+        schema = pa.schema([column for column in schema if column.name != AUTOMATIC_ID])
     return Corpus(tuple(files), tuple(measures), schema)
+
+
+def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
+    for name in names:
+        if name in schema.names and pa.types.is_nested(schema.field(name).type):
+            raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
+
+
+def _all_have_ids(measures: Sequence[Measure | str]) -> bool:
+    """A column `id` names the rows unasked only where every file has it."""
+    return all(AUTOMATIC_ID in m.schema.names for m in measures if isinstance(m, Measure) and m.units)
 
 
 def wanted_columns(options: CorpusOptions) -> list[str]:
@@ -197,7 +211,7 @@ def cut(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
             stop = _end_of_piece(length, start, room)
             count = (stop - start) * length.unit_rows
             exact = stop - start if length.exact else -1
-            rows.append((shard, file.path, start, stop, exact, file.size, file.tag, error))
+            rows.append((shard, file.path, file.name, start, stop, exact, file.size, file.tag, error))
             start, room = stop, room - count
     columns = zip(*rows, strict=True) if rows else [[]] * len(PLAN_SCHEMA)
     return pa.table([pa.array(values, f.type) for values, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
@@ -225,6 +239,11 @@ def _end_of_piece(measure: Measure, start: int, rows: float) -> int:
     return near if stop < measure.units and near > start + (stop - start) // 2 else stop
 
 
+def count_shards(plan: pa.Table) -> int:
+    """Shards of a plan; they are numbered from 0 without a gap."""
+    return pc.max(plan["shard"]).as_py() + 1 if plan.num_rows else 0
+
+
 def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
     """The plan's shards in order, or only those named. Memory: one Shard at a time."""
     if numbers is not None:
@@ -241,20 +260,6 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
             current.append(Slice(**row))
     if current:
         yield Shard(number, tuple(current))
-
-
-def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
-    """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
-
-    Raises InputError when a file has changed since the plan.
-    """
-    tables = [table for piece in shard.slices for table in _read_slice(piece, columns, schema, storage)]
-    fields = [
-        *(schema.field(name) for name in columns),
-        pa.field("_source", pa.string()),
-        pa.field("_error", pa.string()),
-    ]
-    return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
 
 
 def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
@@ -285,17 +290,25 @@ def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]
         return Measure(0, 1.0, True, 1.0, pa.schema([]))
     try:
         return format.measure(file, columns, storage)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, InputError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if is_damage(error):
+            return str(error)[:200]
+        raise InputError(f"cannot read {file.path}: {error}. Mend it and start again") from error
+    except (UnicodeDecodeError, csv.Error, InputError) as error:
         return str(error)[:200]
 
 
 def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]) -> pa.Schema:
-    """Columns of every readable file; where two disagree on a type, the first file's holds and the others are cast."""
+    """Columns of every readable file; where two disagree on a type, the first file's holds and the others are cast.
+
+    pandas writes a column of nulls as type null, which holds for no other file.
+    """
     fields: dict[str, pa.Field] = {}
     for file, measure in zip(files, measures, strict=True):
         if isinstance(measure, Measure):
             for column in _with_hive(measure.schema, file.path):
-                fields.setdefault(column.name, column)
+                if column.name not in fields or pa.types.is_null(fields[column.name].type):
+                    fields[column.name] = column
     return pa.schema(list(fields.values()))
 
 
@@ -309,37 +322,3 @@ def _with_hive(schema: pa.Schema, path: str) -> pa.Schema:
         if key not in schema.names:
             schema = schema.append(pa.field(key, pa.string()))
     return schema
-
-
-def _read_slice(
-    piece: Slice, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
-) -> Iterator[pa.Table]:
-    name = piece.path.rsplit("/", 1)[-1]
-    if piece.error is not None:
-        yield _typed(error_table(1, piece.error, columns), columns, schema, name)
-        return
-    if current_tag(piece.path, storage) != (piece.size, piece.tag):
-        raise InputError(f"{piece.path} has changed since the plan. Restore it, or embed to a new --output")
-    format = format_of(piece.path)
-    assert format is not None, piece.path
-    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns}
-    for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
-        for key, value in keys.items():
-            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
-        yield _typed(table, columns, schema, name)
-
-
-def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:
-    """The asked columns with the types of the plan; a value that does not fit is null with a reason."""
-    data: dict[str, Any] = {}
-    errors = table["_error"]
-    for column in columns:
-        target = schema.field(column).type
-        try:
-            data[column] = table[column].cast(target)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            data[column] = pa.nulls(table.num_rows, target)
-            errors = pc.coalesce(errors, f"column {column!r} is not {target}: {str(error)[:120]}")
-    prefix = pa.array([f"{name}#"] * table.num_rows, pa.string())
-    data["_source"] = pc.binary_join_element_wise(prefix, table["_position"].cast(pa.string()), "")
-    return pa.table(data | {"_error": errors})

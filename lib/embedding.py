@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .cluster import ClusterOptions
-from .corpus import CorpusOptions, Shard, read
+from .corpus import CorpusOptions, Shard
 from .encoding import ModelOptions
 from .errors import InputError
-from .models import ModelSpec, Tokens
+from .models import ModelSpec, Tokens, on_this_machine
 from .models.tokenizer import Tokenizer
 from .packing import padding_waste
+from .rows import read
 from .sharded import Bundle
 from .texts import as_text, chunk_spans, compose
 from .vectors import OutputDtype, quantise, to_column
@@ -44,7 +45,10 @@ class EmbedConfig(CorpusOptions, ModelOptions, ClusterOptions):
     )
     storage_option: tuple[str, ...] = field(
         default=(),
-        metadata={"help": "fsspec options for input and output, as endpoint_url=http://host:9000,anon=true."},
+        metadata={
+            "help": "fsspec option for input and output, as endpoint_url=http://host:9000. Repeat it for more.",
+            "many": True,
+        },
     )
     strict: bool = field(default=False, metadata={"help": "Stop at the first row or file that cannot be used."})
     dry_run: bool = field(default=False, metadata={"help": "Print plan, tokens, memory and cost, and stop."})
@@ -64,6 +68,7 @@ class Embedding:
     storage: Mapping[str, Any]
     threads: int
     device: str
+    chunk_size: int = 0  # tokens of text a chunk, prompt and special tokens apart; 0: texts are not chunked
     ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
@@ -79,8 +84,9 @@ class Embedding:
         rows = pa.table({"_row": np.arange(len(table)), "error": reasons, "id": self._ids(table)})
         for name in self.config.keep_columns:
             rows = rows.append_column(name, table[name])
-        if self.config.chunk_tokens:
-            texts, rows = _chunked(texts, rows, tokenizer, self.config)
+        texts = pc.if_else(pc.is_null(reasons), texts, pa.scalar(None, pa.large_string()))
+        if self.chunk_size:
+            texts, rows = _chunked(texts, rows, tokenizer, self.chunk_size, self.config.chunk_overlap)
         unique = pc.dictionary_encode(texts)
         tokens = tokenizer([self.prompt + text for text in unique.dictionary.to_pylist()])
         rows = rows.append_column("_unique", unique.indices)
@@ -95,7 +101,7 @@ class Embedding:
         from .models.encoder import Encoder
 
         encoder = Encoder(
-            self.spec,
+            on_this_machine(self.spec),
             dtype=self.config.dtype,
             device=self.device,
             token_budget=self.config.token_budget,
@@ -195,14 +201,15 @@ def to_tokens(table: pa.Table) -> Tokens:
     return Tokens(flat, offsets - offsets[0], table["truncated"].combine_chunks().to_numpy(zero_copy_only=False))
 
 
-def _chunked(texts: pa.Array, rows: pa.Table, tokenizer: Tokenizer, config: EmbedConfig) -> tuple[pa.Array, pa.Table]:
+def _chunked(
+    texts: pa.Array, rows: pa.Table, tokenizer: Tokenizer, size: int, overlap: int
+) -> tuple[pa.Array, pa.Table]:
     """Texts cut into chunks, and their rows, each repeated once a chunk with `chunk`, `start` and `end` (characters)."""
-    size = min(config.chunk_tokens or 0, tokenizer.limit)
     owners: list[int] = []
     chunks: list[tuple[int, int | None, int | None]] = []
     pieces: list[str | None] = []
     for row, text in enumerate(texts.to_pylist()):
-        spans = [(None, None)] if text is None else chunk_spans(text, tokenizer.spans(text), size, config.chunk_overlap)
+        spans = [(None, None)] if text is None else chunk_spans(text, tokenizer.spans(text), size, overlap)
         for number, (start, end) in enumerate(spans):
             owners.append(row)
             chunks.append((number, start, end))
@@ -220,4 +227,4 @@ def _tokenizer(spec: ModelSpec) -> Tokenizer:
 
 @lru_cache(maxsize=2)
 def _tokenizer_of(spec: bytes) -> Tokenizer:
-    return Tokenizer(pickle.loads(spec))
+    return Tokenizer(on_this_machine(pickle.loads(spec)))

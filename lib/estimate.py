@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .cluster import Workers, connect, decide, worker_memory
-from .corpus import Shard, cut, first_rows, list_files, measure_files, read, shards, wanted_columns
-from .embed import default_rows, head
+from .corpus import Shard, count_shards, cut, first_rows, list_files, measure_files, shards, wanted_columns
+from .embed import check, chunk_room, default_rows, head
 from .embedding import EmbedConfig
 from .encoding import resolve
 from .models import ModelSpec, Tokens
 from .models.tokenizer import Tokenizer
 from .progress import duration
+from .rows import read
 from .storage import parse_options
-from .texts import compose, parse_template
+from .texts import chunk_spans, compose, parse_template
 from .vectors import row_bytes
 
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
@@ -69,6 +70,7 @@ class Estimate:
 
 def estimate(config: EmbedConfig) -> Estimate:
     """Measure the input and a sample of it; nothing is written. Raises ShoalError as the run itself would."""
+    check(config)
     storage = parse_options(config.storage_option)
     encoding = resolve(config)
     config = replace(config, text_template=config.text_template or encoding.text_template)
@@ -80,7 +82,7 @@ def estimate(config: EmbedConfig) -> Estimate:
     workers = decide(config, spec.weight_bytes)
     shard_rows = config.shard_rows or default_rows(config, spec, corpus, workers.maximum)
     plan = cut(corpus, shard_rows)
-    count = plan["shard"][-1].as_py() + 1 if plan.num_rows else 0
+    count = count_shards(plan)
     numbers = (
         sorted({round(i * (count - 1) / max(SAMPLE_SHARDS - 1, 1)) for i in range(SAMPLE_SHARDS)}) if count else []
     )
@@ -91,17 +93,26 @@ def estimate(config: EmbedConfig) -> Estimate:
         return [encoding.prompt + text for text in compose(table, template)[0].to_pylist() if text]
 
     sampled = [text for shard in shards(plan, numbers) for text in texts(shard)]
-    tokens = Tokenizer(spec)(sampled)
+    tokenizer, texts_sampled = Tokenizer(spec), len(sampled)
+    size = chunk_room(config, encoding)
+    if size:
+        sampled = [
+            text[a:b]
+            for text in sampled
+            for a, b in chunk_spans(text, tokenizer.spans(text), size, config.chunk_overlap)
+        ]
+    tokens = tokenizer(sampled)
     lengths = np.diff(tokens.offsets)
+    chunks = len(sampled) / max(texts_sampled, 1)
     measured = _rate(config, spec, workers, tokens) if len(lengths) else None
     return Estimate(
         files=len(corpus.files),
         rows=corpus.rows,
         shards=count,
         shard_rows=shard_rows,
-        tokens_a_row=float(lengths.mean()) if len(lengths) else 0.0,
+        tokens_a_row=float(lengths.mean()) * chunks if len(lengths) else 0.0,
         truncated_share=float(tokens.truncated.mean()) if len(lengths) else 0.0,
-        output_bytes=corpus.rows * row_bytes(spec.dim, config.output_dtype),
+        output_bytes=corpus.rows * chunks * row_bytes(spec.dim, config.output_dtype),
         worker_bytes=worker_memory(spec.weight_bytes),
         workers=workers,
         tokens_per_second=measured,

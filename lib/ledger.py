@@ -1,7 +1,7 @@
 """What a run's output folder says about it: the settings, the plan, the parts, the manifest.
 
     _run.json          settings and model of the run, created once; the same settings resume, others are refused
-    _plan*.parquet     the shards, created once; a grown corpus adds a plan, it never changes one
+    _plan-N.parquet    the shards, created once; a grown corpus adds a plan, it never changes one
     part-N-KEY.parquet the rows of shard N, put in one step under a name that only the shard decides
     _quarantine.json   shards given up on, with the reason
     _manifest.parquet  part, rows, bytes, checksum: written last, and only when every part is there
@@ -14,17 +14,19 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .corpus import (
+    AUTOMATIC_ID,
     Corpus,
     CorpusOptions,
     Shard,
     changed_files,
+    count_shards,
     cut,
     first_rows,
     list_files,
@@ -100,6 +102,8 @@ def open_ledger(
     if record is None:
         _refuse_stray_parts(folder)
         corpus = _measure(files, options, storage, strict)
+        if all(isinstance(measure, str) for measure in corpus.measures):
+            raise InputError(f"no file at {options.input} can be read; the first: {corpus.measures[0]}")
         record = {"settings": settings, "about": about, "shard_rows": shard_rows(corpus)}
         record = _claim_record(folder, record | {"columns": schema_text(corpus.schema)})
     _refuse_other_settings(folder, record["settings"], settings)
@@ -112,7 +116,7 @@ def open_ledger(
             f"the input is not what was planned: {'; '.join(complaints[:3])}{more}. "
             f"Restore it, or choose a new --output: {folder.url} holds rows of the old one"
         )
-    plan = _extend(folder, planned, len(plans), files, options, storage, strict, record["shard_rows"])
+    plan = _extend(folder, record, planned, len(plans), files, options, storage, strict)
     if plan.num_rows == 0:
         raise InputError(f"{options.input} has no rows")
     return Ledger(folder, plan, schema_from(record["columns"]), record)
@@ -136,7 +140,7 @@ def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers
 
 
 def read_manifest(folder: Folder) -> list[Part]:
-    """The parts of a finished run; empty while it is not finished."""
+    """The parts of the last audit that found every part; none before. A plan that has grown since has more shards."""
     if MANIFEST not in folder.list(MANIFEST):
         return []
     table = pq.read_table(pa.BufferReader(folder.read(MANIFEST)))
@@ -162,7 +166,8 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
             f"{len(absent)} of {len(names)} shards have no part: {absent[:10]}. Start the same command again"
         )
     known = {part.shard: part for part in read_manifest(ledger.folder)} | dict(known)
-    unknown = [number for number in names if number not in known or known[number].part != names[number]]
+    sure = {n for n, part in known.items() if (part.part, part.bytes) == (names.get(n), there.get(part.part))}
+    unknown = [number for number in names if number not in sure]
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         found = threads.map(lambda n: _read_footer(ledger.folder, n, names[n], there[names[n]]), unknown)
         parts = known | dict(zip(unknown, found, strict=True))
@@ -213,23 +218,28 @@ def _refuse_other_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[
 
 def _extend(
     folder: Folder,
+    record: Mapping[str, Any],
     planned: pa.Table | None,
     plans: int,
     files: Sequence[Any],
     options: CorpusOptions,
     storage: Mapping[str, Any],
     strict: bool,
-    shard_rows: int,
 ) -> pa.Table:
     """Plan the files that no plan has yet. A limited run is closed: new files do not enter it."""
     known = set() if planned is None else set(planned["path"].unique().to_pylist())
     new = [file for file in files if file.path not in known and (file.size or planned is None)]
     if planned is not None and (options.limit or not new):
         return planned
+    if planned is not None and AUTOMATIC_ID in schema_from(record["columns"]).names:
+        options = replace(options, id_column=options.id_column or AUTOMATIC_ID)
     corpus = _measure(new, options, storage, strict)
-    first = 0 if planned is None or not planned.num_rows else planned["shard"][-1].as_py() + 1
-    name = f"{PLAN}.parquet" if planned is None else f"{PLAN}-{plans:04d}.parquet"
-    folder.claim(name, _parquet_bytes(cut(corpus, shard_rows, first)))
+    first = 0 if planned is None else count_shards(planned)
+    added = cut(corpus, record["shard_rows"], first)
+    if planned is not None and not added.num_rows:
+        return planned  # files without a row: looked at each time, and planned never
+    name = f"{PLAN}-{plans:04d}.parquet"
+    folder.claim(name, _parquet_bytes(added))
     added = pq.read_table(pa.BufferReader(folder.read(name)))
     return added if planned is None else pa.concat_tables([planned, added])
 

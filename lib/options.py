@@ -1,7 +1,7 @@
 """Command-line options made from a frozen dataclass: an option is declared once, as a field with its help.
 
 A field's name gives the option's name, its type the values, its default the default, `metadata["help"]` the help.
-`Literal` becomes a choice, `tuple[str, ...]` a list by commas (or a repeated option), `bool` a flag.
+`Literal` becomes a choice, `tuple[str, ...]` a list by commas (with `metadata["many"]` a repeated option), `bool` a flag.
 """
 
 from collections.abc import Callable
@@ -69,6 +69,8 @@ def _option(field: Field, hint: Any) -> click.Option:
         extra |= {"default": field.default, "show_default": field.default not in (None, (), False)}
     if hint is bool:
         return click.Option([name], is_flag=True, **extra)
+    if field.metadata.get("many"):
+        return click.Option([name], multiple=True, **extra)
     return click.Option([name], type=_type(field, hint), **extra)
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import pyarrow as pa
+
 from .errors import StorageError
 
 PATIENCE = 120.0  # seconds; a store that restarts is back in 1 to 20
@@ -35,7 +37,9 @@ def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> 
 
 
 def error_code(error: BaseException) -> str:
-    """The store's own error code, from botocore's exception or the one s3fs made of it."""
+    """The store's own error code, from botocore's exception, the one s3fs made of it, or an HTTP status (gcsfs)."""
+    if isinstance(status := getattr(error, "code", None), int):
+        return str(status)
     for e in (error, error.__cause__):
         response = getattr(e, "response", None)
         if isinstance(response, dict):
@@ -68,3 +72,11 @@ def _passing_reason(error: Exception, patience: float) -> str:
         f"the store{asked} did not answer within {patience:.0f} s ({type(error).__name__}: {error}). "
         "Check the endpoint and the network, then start the same command again"
     )
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a reader's error speaks of the data, which will not change, and not of the disk or the network.
+
+    pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot make sense of.
+    """
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)

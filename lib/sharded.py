@@ -273,7 +273,15 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
 
 def _task(workers: Workers) -> dict[str, Any]:
     """Ray's options of a reading or writing task. Its process may die DEATHS times a round, then the shard waits."""
-    return {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": workers.task_cpus, "max_retries": DEATHS}
+    from ray.data import TaskPoolStrategy
+
+    return {
+        "compute": TaskPoolStrategy(size=workers.tasks) if workers.tasks else None,
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "num_cpus": workers.task_cpus,
+        "max_retries": DEATHS,
+    }
 
 
 def _settle_ray_data() -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from .errors import StorageError, UsageError
 from .patience import PROBE_PATIENCE, error_code, final_reason, retrying
 
 HIDDEN = (".", "_")  # first letters of names that are not part of a corpus
+STALE = 600.0  # seconds after which an unfinished local file has no writer any more; a part takes some
 
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
 CHECKSUM_ENVIRONMENT = {
@@ -38,24 +40,23 @@ S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retri
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a corpus as it was listed: `size` in bytes, `tag` its etag or modification time."""
+    """One file of a corpus as it was listed: `name` is its path below the input, `size` in bytes, `tag` its etag or
+    modification time."""
 
     path: str
+    name: str
     size: int
     tag: str
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words as fsspec options; a value that is JSON is read as such. Raises UsageError."""
+    """`key=value` words as fsspec options; true, false, {...} and [...] are read as JSON. Raises UsageError."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--storage-option {pair!r} is not KEY=VALUE, as in endpoint_url=http://host:9000")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
+        options[key] = json.loads(value) if value in ("true", "false") or value[:1] in ("{", "[") else value
     return options
 
 
@@ -154,12 +155,13 @@ class Folder:
         return self.read(name) == data
 
     def sweep(self) -> None:
-        """Remove what killed writers left of unfinished local files. Call it when nothing is written any more."""
+        """Remove what killed writers left of unfinished local files, once no living writer can still be at them."""
         fs, path = self._open()
         if is_local(fs):
-            for name in os.listdir(path):
-                if name.startswith(".") and name.endswith(".unfinished"):
-                    os.unlink(f"{path}/{name}")
+            for entry in os.scandir(path):
+                with suppress(FileNotFoundError):  # another driver sweeps too, or has just published it
+                    if entry.name.endswith(".unfinished") and time.time() - entry.stat().st_mtime > STALE:
+                        os.unlink(entry.path)
 
 
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
@@ -171,7 +173,9 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
 
     def listing() -> dict[str, dict[str, Any]]:
         if _is_glob(path):
-            return fs.glob(path, detail=True)
+            found = fs.glob(path, detail=True)
+            folders = [name for name, entry in found.items() if entry["type"] == "directory"]
+            return found | {k: v for folder in folders for k, v in fs.find(folder, detail=True).items()}
         try:
             return fs.find(path, detail=True)
         except FileNotFoundError as error:
@@ -182,9 +186,13 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     if not is_local(fs):
         Folder(url, dict(options)).probe()
     entries = retrying(listing, url)
-    files = [InputFile(fs.unstrip_protocol(p), e["size"], _tag(e)) for p, e in entries.items() if _is_file(p, e)]
-    root = fs.unstrip_protocol(re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path)
-    return sorted((f for f in files if not _hidden(f.path, root)), key=lambda file: file.path)
+    root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path
+    files = []
+    for place, entry in entries.items():
+        name = place.removeprefix(root).strip("/") or place.rpartition("/")[2]
+        if _is_file(place, entry) and not any(part.startswith(HIDDEN) for part in name.split("/")):
+            files.append(InputFile(fs.unstrip_protocol(place), name, entry["size"], _tag(entry)))
+    return sorted(files, key=lambda file: file.path)
 
 
 def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:
@@ -255,10 +263,6 @@ def _is_glob(path: str) -> bool:
     return any(letter in path for letter in "*?[")
 
 
-def _hidden(path: str, root: str) -> bool:
-    return any(part.startswith(HIDDEN) for part in path.removeprefix(root).split("/") if part)
-
-
 def _local_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
@@ -327,6 +331,6 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Non
     try:
         fs.pipe_file(path, data, mode="create")
     except Exception as error:
-        if "PreconditionFailed" in repr(error) or "412" in repr(error) or error_code(error) == "PreconditionFailed":
+        if error_code(error) in ("PreconditionFailed", "412"):
             raise FileExistsError(path) from error
         raise

@@ -20,11 +20,11 @@ from lib.corpus import (
     first_rows,
     list_files,
     measure_files,
-    read,
     shards,
     wanted_columns,
 )
 from lib.errors import InputError, UsageError
+from lib.rows import read
 from lib.texts import parse_template
 
 ROWS = [{"id": str(i), "text": f"text {i} " + "x" * (i % 50)} for i in range(1000)]
@@ -48,9 +48,13 @@ def write_zst(path):
         file.write(data)
 
 
+def write_tsv(path):
+    path.write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in ROWS))
+
+
 def write_csv(path):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "text"], delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer = csv.DictWriter(file, ["id", "text"])
         writer.writeheader()
         writer.writerows(row | {"text": row["text"] + '\n"quoted", line'} for row in ROWS)
 
@@ -65,7 +69,7 @@ WRITERS = {
     "a.jsonl.gz": write_gz,
     "a.jsonl.zst": write_zst,
     "a.csv": write_csv,
-    "a.tsv": write_csv,
+    "a.tsv": write_tsv,
     "a.txt": write_text,
 }
 
@@ -174,6 +178,7 @@ def test_a_long_row_group_is_cut_in_flat_memory(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
 from lib.corpus import *
+from lib.rows import read
 options = CorpusOptions(input={str(tmp_path)!r})
 corpus = measure_files(list_files(options, {{}}), options, {{}}, False)
 plan = cut(corpus, 50_000)
@@ -231,6 +236,90 @@ def test_a_damaged_row_group_keeps_its_rows(tmp_path):
     bad = [i for i, reason in enumerate(rows["_error"].to_pylist()) if reason]
     assert bad == list(range(250, 500))
     assert rows["text"][500].as_py() == ROWS[500]["text"]
+
+
+def test_an_open_quote_is_told(tmp_path):
+    """A CSV quote that is never closed swallows the rest of its file: that record has a reason. TSV has no quotes."""
+    (tmp_path / "a.csv").write_text('id,text\n1,good\n2,"open\n3,lost\n')
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"Hello\n2\tworld"\n')
+
+    rows = pa.concat_tables(everything(tmp_path)[1]).to_pylist()
+
+    assert [row["_error"] is None for row in rows] == [True, False, True, True]
+    assert "never closed" in rows[1]["_error"]
+    assert [row["text"] for row in rows[2:]] == ['"Hello', 'world"']
+
+
+def test_a_long_first_line_and_a_huge_integer(tmp_path):
+    """A first line of 5 MB is measured whole; an integer of thousands of digits is a bad row, not a crash."""
+    long = "x" * 5_000_000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": long}) + '\n{"text": "b", "n": ' + "1" * 5000 + "}\n")
+
+    rows = pa.concat_tables(everything(tmp_path)[1]).to_pylist()
+
+    assert [len(row["text"] or "") for row in rows] == [5_000_000, 0]
+    assert "not JSON" in rows[1]["_error"]
+
+
+def test_files_that_disagree_on_a_type(tmp_path):
+    """A column of nulls sets no type; a value that does not fit the first file's type is null with a reason, alone."""
+    pq.write_table(pa.table({"text": pa.nulls(2), "n": pa.array([1, 2], pa.int64())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b", "c", "d"], "n": ["1", "2", "x"]}), tmp_path / "b.parquet")
+
+    rows = pa.concat_tables(everything(tmp_path, keep_columns=("n",))[1]).to_pylist()
+
+    assert [row["text"] for row in rows] == [None, None, "b", "c", "d"]
+    assert [row["n"] for row in rows] == [1, 2, 1, 2, None]
+    assert [row["_error"] for row in rows] == [None] * 4 + ["column 'n' is not int64"]
+
+
+def test_names_of_rows_tell_folders_apart(tmp_path):
+    """Files of one name in two folders give their rows different names."""
+    for year in (2020, 2021):
+        (tmp_path / "in" / f"year={year}").mkdir(parents=True)
+        write_text(tmp_path / "in" / f"year={year}" / "a.txt")
+
+    for asked in (tmp_path / "in", tmp_path / "in" / "year=*"):
+        names = pa.concat_tables(everything(asked)[1])["_source"].to_pylist()
+        assert len(set(names)) == 2000
+        assert names[0] == "year=2020/a.txt#0"
+
+
+def test_an_id_that_not_every_file_has_names_no_row(tmp_path):
+    """Unasked, a column `id` is used only where every file has one."""
+    write_parquet(tmp_path / "a.parquet")
+    options = CorpusOptions(input=str(tmp_path))
+    assert "id" in measure_files(list_files(options, {}), options, {}, False).schema.names
+    write_text(tmp_path / "b.txt")
+    assert "id" not in measure_files(list_files(options, {}), options, {}, False).schema.names
+
+
+def test_a_column_that_is_no_text_is_told(tmp_path):
+    """A list or struct as text is an error in the driver."""
+    pq.write_table(pa.table({"text": [["a"], ["b"]]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="not text"):
+        everything(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("timed out"), ConnectionResetError(104, "reset"), OSError(5, "I/O error")]
+)
+def test_a_failing_disk_or_network_makes_no_bad_rows(tmp_path, monkeypatch, error):
+    """What may pass is never taken for damage: measuring and reading raise, so that nothing is lost for good."""
+    write_parquet(tmp_path / "a.parquet")
+    options = CorpusOptions(input=str(tmp_path))
+    corpus = measure_files(list_files(options, {}), options, {}, False)
+    (shard,) = shards(cut(corpus, 1000))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(OSError, match=str(error.args[-1])):
+        read(shard, ["text"], corpus.schema, {})
+    monkeypatch.setattr("lib.formats.parquet.open_file", fail)
+    with pytest.raises(InputError, match="cannot read"):
+        measure_files(list_files(options, {}), options, {}, False)
 
 
 def test_columns_are_named(tmp_path):

@@ -11,10 +11,11 @@ import pytest
 
 import lib.cluster
 from lib.cluster import ClusterOptions, connect, decide
-from lib.corpus import CorpusOptions, read
+from lib.corpus import CorpusOptions
 from lib.errors import InputError, RunError, StorageError, UsageError
 from lib.ledger import audit, missing, open_ledger, read_manifest
 from lib.progress import Progress
+from lib.rows import read
 from lib.sharded import run
 from lib.storage import Folder
 
@@ -182,6 +183,18 @@ def test_a_grown_corpus_costs_its_new_shards_only(corpus, tmp_path):
 
     assert after.part_names().items() > before.part_names().items()
     assert len(after.part_names()) == len(before.part_names()) + 1
+
+    for name in ("c.parquet", "d.parquet"):
+        pq.write_table(pa.table({"id": [1], "text": [name]}), tmp_path / "in" / name)
+        grown = opened(corpus, tmp_path)
+    assert list(grown.part_names()) == list(range(13))
+    assert len(set(grown.part_names().values())) == 13
+
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "in" / "e.parquet"
+    )
+    opened(corpus, tmp_path)
+    assert len([name for name in os.listdir(tmp_path / "out") if name.startswith("_plan")]) == 4
 
     pq.write_table(pa.table({"id": [1, 2], "text": ["new", "x"]}), tmp_path / "in" / "b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet has changed"):

@@ -34,6 +34,7 @@ class Measure:
     exact: bool  # whether units are rows one to one, so that the plan knows how many rows will come
     row_bytes: float  # average, uncompressed, of the asked columns
     schema: pa.Schema
+    complete: bool = True  # whether `schema` names every column, and not only those of a sample
     breaks: tuple[int, ...] = ()
 
     @property

@@ -1,5 +1,6 @@
 """Lines of a file between two places: byte offsets in a plain file, line numbers in a compressed one."""
 
+import errno
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def read_lines(path: str, start: int, stop: int, options: Mapping[str, Any]) -> 
         while position < stop:
             line, length = _next_line(file)
             if length == 0:
-                return
+                raise OSError(errno.EIO, f"the file ends at byte {position}, before {stop}", path)
             yield position, line
             position += length
 
@@ -53,18 +54,21 @@ def count_lines(file: InputFile, options: Mapping[str, Any]) -> int:
         return lines + (not last.endswith(b"\n"))
 
 
-def measure_lines(file: InputFile, options: Mapping[str, Any], schema: pa.Schema, lines: list[bytes]) -> Measure:
+def measure_lines(
+    file: InputFile, options: Mapping[str, Any], schema: pa.Schema, lines: list[bytes], complete: bool
+) -> Measure:
     """A plain file in bytes, a compressed one in lines; neither tells its rows before it is read."""
     row_bytes = max(1.0, (sum(map(len, lines)) + len(lines)) / max(len(lines), 1))
     if compression_of(file.path):
-        return Measure(count_lines(file, options), 1.0, False, row_bytes, schema)
-    return Measure(file.size, 1 / row_bytes, False, row_bytes, schema)
+        return Measure(count_lines(file, options), 1.0, False, row_bytes, schema, complete)
+    return Measure(file.size, 1 / row_bytes, False, row_bytes, schema, complete)
 
 
 def sample(file: InputFile, options: Mapping[str, Any]) -> list[bytes]:
-    """The first lines of a file, at most about a megabyte of them."""
+    """The first lines of a file, about a megabyte of them, and at least one whole."""
     with open_bytes(file.path, options) as stream:
-        return stream.read(SAMPLE_BYTES).splitlines()
+        whole = stream.read(SAMPLE_BYTES)
+        return (whole + stream.readline(MAX_LINE)).splitlines()
 
 
 def _seek_line(file: io.BufferedReader, start: int) -> int:

@@ -23,7 +23,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     for line in lines:
         value, _ = _parse(line)
         names.update(dict.fromkeys(value))
-    return measure_lines(file, options, pa.schema([(name, pa.large_string()) for name in names]), lines)
+    return measure_lines(file, options, pa.schema([(name, pa.large_string()) for name in names]), lines, complete=False)
 
 
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
@@ -58,7 +58,7 @@ def _parse(line: bytes | None) -> tuple[dict[str, Any], str | None]:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return {}, f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, or an integer of thousands of digits
         return {}, f"not JSON: {error}"
     if not isinstance(value, dict):
         return {}, f"not a JSON object but {type(value).__name__}"

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..patience import is_damage
 from ..storage import InputFile, open_file
 from . import Measure, check_columns, error_table
 
@@ -22,7 +23,7 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
     size = sum(_group_bytes(group, columns) for group in groups)
     breaks = tuple(accumulate(group.num_rows for group in groups))
     rows = metadata.num_rows
-    return Measure(rows, 1.0, True, max(1.0, size / max(rows, 1)), schema.remove_metadata(), breaks)
+    return Measure(rows, 1.0, True, max(1.0, size / max(rows, 1)), schema.remove_metadata(), breaks=breaks)
 
 
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
@@ -52,8 +53,8 @@ def _read_group(
             if position >= stop:
                 return
     except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the disk or the network failed, not the data: the shard is tried again
+        if not is_damage(error):
+            raise  # the disk or the network failed: the shard is tried again
         yield error_table(stop - done, f"unreadable row group {group}: {str(error)[:200]}", columns, done)
 
 

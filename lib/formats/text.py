@@ -15,7 +15,7 @@ SCHEMA = pa.schema([("text", pa.large_string())])
 
 
 def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
-    return measure_lines(file, options, SCHEMA, sample(file, options))
+    return measure_lines(file, options, SCHEMA, sample(file, options), complete=True)
 
 
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ encoder.Encoder            Tokens -> vectors               (CPU or GPU worker)
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ OFFSET_POSITIONS = frozenset(
         "xmod",
     }
 )
+WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # the hidden size in different configurations
 UNLIMITED = 10**20  # transformers writes 1e30 where a tokenizer has no limit
 
 
@@ -109,7 +110,10 @@ def read_spec(
     head = directory.read_json(root / "config_sentence_transformers.json", {})
     turned = _bidirectional(config, text, parts, bidirectional, folder)
     modes = modules.pooling_modes(pooling) if pooling is not None else parts.pooling or _default_pooling(config, turned)
-    width = parts.width or text["hidden_size" if "hidden_size" in text else "d_model"] * len(modes)
+    sizes = _sizes(text)
+    if not sizes["hidden_size"]:
+        raise ModelError(f"{folder}/config.json names no width under any of {', '.join(WIDTHS)}. Shoal cannot size it.")
+    width = parts.width or sizes["hidden_size"] * len(modes)
     cut = truncate_dim if truncate_dim is not None else head.get("truncate_dim")
     _check_truncation(root, config, head, cut, width)
     return ModelSpec(
@@ -133,8 +137,23 @@ def read_spec(
         lower_case=parts.lower_case,
         padding_side=tokens.get("padding_side", "right"),
         weight_bytes=sum(file.stat().st_size for file in files),
-        **_sizes(text),
+        **sizes,
     )
+
+
+def on_this_machine(spec: ModelSpec) -> ModelSpec:
+    """The spec with the files' place here: a worker on another node fetches a hub model that the driver has read.
+
+    Raises ModelError for a directory that only the driver's machine has.
+    """
+    if Path(spec.path).is_dir():
+        return spec
+    if Path(spec.name).expanduser().is_absolute() or spec.revision.startswith("weights-"):
+        raise ModelError(
+            f"The model directory {spec.path} is on the driver's machine and not on this node. Put it at the same path on "
+            "every node (a shared file system, or the image), or give a hub id."
+        )
+    return replace(spec, path=str(directory.locate(spec.name, spec.revision)))
 
 
 def flops_per_token(spec: ModelSpec, length: int) -> float:
@@ -151,14 +170,14 @@ def _sizes(text: Mapping[str, Any]) -> dict[str, Any]:
     def first(*names: str) -> int:
         return next((text[name] for name in names if text.get(name) is not None), 0)
 
-    hidden, heads = first("hidden_size", "d_model"), first("num_attention_heads", "num_heads") or 1
+    hidden, heads = first(*WIDTHS), first("num_attention_heads", "num_heads", "n_heads", "n_head") or 1
     return {
         "hidden_size": hidden,
-        "layers": first("num_hidden_layers", "num_layers"),
+        "layers": first("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
         "heads": heads,
         "kv_heads": first("num_key_value_heads") or heads,
         "head_dim": first("head_dim", "d_kv") or hidden // heads,
-        "intermediate_size": first("intermediate_size", "d_ff"),
+        "intermediate_size": first("intermediate_size", "d_ff", "hidden_dim", "n_inner", "d_inner") or 4 * hidden,
         "gated": text.get("hidden_act") == "silu" or text.get("model_type") in ("modernbert", "gemma3_text"),
     }
 

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.cluster import ClusterOptions, connect, decide
-from lib.corpus import PLAN_SCHEMA, CorpusOptions, read
+from lib.corpus import PLAN_SCHEMA, CorpusOptions, count_shards
 from lib.embed import embed
 from lib.embedding import EmbedConfig
 from lib.ledger import missing, open_ledger
 from lib.progress import Progress
+from lib.rows import read
 from lib.sharded import run
 from lib.storage import Folder
 
@@ -88,7 +89,7 @@ def drive(folder: str) -> None:
     out.probe()
     began = time.monotonic()
     ledger = open_ledger(out, {"verb": "copy"}, options, {}, False, lambda _: SHARD_ROWS, {})
-    print("shards", ledger.plan["shard"][-1].as_py() + 1)
+    print("shards", count_shards(ledger.plan))
     planned = time.monotonic() - began
     print(f"planning_seconds {planned:.1f}")
     _pretend(ledger, root / "out")

@@ -1,0 +1,75 @@
+"""The rows of a shard: read from its files, typed as the plan says, each with a name and, if need be, a reason."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .corpus import Shard, Slice, hive_keys
+from .errors import InputError
+from .formats import error_table, format_of
+from .storage import current_tag
+
+
+def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
+    """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
+
+    Raises InputError when a file has changed since the plan.
+    """
+    tables = [table for piece in shard.slices for table in _read_slice(piece, columns, schema, storage)]
+    fields = [
+        *(schema.field(name) for name in columns),
+        pa.field("_source", pa.string()),
+        pa.field("_error", pa.string()),
+    ]
+    return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
+
+
+def _read_slice(
+    piece: Slice, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    name = piece.name
+    if piece.error is not None:
+        yield _typed(error_table(1, piece.error, columns), columns, schema, name)
+        return
+    if current_tag(piece.path, storage) != (piece.size, piece.tag):
+        raise InputError(f"{piece.path} has changed since the plan. Restore it, or embed to a new --output")
+    format = format_of(piece.path)
+    assert format is not None, piece.path
+    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns}
+    for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
+        for key, value in keys.items():
+            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+        yield _typed(table, columns, schema, name)
+
+
+def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:
+    """The asked columns with the types of the plan; a value that does not fit is null with a reason."""
+    data: dict[str, Any] = {}
+    errors = table["_error"]
+    for column in columns:
+        target = schema.field(column).type
+        try:
+            data[column] = table[column].cast(target)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            data[column], unfit = _cast_each(table[column], target)
+            errors = pc.coalesce(
+                errors, pc.if_else(unfit, f"column {column!r} is not {target}", None).cast(pa.string())
+            )
+    prefix = pa.array([f"{name}#"] * table.num_rows, pa.string())
+    data["_source"] = pc.binary_join_element_wise(prefix, table["_position"].cast(pa.string()), "")
+    return pa.table(data | {"_error": errors})
+
+
+def _cast_each(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The column value by value, null where a value does not fit, and a bool array of those places."""
+    values, unfit = [], []
+    for value in column:
+        try:
+            values.append(value.cast(target).as_py())
+            unfit.append(False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            values.append(None)
+            unfit.append(True)
+    return pa.array(values, target), pa.array(unfit)
