@@ -25,14 +25,15 @@ def report(outcome: Outcome, output: str) -> str:
     if progress.rows:
         elapsed = max(time.monotonic() - progress.began, 1e-9)
         waste = 1 - progress.tokens / progress.padded if progress.padded else 0.0
-        shares = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items())
+        busy = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items())
+        total = sum(progress.seconds.values())
         lines += [
             f"this run  {progress.rows:,} rows, {progress.tokens:,} tokens in {duration(elapsed)} ({elapsed:.1f} s, "
             f"{progress.worked_until - (progress.worked_from or progress.worked_until):.1f} s of them with a model loaded)",
             f"speed     {progress.rows / elapsed:,.0f} rows/s, {progress.tokens / elapsed:,.0f} tokens/s",
             f"padding   0% (a padded batch of 32 in arrival order: {waste:.0%}); "
             f"equal texts saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
-            f"time in   {shares}",
+            f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)",
         ]
     if outcome.quarantined:
         lines.append(f"QUARANTINED {len(outcome.quarantined)} shards, listed in {output}/_quarantine.json:")

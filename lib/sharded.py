@@ -44,7 +44,8 @@ class _LastError(logging.Handler):
     said = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        lines = [line.strip() for line in record.getMessage().splitlines() if line.strip()]
+        text = f"{record.getMessage()}\n{record.exc_info[1] if record.exc_info else ''}"
+        lines = [line.strip() for line in text.splitlines() if "Error" in line or "died" in line]
         self.said = lines[-1][:300] if lines else self.said
 
     def explain(self, reason: str) -> str:
