@@ -20,7 +20,7 @@ from .models import ModelSpec, Tokens, on_this_machine
 from .models.tokenizer import Tokenizer
 from .packing import padding_waste
 from .rows import read
-from .sharded import Bundle
+from .stages import Bundle
 from .texts import as_text, chunk_spans, compose
 from .vectors import OutputDtype, quantise, to_column
 

@@ -9,26 +9,21 @@ any other failure of a shard is tried again, `ATTEMPTS` times over, and then the
 
 import json
 import logging
-import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from . import errors
 from .cluster import Workers
-from .corpus import Shard, Slice
+from .corpus import Shard
 from .errors import RunError, ShoalError
-from .ledger import Ledger, Part, audit, missing, publish_part, write_quarantine
+from .ledger import Ledger, Part, audit, missing, write_quarantine
 from .progress import Progress
-from .storage import Folder
-
-Bundle = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer
+from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 
 ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next
@@ -55,22 +50,6 @@ class _LastError(logging.Handler):
 _LOG = _LastError(logging.ERROR)
 
 
-class Verb(Protocol):
-    """What one job does with a shard. Picklable: it travels to every task and actor."""
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        """Read and prepare, on CPUs. Also the seconds spent, by stage."""
-        ...
-
-    def worker(self) -> Callable[[Bundle], Bundle]:
-        """Called once in every actor; what it returns is called once a shard."""
-        ...
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        """The rows to publish, and counts: `rows`, `source_rows`, `errors`, `truncated`, `tokens`, ..."""
-        ...
-
-
 @dataclass
 class Outcome:
     """How a run ended: every part (empty while shards are missing), and shards given up on with their reasons."""
@@ -78,19 +57,6 @@ class Outcome:
     parts: list[Part]
     quarantined: dict[int, str]
     progress: Progress
-
-
-@dataclass
-class Receipt:
-    """What the driver hears of one shard."""
-
-    shard: int
-    failure: str | None = None
-    error: str | None = None  # the class of a ShoalError, which stops the run
-    seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    part: dict[str, Any] | None = None
-    worked_from: float | None = None  # epoch seconds at which a loaded worker took it
 
 
 def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
@@ -131,104 +97,6 @@ def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle
     return bundles
 
 
-def pack(receipt: Receipt, shard: Shard, bundle: Bundle) -> pa.Table:
-    """A shard as one row: its receipt and slices as JSON, each table as one Arrow IPC buffer, not copied again."""
-    columns: dict[str, pa.Array] = {
-        "shard": pa.array([json.dumps([shard.number, [asdict(piece) for piece in shard.slices]])]),
-        "receipt": pa.array([json.dumps(asdict(receipt))]),
-    }
-    for name, table in bundle.items():
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        buffer = sink.getvalue()
-        ends = pa.array([0, buffer.size], pa.int64()).buffers()[1]
-        columns[name] = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, buffer])
-    return pa.table(columns)
-
-
-def unpack(row: pa.Table) -> tuple[Receipt, Bundle]:
-    """The receipt, and the tables as views of the row's buffers."""
-    bundle: Bundle = {}
-    for name in row.column_names:
-        if pa.types.is_large_binary(row.schema.field(name).type):
-            bundle[name] = pa.ipc.open_stream(row[name][0].as_buffer()).read_all()
-    return Receipt(**json.loads(row["receipt"][0].as_py())), bundle
-
-
-def _shard_of(row: pa.Table) -> Shard:
-    number, slices = json.loads(row["shard"][0].as_py())
-    return Shard(number, tuple(Slice(**piece) for piece in slices))
-
-
-class _Prepare:
-    """Pending shard -> prepared bundle."""
-
-    def __init__(self, verb: Verb):
-        self.verb = verb
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        shard = _shard_of(row)
-        receipt = Receipt(shard.number)
-        bundle: Bundle = {}
-        with _caught(receipt):
-            bundle, seconds = self.verb.prepare(shard)
-            receipt.seconds |= seconds
-        return pack(receipt, shard, bundle)
-
-
-class _Work:
-    """Prepared bundle -> worked bundle, in an actor that holds the model."""
-
-    def __init__(self, verb: Verb):
-        self.work = verb.worker()
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        began = time.perf_counter()
-        receipt, bundle = unpack(row)
-        receipt.worked_from = time.time()
-        if receipt.failure is None:
-            with _caught(receipt):
-                bundle = self.work(bundle)
-                receipt.seconds["encode"] = time.perf_counter() - began
-        return pack(receipt, _shard_of(row), {} if receipt.failure else bundle)
-
-
-class _Publish:
-    """Worked bundle -> published part -> receipt."""
-
-    def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
-        self.verb, self.folder, self.names = verb, folder, names
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        began = time.perf_counter()
-        receipt, bundle = unpack(row)
-        if receipt.failure is None:
-            with _caught(receipt):
-                self._publish(_shard_of(row), bundle, receipt)
-                receipt.seconds["write"] = time.perf_counter() - began
-        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
-
-    def _publish(self, shard: Shard, bundle: Bundle, receipt: Receipt) -> None:
-        table, counts = self.verb.finish(shard, bundle)
-        if shard.rows not in (-1, counts["source_rows"]):
-            raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
-        receipt.counts = counts
-        receipt.part = asdict(publish_part(self.folder, self.names[shard.number], shard.number, table, counts))
-
-
-@contextmanager
-def _caught(receipt: Receipt) -> Iterator[None]:
-    """Write a failure into the receipt instead of raising: a raise would make Ray Data drop or repeat the block."""
-    try:
-        yield
-    except ShoalError as error:
-        receipt.error, receipt.failure = type(error).__name__, str(error)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        receipt.failure = f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}:{place.lineno})"
-
-
 def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
     while wave := list(islice(shards, size)):
         yield wave
@@ -237,7 +105,7 @@ def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
 def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     dataset = _worked(verb, wave, workers, in_flight).map_batches(
-        _Publish(verb, ledger.folder, names).__call__, **_task(workers)
+        Publish(verb, ledger.folder, names).__call__, **_task(workers)
     )
     for batch in _iterate(dataset):
         for text in batch["receipt"].to_pylist():
@@ -258,9 +126,9 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
     )
     return (
         ray.data.from_arrow(rows)
-        .map_batches(_Prepare(verb).__call__, **_task(workers))
+        .map_batches(Prepare(verb).__call__, **_task(workers))
         .map_batches(
-            _Work,
+            Work,
             fn_constructor_args=(verb,),
             batch_size=1,
             batch_format="pyarrow",
