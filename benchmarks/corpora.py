@@ -54,13 +54,13 @@ def paragraphs(least: int = 4, most: int = 320) -> list[str]:
 
 
 def mixed_lengths(count: int, tokens: tuple[int, int] = (5, 400), seed: int = 7) -> list[str]:
-    """`count` texts of about `tokens` WordPiece tokens: log-normal, half of them under 14, 23 in the mean.
+    """`count` texts of about `tokens` WordPiece tokens: log-normal, half of them under 30, about 46 in the mean.
 
     Cut at random places from the prose of the standard library's docstrings, so the same Python gives the same texts.
     """
     prose = " ".join(document["text"] for document in python_documents()).split()
     random = np.random.default_rng(seed)
-    lengths = np.clip(random.lognormal(np.log(14), 1.0, count), *tokens)
+    lengths = np.clip(random.lognormal(np.log(30), 1.0, count), *tokens)
     ends = np.cumsum([_word_pieces(word) for word in prose])
     starts = random.integers(0, np.searchsorted(ends, ends[-1] - tokens[1]), count)
     stops = np.searchsorted(ends, ends[starts] + lengths - 2)  # [CLS] and [SEP] are the other two
