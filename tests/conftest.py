@@ -81,3 +81,17 @@ def minilm() -> str:
     from benchmarks.demo import minilm
 
     return minilm()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray on this machine for the tests of a file."""
+    import ray
+
+    from lib.cluster import connect
+
+    os.environ["RAY_ADDRESS"] = "local"
+    connect()
+    yield
+    ray.shutdown()
+    del os.environ["RAY_ADDRESS"]

@@ -20,20 +20,6 @@ from lib.report import exit_code, report
 TEXTS = [f"document {i} " + "about fish and water " * (i % 9) for i in range(300)]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray on this machine for the tests of this file."""
-    import ray
-
-    from lib.cluster import connect
-
-    os.environ["RAY_ADDRESS"] = "local"
-    connect()
-    yield
-    ray.shutdown()
-    del os.environ["RAY_ADDRESS"]
-
-
 @pytest.fixture
 def docs(tmp_path):
     """A small corpus: one Parquet file of 300 rows."""

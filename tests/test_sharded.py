@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import lib.cluster
-from lib.cluster import ClusterOptions, connect, decide
+from lib.cluster import ClusterOptions, decide
 from lib.corpus import CorpusOptions
 from lib.errors import InputError, RunError, StorageError, UsageError
 from lib.ledger import audit, missing, open_ledger, read_manifest
@@ -52,18 +52,6 @@ class Upper:
             os._exit(9)
         if what is not None:
             raise what
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray on this machine for the tests of this file."""
-    import ray
-
-    os.environ["RAY_ADDRESS"] = "local"
-    connect()
-    yield
-    ray.shutdown()
-    del os.environ["RAY_ADDRESS"]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from lib.cluster import ClusterOptions, connect, decide
 from lib.corpus import PLAN_SCHEMA, CorpusOptions, count_shards
@@ -43,17 +42,6 @@ class Copy:
     def finish(self, shard, bundle):
         rows = bundle["rows"].select(["text"])
         return rows, {"rows": len(rows), "source_rows": len(rows)}
-
-
-@pytest.fixture
-def cluster():
-    import ray
-
-    os.environ["RAY_ADDRESS"] = "local"
-    connect()
-    yield
-    ray.shutdown()
-    del os.environ["RAY_ADDRESS"]
 
 
 def peak_mib() -> float:
