@@ -1,24 +1,16 @@
-"""A corpus of files as an immutable plan of shards.
-
-A Shard is the unit of work, retry, commit and resume: a list of slices, each a range of one file's units (rows, or
-bytes of a plain line file). Small files share a shard, long files are cut; both depend on the files alone, so the same
-corpus always gives the same shards, and a grown corpus gives the old shards and some more.
-"""
+"""The files of a corpus, listed and measured: how many rows each holds, where it may be cut, which columns it has."""
 
 import base64
 import csv
-import hashlib
 import re
 import string
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .errors import InputError, UsageError
 from .formats import Measure, check_columns, format_of, known_suffixes
@@ -26,21 +18,7 @@ from .patience import is_damage
 from .storage import InputFile, find
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
-UNREADABLE = "unreadable file: "
 AUTOMATIC_ID = "id"
-PLAN_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int64()),
-        ("path", pa.string()),
-        ("name", pa.string()),  # path below the input
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("rows", pa.int64()),  # -1 where only reading tells
-        ("size", pa.int64()),  # of the file, bytes
-        ("tag", pa.string()),  # of the file: etag or modification time
-        ("error", pa.string()),  # why the file could not be measured; such a file is one row
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +50,6 @@ class CorpusOptions:
                 f"--text-template {self.text_template!r} names no column. Write it as '{{title}} {{text}}'"
             )
         return list(dict.fromkeys(names))
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A range of one file's units, with the file's size (bytes) and tag at the time of the plan."""
-
-    path: str
-    name: str
-    start: int
-    stop: int
-    rows: int
-    size: int
-    tag: str
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Shard:
-    number: int
-    slices: tuple[Slice, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows the plan expects, or -1 where only reading tells."""
-        counts = [piece.rows for piece in self.slices]
-        return -1 if -1 in counts else sum(counts)
-
-    @property
-    def key(self) -> str:
-        """12 hex digits that depend on what the shard reads and nothing else."""
-        return hashlib.sha256(repr(self.slices).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -197,26 +144,6 @@ def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus
     return replace(corpus, files=tuple(files), measures=tuple(measures))
 
 
-def cut(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
-    """The plan: one row a slice (PLAN_SCHEMA), shards filled in file order with about `shard_rows` rows each."""
-    rows: list[tuple[Any, ...]] = []
-    shard, room = first_shard, float(shard_rows)
-    for file, measure in zip(corpus.files, corpus.measures, strict=True):
-        error = UNREADABLE + measure if isinstance(measure, str) else None
-        length = Measure(1, 1.0, True, 0.0, corpus.schema) if isinstance(measure, str) else measure
-        start = 0
-        while start < length.units:
-            if room < 1 or (room < shard_rows / 2 and (length.units - start) * length.unit_rows > room):
-                shard, room = shard + 1, float(shard_rows)
-            stop = _end_of_piece(length, start, room)
-            count = (stop - start) * length.unit_rows
-            exact = stop - start if length.exact else -1
-            rows.append((shard, file.path, file.name, start, stop, exact, file.size, file.tag, error))
-            start, room = stop, room - count
-    columns = zip(*rows, strict=True) if rows else [[]] * len(PLAN_SCHEMA)
-    return pa.table([pa.array(values, f.type) for values, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
-
-
 def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[str, Any]) -> tuple[int, int]:
     """(unit at which the row numbered `row` begins, rows before it); the file's end when it has fewer."""
     if measure.exact:
@@ -229,50 +156,6 @@ def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[
             return table["_position"][row - seen].as_py(), row
         seen += table.num_rows
     return measure.units, seen
-
-
-def _end_of_piece(measure: Measure, start: int, rows: float) -> int:
-    """Where a piece of at most about `rows` rows ends: at a break if one lies in its second half."""
-    stop = min(measure.units, start + max(1, int(rows / measure.unit_rows)))
-    place = bisect_right(measure.breaks, stop)
-    near = measure.breaks[place - 1] if place else 0
-    return near if stop < measure.units and near > start + (stop - start) // 2 else stop
-
-
-def count_shards(plan: pa.Table) -> int:
-    """Shards of a plan; they are numbered from 0 without a gap."""
-    return pc.max(plan["shard"]).as_py() + 1 if plan.num_rows else 0
-
-
-def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
-    """The plan's shards in order, or only those named. Memory: one Shard at a time."""
-    if numbers is not None:
-        plan = plan.filter(pc.is_in(plan["shard"], pa.array(numbers, pa.int64())))
-    current: list[Slice] = []
-    number = -1
-    for batch in plan.to_batches(max_chunksize=10_000):
-        for row in batch.to_pylist():
-            owner = row.pop("shard")
-            if owner != number and current:
-                yield Shard(number, tuple(current))
-                current = []
-            number = owner
-            current.append(Slice(**row))
-    if current:
-        yield Shard(number, tuple(current))
-
-
-def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
-    """Sentences naming each planned file that is gone or no longer what it was."""
-    now = {file.path: file for file in files}
-    complaints = []
-    for row in plan.group_by(["path", "size", "tag"], use_threads=False).aggregate([]).to_pylist():
-        file = now.get(row["path"])
-        if file is None:
-            complaints.append(f"{row['path']} is gone")
-        elif (file.size, file.tag) != (row["size"], row["tag"]):
-            complaints.append(f"{row['path']} has changed (was {row['size']:,} bytes, is {file.size:,})")
-    return complaints
 
 
 def schema_text(schema: pa.Schema) -> str:

@@ -11,13 +11,14 @@ import numpy as np
 
 from . import sharded
 from .cluster import Workers, connect, decide
-from .corpus import Corpus, Shard, count_shards
+from .corpus import Corpus
 from .embedding import EmbedConfig, Embedding
 from .encoding import Encoding, resolve
 from .errors import InputError, UsageError
 from .ledger import Ledger, missing, open_ledger, read_manifest
 from .models import ModelSpec
 from .models.tokenizer import Tokenizer
+from .plan import Shard, count_shards
 from .progress import Progress
 from .sharded import Outcome
 from .storage import Folder, filesystem, parse_options

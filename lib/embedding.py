@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .cluster import ClusterOptions
-from .corpus import CorpusOptions, Shard
+from .corpus import CorpusOptions
 from .encoding import ModelOptions
 from .errors import InputError
 from .models import ModelSpec, Tokens, on_this_machine
 from .models.tokenizer import Tokenizer
 from .packing import padding_waste
+from .plan import Shard
 from .rows import read
 from .stages import Bundle
 from .texts import as_text, chunk_spans, compose

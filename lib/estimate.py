@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .cluster import Workers, connect, decide, worker_memory
-from .corpus import Shard, count_shards, cut, first_rows, list_files, measure_files, shards, wanted_columns
+from .corpus import first_rows, list_files, measure_files, wanted_columns
 from .embed import check, chunk_room, default_rows, head
 from .embedding import EmbedConfig
 from .encoding import resolve
 from .models import ModelSpec, Tokens
 from .models.tokenizer import Tokenizer
+from .plan import Shard, count_shards, cut, shards
 from .progress import duration
 from .rows import read
 from .storage import parse_options

@@ -24,18 +24,14 @@ from .corpus import (
     AUTOMATIC_ID,
     Corpus,
     CorpusOptions,
-    Shard,
-    changed_files,
-    count_shards,
-    cut,
     first_rows,
     list_files,
     measure_files,
     schema_from,
     schema_text,
-    shards,
 )
 from .errors import InputError, RunError
+from .plan import Shard, changed_files, count_shards, cut, shards
 from .storage import Folder
 
 RUN, MANIFEST, QUARANTINE, PLAN = "_run.json", "_manifest.parquet", "_quarantine.json", "_plan"

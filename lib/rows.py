@@ -6,9 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .corpus import Shard, Slice, hive_keys
+from .corpus import hive_keys
 from .errors import InputError
 from .formats import error_table, format_of
+from .plan import Shard, Slice
 from .storage import current_tag
 
 

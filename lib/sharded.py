@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from . import errors
 from .cluster import Workers
-from .corpus import Shard
 from .errors import RunError, ShoalError
 from .ledger import Ledger, Part, audit, missing, write_quarantine
+from .plan import Shard
 from .progress import Progress
 from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 

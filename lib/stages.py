@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from .corpus import Shard, Slice
 from .errors import ShoalError
 from .ledger import publish_part
+from .plan import Shard, Slice
 from .storage import Folder
 
 Bundle = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer

@@ -10,8 +10,6 @@ import io
 import json
 import os
 import re
-import time
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,11 +18,11 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from .errors import StorageError, UsageError
-from .patience import PROBE_PATIENCE, error_code, final_reason, retrying
+from . import atomic
+from .errors import UsageError
+from .patience import PROBE_PATIENCE, final_reason, retrying
 
 HIDDEN = (".", "_")  # first letters of names that are not part of a corpus
-STALE = 600.0  # seconds after which an unfinished local file has no writer any more; a part takes some
 
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
 CHECKSUM_ENVIRONMENT = {
@@ -79,10 +77,6 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
     return fs, path.rstrip("/") or "/"
 
 
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-
-
 @dataclass(frozen=True)
 class Folder:
     """A folder of objects, addressed by their bare names. Small and picklable: it travels to every worker."""
@@ -99,8 +93,8 @@ class Folder:
     def probe(self) -> None:
         """Ask once whether the store is there and lets us in. Raises StorageError within seconds."""
         fs, path = self._open()
-        if is_local(fs):
-            return _local_folder(path)
+        if atomic.is_local(fs):
+            return atomic.make_folder(path)
         if hasattr(fs, "call_s3"):
             fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
         bucket = path.split("/")[0]
@@ -135,8 +129,7 @@ class Folder:
     def publish(self, name: str, data: bytes | memoryview) -> None:
         """Put the whole object under `name` in one step, over what was there. Raises StorageError."""
         fs, path = self._open()
-        put = _put_local if is_local(fs) else _put_object
-        retrying(lambda: put(fs, f"{path}/{name}", data), self.path(name))
+        retrying(lambda: atomic.put(fs, f"{path}/{name}", data), self.path(name))
 
     def claim(self, name: str, data: bytes) -> bool:
         """Create `name` unless it exists; true when what is stored now is `data`.
@@ -145,11 +138,10 @@ class Folder:
         atomic create (OpenStack Swift) may let a later racer win: claim only what every racer writes alike, or read back.
         """
         fs, path = self._open()
-        create = _create_local if is_local(fs) else _create_object
 
         def attempt() -> None:
             with suppress(FileExistsError):
-                create(fs, f"{path}/{name}", data)
+                atomic.create(fs, f"{path}/{name}", data)
 
         retrying(attempt, self.path(name))
         return self.read(name) == data
@@ -157,11 +149,8 @@ class Folder:
     def sweep(self) -> None:
         """Remove what killed writers left of unfinished local files, once no living writer can still be at them."""
         fs, path = self._open()
-        if is_local(fs):
-            for entry in os.scandir(path):
-                with suppress(FileNotFoundError):  # another driver sweeps too, or has just published it
-                    if entry.name.endswith(".unfinished") and time.time() - entry.stat().st_mtime > STALE:
-                        os.unlink(entry.path)
+        if atomic.is_local(fs):
+            atomic.sweep(path)
 
 
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
@@ -183,7 +172,7 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
                 raise
             return {}
 
-    if not is_local(fs):
+    if not atomic.is_local(fs):
         Folder(url, dict(options)).probe()
     entries = retrying(listing, url)
     root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path
@@ -198,7 +187,7 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
 def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:
     """A seekable reader over `url` that fetches `buffering` bytes at a time."""
     fs, path = filesystem(url, options)
-    if is_local(fs):
+    if atomic.is_local(fs):
         return open(path, "rb")
     size = retrying(lambda: fs.info(path), url)["size"]
     return io.BufferedReader(_Ranges(fs, path, url, size), buffering)
@@ -263,74 +252,9 @@ def _is_glob(path: str) -> bool:
     return any(letter in path for letter in "*?[")
 
 
-def _local_folder(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-        trial = f"{path}/.{uuid.uuid4().hex}.unfinished"
-        with open(trial, "wb"):
-            pass
-        os.unlink(trial)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to"
-        ) from error
-
-
 def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:
     """The cheapest question that needs the bucket and the right to list it."""
     if hasattr(fs, "call_s3"):
         fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     else:
         fs.ls(bucket)
-
-
-def _write_unfinished(path: str, data: bytes | memoryview) -> str:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    unfinished = f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
-    return unfinished
-
-
-def _sync_folder(path: str) -> None:
-    """Without it a power cut may forget the rename, though not tear the file."""
-    handle = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _put_local(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
-    os.replace(_write_unfinished(path, data), path)
-    _sync_folder(path)
-
-
-def _create_local(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    unfinished = _write_unfinished(path, data)
-    try:
-        os.link(unfinished, path)  # link, unlike rename, refuses an existing name
-        _sync_folder(path)
-    finally:
-        os.unlink(unfinished)
-
-
-def _put_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
-    fs.pipe_file(path, bytes(data))
-
-
-def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except Exception as error:
-        if error_code(error) in ("PreconditionFailed", "412"):
-            raise FileExistsError(path) from error
-        raise

@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 
 from lib.corpus import (
     CorpusOptions,
-    changed_files,
-    cut,
     first_rows,
     list_files,
     measure_files,
-    shards,
     wanted_columns,
 )
 from lib.errors import InputError, UsageError
+from lib.plan import changed_files, cut, shards
 from lib.rows import read
 from lib.texts import parse_template
 
@@ -178,6 +176,7 @@ def test_a_long_row_group_is_cut_in_flat_memory(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
 from lib.corpus import *
+from lib.plan import *
 from lib.rows import read
 options = CorpusOptions(input={str(tmp_path)!r})
 corpus = measure_files(list_files(options, {{}}), options, {{}}, False)

@@ -14,11 +14,13 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors"],
     ["options", "patience", "packing", "texts", "vectors", "progress", "recipes", "models.directory"],
+    ["atomic"],
     ["storage", "models.modules", "models.attention", "recipes.*"],
     ["formats", "models", "cluster"],
     ["formats._lines", "formats.parquet"],
     ["formats.*", "models.forward", "models.pooling", "models.load", "models.precut"],
     ["corpus", "models.selftest", "models.tokenizer"],
+    ["plan"],
     ["ledger", "rows", "models.encoder", "encoding"],
     ["stages"],
     ["sharded"],
@@ -31,6 +33,7 @@ LIGHT = [
     "options",
     "storage",
     "corpus",
+    "plan",
     "ledger",
     "packing",
     "texts",
@@ -91,11 +94,11 @@ def test_light_modules_load_neither_torch_nor_ray():
 
 
 def test_files_are_short():
-    """No file of lib or jobs is over 350 lines: one idea a file."""
+    """No file of lib or jobs is over 300 lines: one idea a file."""
     long = {
         p.name: n
         for p in [*modules().values(), *(ROOT / "jobs").glob("*.py")]
-        if (n := len(p.read_text().splitlines())) > 350
+        if (n := len(p.read_text().splitlines())) > 300
     }
 
     assert not long

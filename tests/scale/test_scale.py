@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib.cluster import ClusterOptions, connect, decide
-from lib.corpus import PLAN_SCHEMA, CorpusOptions, count_shards
+from lib.corpus import CorpusOptions
 from lib.embed import embed
 from lib.embedding import EmbedConfig
 from lib.ledger import missing, open_ledger
+from lib.plan import PLAN_SCHEMA, count_shards
 from lib.progress import Progress
 from lib.rows import read
 from lib.sharded import run

@@ -1,0 +1,98 @@
+"""Whole objects in one step: what is listed under a name is all of it, on the local filesystem and on object stores.
+
+Locally the bytes go to a hidden file beside the name, are synced, and take the name by a rename (`put`) or a link, which
+unlike a rename refuses an existing name (`create`). An object store does both itself. Nothing here tries again.
+"""
+
+import os
+import time
+import uuid
+from contextlib import suppress
+
+import fsspec
+
+from .errors import StorageError
+from .patience import error_code
+
+STALE = 600.0  # seconds after which an unfinished local file has no writer any more; a part takes some
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
+    """`data` under `path`, over what was there. Raises what the filesystem raises."""
+    if not is_local(fs):
+        fs.pipe_file(path, bytes(data))
+        return
+    os.replace(_write_unfinished(path, data), path)
+    _sync_folder(path)
+
+
+def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """`data` under `path`, which must be free. Raises FileExistsError when it is not."""
+    if not is_local(fs):
+        return _create_object(fs, path, data)
+    unfinished = _write_unfinished(path, data)
+    try:
+        os.link(unfinished, path)
+        _sync_folder(path)
+    finally:
+        os.unlink(unfinished)
+
+
+def make_folder(path: str) -> None:
+    """A local folder that can be written to. Raises StorageError."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        trial = f"{path}/.{uuid.uuid4().hex}.unfinished"
+        with open(trial, "wb"):
+            pass
+        os.unlink(trial)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to"
+        ) from error
+
+
+def sweep(path: str) -> None:
+    """Remove what killed writers left in a local folder, once no living writer can still be at it."""
+    for entry in os.scandir(path):
+        with suppress(FileNotFoundError):  # another driver sweeps too, or has just published it
+            if entry.name.endswith(".unfinished") and time.time() - entry.stat().st_mtime > STALE:
+                os.unlink(entry.path)
+
+
+def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception as error:
+        if error_code(error) in ("PreconditionFailed", "412"):
+            raise FileExistsError(path) from error
+        raise
+
+
+def _write_unfinished(path: str, data: bytes | memoryview) -> str:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    unfinished = f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.unlink(unfinished)
+        raise
+    return unfinished
+
+
+def _sync_folder(path: str) -> None:
+    """Without it a power cut may forget the rename, though not tear the file."""
+    handle = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
