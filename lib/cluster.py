@@ -10,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from .errors import RunError, UsageError
@@ -25,13 +26,11 @@ QUIET_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ lines that a user can do nothing about
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # `ray job submit` may have been given some of the variables we forward
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# A cluster that this job starts for itself. Ray ends idle processes after a second, and the next task to read or write
-# would spend 2.5 s of a core on a new one: a tenth of the time of a small corpus.
-OWN_CLUSTER_ENVIRONMENT = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 WEIGHTS_FACTOR = 1.6  # memory of a loaded worker over its weights: activations, torch itself, one shard
 WORKER_BASE = 1.5 * 2**30  # bytes; interpreter, torch and buffers
 FORWARDED = ("AWS_", "HF_", "GOOGLE_", "FSSPEC_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -77,7 +76,7 @@ class Workers:
 
 def connect() -> None:
     """Join the cluster RAY_ADDRESS or `ray job submit` names, else one on this machine; quiet either way."""
-    settings = QUIET_ENVIRONMENT | OWN_CLUSTER_ENVIRONMENT | CHECKSUM_ENVIRONMENT
+    settings = QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT
     os.environ.update({k: v for k, v in settings.items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", "3")  # for ever by default: a shard too large would never be given up
@@ -86,16 +85,31 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
-    variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in QUIET_ENVIRONMENT}
-    # A cluster of our own inherits the variables, and starts 3 s sooner without a runtime environment, which would
-    # waste the processes that Ray starts ahead, and without a dashboard.
-    kind: dict[str, Any] = {"runtime_env": {"env_vars": variables}} if _joins() else {"include_dashboard": False}
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith("http"):
+        raise RunError(
+            f"RAY_ADDRESS={address} is for `ray job submit`. A driver joins at HOST:6379: unset it, or set that"
+        )
     try:
         with _silent_stderr():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **kind)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **_surroundings())
     except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
         raise RunError(f"no Ray cluster answers at {address}: {error}. Start it, or unset RAY_ADDRESS") from error
+
+
+def _surroundings() -> dict[str, Any]:
+    """What ray.init is told beside its address.
+
+    A cluster of our own inherits the variables, and starts 3 s sooner without a runtime environment, which would waste
+    the processes that Ray starts ahead, and without a dashboard. Joined from outside a job, it is sent this package.
+    """
+    if not _joins():
+        return {"include_dashboard": False}
+    variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in QUIET_ENVIRONMENT}
+    environment: dict[str, Any] = {"env_vars": variables}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        environment["py_modules"] = [str(Path(__file__).parent)]
+    return {"runtime_env": environment}
 
 
 def _joins() -> bool:
@@ -124,30 +138,45 @@ def _silent_stderr() -> Iterator[None]:
 
 def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     """Hold what was asked against the nodes there are, or may come. Raises RunError saying what to change."""
-    nodes, growth = _nodes()
-    known = [*nodes, growth] if growth else nodes
+    alive, to_come = _nodes()
+    nodes = [*alive, *to_come]
     gpus = options.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in known) else 0.0
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
     if gpus:
-        cores, cpus, task_cpus = 1.0, options.cpus_per_worker or 1.0, TASK_CPUS_BESIDE_GPU_WORKERS
-        threads = max(1, int(cpus))
+        cpus = options.cpus_per_worker or 1.0
+        need = Need(cpus, cpus, TASK_CPUS_BESIDE_GPU_WORKERS, gpus, memory=0)
     else:
-        cores = options.cpus_per_worker or _cores_for_memory(known, weight_bytes)
-        cpus, task_cpus, threads = WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, max(1, int(cores))
-
-    def room(nodes: list[Mapping[str, float]]) -> int:
-        kind, each = ("GPU", gpus) if gpus else ("CPU", cores)
-        return sum(int(node.get(kind, 0) / each + 1e-6) for node in nodes)
-
-    pool = _pool(options, now=room(nodes), most=room([growth]) if growth else room(nodes))
+        cores = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes)
+        need = Need(
+            cores, WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, gpus=0.0, memory=worker_memory(weight_bytes)
+        )
+    pool = _pool(options, now=sum(map(need.places, alive)), most=sum(map(need.places, to_come or alive)))
+    _refuse_unfit(need, pool[0], nodes)
     # Beside CPU workers a task costs 1 % of a worker's time, but each of its processes loads a tokenizer while the
     # workers load their models: one for two workers keeps up and does not slow the start.
     tasks = None if gpus else -(-pool[2] // 2)
-    workers = Workers(*pool, threads, cpus, gpus, task_cpus, tasks)
-    if not growth:
-        _refuse_unfit(workers, nodes, weight_bytes)
-    return workers
+    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, tasks)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a worker takes of its node, and a reading or writing task beside it. memory: bytes, 0 where not counted."""
+
+    cores: float  # that it computes with
+    cpus: float  # that it asks of Ray
+    task_cpus: float
+    gpus: float
+    memory: int
+
+    def places(self, node: Mapping[str, float]) -> int:
+        """Workers that the node has room for, with a task beside them."""
+        limits = [node.get("CPU", 0) / self.cores, (node.get("CPU", 0) - self.task_cpus) / self.cpus]
+        if self.gpus:
+            limits = [limits[1], node.get("GPU", 0) / self.gpus]
+        if self.memory and node.get("memory"):
+            limits.append(node["memory"] / self.memory)
+        return max(0, int(min(limits) + 1e-6))
 
 
 def _pool(options: ClusterOptions, now: int, most: int) -> tuple[int, int, int]:
@@ -172,44 +201,36 @@ def worker_memory(weight_bytes: int) -> int:
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
 
 
-def _nodes() -> tuple[list[Mapping[str, float]], Mapping[str, float] | None]:
-    """Resources of each live node; of the whole cluster once an autoscaler has grown it, None where there is none."""
+def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """Resources of each live node, and of each node that an autoscaler has said it may run; none where there is none."""
     import ray
     from ray._private.state import state
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     try:
-        return alive, state.get_max_resources_from_cluster_config()
+        groups = state.get_cluster_config().node_group_configs
+        return alive, [dict(group.resources) for group in groups for _ in range(group.max_count)]
     except Exception:  # a private call, whose absence costs only a larger pool at the start
-        return alive, None
+        return alive, []
 
 
-def _refuse_unfit(workers: Workers, nodes: list[Mapping[str, float]], weight_bytes: int) -> None:
-    """Every worker must fit some node, with room beside it for a task."""
+def _refuse_unfit(need: Need, least: int, nodes: list[Mapping[str, float]]) -> None:
+    """At least one worker, and `least` of them, must fit the nodes, with room beside each for a task."""
     there = "; ".join(sorted({_describe(node) for node in nodes}))
-    places = sum(_places(node, workers) for node in nodes)
-    if places == 0:
-        asked = f"{workers.gpus:g} GPU and {workers.cpus:g} CPU" if workers.gpus else f"{workers.cpus:g} CPU"
+    places = sum(map(need.places, nodes))
+    if places == 0 and any(replace(need, memory=0).places(node) for node in nodes):
         raise RunError(
-            f"no node has {asked} for a worker and {workers.task_cpus:g} CPU for a task beside it. Nodes: {there}. "
+            f"a worker needs about {need.memory / 2**30:.1f} GiB, and no node has as much for tasks ({there}). Choose a "
+            "smaller model or larger nodes"
+        )
+    if places == 0:
+        asked = f"{need.gpus:g} GPU and {need.cpus:g} CPU" if need.gpus else f"{need.cpus:g} CPU"
+        raise RunError(
+            f"no node has {asked} for a worker and {need.task_cpus:g} CPU for a task beside it. Nodes: {there}. "
             "Lower --cpus-per-worker or --gpus-per-worker, or add nodes"
         )
-    if workers.minimum > places:
-        raise RunError(
-            f"--min-workers {workers.minimum}, but the nodes have room for {places} ({there}). Lower it, or add nodes"
-        )
-    memory = max(node.get("memory", 0) for node in nodes)
-    if not workers.gpus and memory and worker_memory(weight_bytes) > memory:
-        raise RunError(
-            f"a worker needs about {worker_memory(weight_bytes) / 2**30:.1f} GiB, the largest node has "
-            f"{memory / 2**30:.1f} GiB for tasks. Choose a smaller model or larger nodes"
-        )
-
-
-def _places(node: Mapping[str, float], workers: Workers) -> int:
-    by_cpu = (node.get("CPU", 0) - workers.task_cpus) / workers.cpus
-    by_gpu = node.get("GPU", 0) / workers.gpus if workers.gpus else by_cpu
-    return max(0, int(min(by_cpu, by_gpu) + 1e-6))
+    if least > places:
+        raise RunError(f"--min-workers {least}, but the nodes have room for {places} ({there}). Lower it, or add nodes")
 
 
 def _describe(node: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from .errors import InputError, UsageError
 from .formats import Measure, check_columns, format_of, known_suffixes
+from .listing import InputFile, find
 from .patience import is_damage
-from .storage import InputFile, find
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
 AUTOMATIC_ID = "id"
@@ -59,6 +59,7 @@ class Corpus:
     files: tuple[InputFile, ...]
     measures: tuple[Measure | str, ...]  # a str says why the file cannot be read
     schema: pa.Schema
+    id_column: str | None  # asked for, or `id` where every file has it
 
     @property
     def rows(self) -> float:
@@ -106,9 +107,8 @@ def measure_files(
         if isinstance(measure, Measure) and (measure.units or measure.schema.names):
             check_columns(_with_hive(measure.schema, file.path) if measure.complete else schema, wanted, file.path)
     _check_text_types(schema, options.text_columns())
-    if options.id_column is None and not _all_have_ids(measures):
-        schema = pa.schema([column for column in schema if column.name != AUTOMATIC_ID])
-    return Corpus(tuple(files), tuple(measures), schema)
+    automatic = AUTOMATIC_ID if AUTOMATIC_ID in schema.names and _all_have_ids(measures) else None
+    return Corpus(tuple(files), tuple(measures), schema, options.id_column or automatic)
 
 
 def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
@@ -177,7 +177,7 @@ def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]
         if is_damage(error):
             return str(error)[:200]
         raise InputError(f"cannot read {file.path}: {error}. Mend it and start again") from error
-    except (UnicodeDecodeError, csv.Error, InputError) as error:
+    except (UnicodeError, csv.Error, InputError) as error:
         return str(error)[:200]
 
 

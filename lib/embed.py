@@ -1,7 +1,6 @@
 """Embed a corpus: every row of the input as a row with its vector, exactly once."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,12 +15,13 @@ from .embedding import EmbedConfig, Embedding
 from .encoding import Encoding, resolve
 from .errors import InputError, UsageError
 from .ledger import Ledger, missing, open_ledger, read_manifest
+from .listing import covers
 from .models import ModelSpec
 from .models.tokenizer import Tokenizer
 from .plan import Shard, count_shards
 from .progress import Progress
 from .sharded import Outcome
-from .storage import Folder, filesystem, parse_options
+from .storage import Folder, absolute, filesystem, parse_options
 from .texts import parse_template
 from .vectors import row_bytes
 
@@ -43,7 +43,7 @@ def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
     encoding = resolve(config)
     config = replace(config, text_template=config.text_template or encoding.text_template)
     chunk_size = chunk_room(config, encoding)
-    folder = Folder(config.output, storage)
+    folder = Folder(absolute(config.output), storage)
     folder.probe()
     connected: list[Workers] = []
 
@@ -78,8 +78,7 @@ def check(config: EmbedConfig) -> None:
     """Options that cannot go together. Raises UsageError."""
     if taken := RESERVED & set(config.keep_columns):
         raise UsageError(f"--keep-columns {taken.pop()}: the output has a column of that name of its own. Rename it")
-    where = [os.path.abspath(u) if "://" not in u else u.rstrip("/") for u in (config.input, config.output)]
-    if f"{where[1]}/".startswith(f"{where[0]}/"):
+    if covers(config.input, config.output, parse_options(config.storage_option)):
         raise UsageError(f"--output {config.output} lies in --input {config.input}: its parts would be read as input")
     if config.chunk_tokens and config.chunk_overlap >= config.chunk_tokens:
         raise UsageError(
@@ -119,7 +118,7 @@ def _verb(
         spec=encoding.spec,
         prompt=encoding.prompt,
         template=tuple(parse_template(template)) if template else (("", config.text_column),),
-        id_column=config.id_column or ("id" if "id" in ledger.columns.names else None),
+        id_column=ledger.id_column,
         columns=ledger.columns,
         storage=storage,
         threads=workers.threads,
@@ -131,8 +130,8 @@ def _verb(
 def _settings(config: EmbedConfig, encoding: Encoding, storage: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes the rows and their vectors. A run with other settings is another run."""
     fs, path = filesystem(config.input, storage)
-    model = {k: v for k, v in vars(encoding.spec).items() if k not in ("name", "path")}
-    return {
+    model = {f"model {k}": v for k, v in vars(encoding.spec).items() if k not in ("name", "path", "revision")}
+    return model | {
         "verb": "embed",
         "input": fs.unstrip_protocol(path),
         "text": config.text_template or f"{{{config.text_column}}}",
@@ -145,8 +144,7 @@ def _settings(config: EmbedConfig, encoding: Encoding, storage: Mapping[str, Any
         "chunk_tokens": config.chunk_tokens,
         "chunk_overlap": config.chunk_overlap,
         "shard_rows": config.shard_rows,
-        "revision": model.pop("revision"),
-        "model": model,
+        "revision": encoding.spec.revision,
     }
 
 
@@ -162,7 +160,7 @@ def _ranges(
     verb: Embedding, ledger: Ledger, workers: Workers, say: Callable[[str], None]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """int8 ranges of the run: made once from a sample spread over the shards, kept in `_int8.json`, used by all."""
-    if RANGES not in ledger.folder.list(RANGES):
+    if not ledger.folder.exists(RANGES):
         say("calibrating int8 ranges")
         shards = heads(ledger, RANGE_SHARDS, RANGE_ROWS)
         bundles = sharded.sample(replace(verb, config=replace(verb.config, output_dtype="float32")), shards, workers)

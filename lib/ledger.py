@@ -14,14 +14,16 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
+from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .corpus import (
-    AUTOMATIC_ID,
     Corpus,
     CorpusOptions,
     first_rows,
@@ -30,11 +32,11 @@ from .corpus import (
     schema_from,
     schema_text,
 )
-from .errors import InputError, RunError
+from .errors import InputError, RunError, StorageError
 from .plan import Shard, changed_files, count_shards, cut, shards
 from .storage import Folder
 
-RUN, MANIFEST, QUARANTINE, PLAN = "_run.json", "_manifest.parquet", "_quarantine.json", "_plan"
+RUN, MANIFEST, QUARANTINE, PLAN = "_run.json", "_manifest.parquet", "_quarantine.json", "_plan-{:04d}.parquet"
 NUMBERS = ("rows", "errors", "truncated", "tokens")  # counted in every part and summed in the report
 ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
 FOOTER_THREADS = 32
@@ -69,6 +71,10 @@ class Ledger:
     columns: pa.Schema
     record: dict[str, Any] = field(repr=False)
 
+    @property
+    def id_column(self) -> str | None:
+        return self.record["id_column"]
+
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
         return shards(self.plan, numbers)
 
@@ -94,17 +100,18 @@ def open_ledger(
     Raises RunError when the folder holds a run with other settings, InputError when a planned file has changed.
     """
     files = list_files(options, storage)
-    record = _read_record(folder)
+    record, corpus = _read_record(folder), None
     if record is None:
         _refuse_stray_parts(folder)
         corpus = _measure(files, options, storage, strict)
         if all(isinstance(measure, str) for measure in corpus.measures):
             raise InputError(f"no file at {options.input} can be read; the first: {corpus.measures[0]}")
-        record = {"settings": settings, "about": about, "shard_rows": shard_rows(corpus)}
-        record = _claim_record(folder, record | {"columns": schema_text(corpus.schema)})
+        if not corpus.rows:
+            raise InputError(f"{options.input} has no rows")
+        found = {"columns": schema_text(corpus.schema), "id_column": corpus.id_column, "shard_rows": shard_rows(corpus)}
+        record = _claim_record(folder, {"settings": settings, "about": about} | found)
     _refuse_other_settings(folder, record["settings"], settings)
-    plans = sorted(folder.list(PLAN))
-    tables = [pq.read_table(pa.BufferReader(folder.read(name))) for name in plans]
+    tables = list(_plans(folder))
     planned = pa.concat_tables(tables) if tables else None
     if planned is not None and (complaints := changed_files(planned, files)):
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
@@ -112,7 +119,11 @@ def open_ledger(
             f"the input is not what was planned: {'; '.join(complaints[:3])}{more}. "
             f"Restore it, or choose a new --output: {folder.url} holds rows of the old one"
         )
-    plan = _extend(folder, record, planned, len(plans), files, options, storage, strict)
+    if planned is None:
+        corpus = corpus or _measure(files, options, storage, strict)
+        plan = _claim_plan(folder, 0, cut(corpus, record["shard_rows"]))
+    else:
+        plan = _extend(folder, record, planned, len(tables), files, options, storage, strict)
     if plan.num_rows == 0:
         raise InputError(f"{options.input} has no rows")
     return Ledger(folder, plan, schema_from(record["columns"]), record)
@@ -120,6 +131,11 @@ def open_ledger(
 
 def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers: Mapping[str, int]) -> Part:
     """Write `table` as one Parquet object in one step; numbers and checksum stand in its footer. Raises StorageError."""
+    if folder.is_local and not folder.exists(RUN):
+        raise StorageError(
+            f"{folder.url} on the node {gethostname()} is not the folder of this run. Workers on several nodes need an "
+            "--output on a shared file system, or in an object store"
+        )
     sink = io.BytesIO()
     vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]  # noise to a compressor
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
@@ -137,9 +153,10 @@ def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers
 
 def read_manifest(folder: Folder) -> list[Part]:
     """The parts of the last audit that found every part; none before. A plan that has grown since has more shards."""
-    if MANIFEST not in folder.list(MANIFEST):
+    try:
+        table = pq.read_table(pa.BufferReader(folder.read(MANIFEST)))
+    except FileNotFoundError:
         return []
-    table = pq.read_table(pa.BufferReader(folder.read(MANIFEST)))
     return [Part(**row) for row in table.to_pylist()]
 
 
@@ -175,7 +192,7 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
 
 
 def write_quarantine(folder: Folder, reasons: Mapping[int, str]) -> None:
-    if reasons or QUARANTINE in folder.list(QUARANTINE):
+    if reasons or folder.exists(QUARANTINE):
         folder.publish(QUARANTINE, json.dumps({str(k): v for k, v in reasons.items()}, indent=1).encode())
 
 
@@ -185,7 +202,23 @@ def _measure(files: Sequence[Any], options: CorpusOptions, storage: Mapping[str,
 
 
 def _read_record(folder: Folder) -> dict[str, Any] | None:
-    return json.loads(folder.read(RUN)) if RUN in folder.list(RUN) else None
+    try:
+        return json.loads(folder.read(RUN))
+    except FileNotFoundError:
+        return None
+
+
+def _plans(folder: Folder) -> Iterator[pa.Table]:
+    with suppress(FileNotFoundError):
+        for number in count():
+            yield pq.read_table(pa.BufferReader(folder.read(PLAN.format(number))))
+
+
+def _claim_plan(folder: Folder, number: int, plan: pa.Table) -> pa.Table:
+    """Create a plan unless another driver was first; what is stored is what counts."""
+    name = PLAN.format(number)
+    folder.claim(name, _parquet_bytes(plan))
+    return pq.read_table(pa.BufferReader(folder.read(name)))
 
 
 def _refuse_stray_parts(folder: Folder) -> None:
@@ -215,7 +248,7 @@ def _refuse_other_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[
 def _extend(
     folder: Folder,
     record: Mapping[str, Any],
-    planned: pa.Table | None,
+    planned: pa.Table,
     plans: int,
     files: Sequence[Any],
     options: CorpusOptions,
@@ -223,21 +256,15 @@ def _extend(
     strict: bool,
 ) -> pa.Table:
     """Plan the files that no plan has yet. A limited run is closed: new files do not enter it."""
-    known = set() if planned is None else set(planned["path"].unique().to_pylist())
-    new = [file for file in files if file.path not in known and (file.size or planned is None)]
-    if planned is not None and (options.limit or not new):
+    known = set(planned["path"].unique().to_pylist())
+    new = [file for file in files if file.path not in known and file.size]
+    if options.limit or not new:
         return planned
-    if planned is not None and AUTOMATIC_ID in schema_from(record["columns"]).names:
-        options = replace(options, id_column=options.id_column or AUTOMATIC_ID)
+    options = replace(options, id_column=record["id_column"])  # what names the old rows must name the new ones
     corpus = _measure(new, options, storage, strict)
-    first = 0 if planned is None else count_shards(planned)
-    added = cut(corpus, record["shard_rows"], first)
-    if planned is not None and not added.num_rows:
-        return planned  # files without a row: looked at each time, and planned never
-    name = f"{PLAN}-{plans:04d}.parquet"
-    folder.claim(name, _parquet_bytes(added))
-    added = pq.read_table(pa.BufferReader(folder.read(name)))
-    return added if planned is None else pa.concat_tables([planned, added])
+    added = cut(corpus, record["shard_rows"], count_shards(planned))
+    # Files without a row are looked at each time, and planned never.
+    return pa.concat_tables([planned, _claim_plan(folder, plans, added)]) if added.num_rows else planned
 
 
 def _read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:

@@ -24,8 +24,8 @@ def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> 
     while True:
         try:
             return attempt()
-        except (TypeError, AttributeError, LookupError, AssertionError):
-            raise  # a mistake of ours, not the store's
+        except (TypeError, AttributeError, LookupError, AssertionError, StorageError):
+            raise  # a mistake of ours, not the store's, or told already
         except Exception as error:
             final = final_reason(error)
             if isinstance(error, FileNotFoundError) and not final:
@@ -56,7 +56,8 @@ def final_reason(error: Exception) -> str | None:
         return "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option anon=true"
     if code == "NoSuchBucket" or "bucket does not exist" in text:
         return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL says which server is asked"
-    if isinstance(error, PermissionError) or code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied"):
+    denied = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "401", "403")
+    if isinstance(error, PermissionError) or code in denied or text.startswith("OSError: Forbidden"):
         return f"access denied ({code or error}). Check the access key, the secret and the bucket's policy"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full. Free space and start the same command again: it goes on where it stopped"

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from .corpus import Corpus
 from .formats import Measure
-from .storage import InputFile
+from .listing import InputFile
 
 UNREADABLE = "unreadable file: "
 PLAN_SCHEMA = pa.schema(

@@ -1,6 +1,7 @@
 """The rows of a shard: read from its files, typed as the plan says, each with a name and, if need be, a reason."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
@@ -9,8 +10,8 @@ import pyarrow.compute as pc
 from .corpus import hive_keys
 from .errors import InputError
 from .formats import error_table, format_of
+from .listing import current_tag
 from .plan import Shard, Slice
-from .storage import current_tag
 
 
 def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
@@ -34,7 +35,14 @@ def _read_slice(
     if piece.error is not None:
         yield _typed(error_table(1, piece.error, columns), columns, schema, name)
         return
-    if current_tag(piece.path, storage) != (piece.size, piece.tag):
+    try:
+        now = current_tag(piece.path, storage)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{piece.path} is not there on the node {gethostname()}. It was planned: restore it; or, where nodes do not "
+            "share a file system, put the input into an object store"
+        ) from error
+    if now != (piece.size, piece.tag):
         raise InputError(f"{piece.path} has changed since the plan. Restore it, or embed to a new --output")
     format = format_of(piece.path)
     assert format is not None, piece.path

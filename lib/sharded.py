@@ -88,7 +88,7 @@ def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle
     """What the workers make of a few shards, brought to the driver and published nowhere."""
     dataset = _worked(verb, shards, workers, in_flight=2)
     bundles = []
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in _iterate(dataset):
         receipt, bundle = unpack(batch)
         _raise_if_final(receipt)
         if receipt.failure:
@@ -125,7 +125,7 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
         max_tasks_in_flight_per_actor=in_flight,
     )
     return (
-        ray.data.from_arrow(rows)
+        ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
         .map_batches(Prepare(verb).__call__, **_task(workers))
         .map_batches(
             Work,
@@ -180,12 +180,17 @@ def _iterate(dataset: Any) -> Iterable[pa.Table]:
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (ray.exceptions.RayError, RuntimeError) as error:
-        cause: BaseException = error
-        while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-            cause = inner
-        if isinstance(cause, ShoalError):
-            raise cause from error
+        cause = _cause(error)
         raise RunError(f"the workers could not run: {type(cause).__name__}: {str(cause)[-2000:]}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The deepest cause with words; Ray Data ends the chain with an empty exception of its own."""
+    found = error
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+        found = error if str(error) else found
+    return found
 
 
 def _note(receipt: Receipt, parts: dict[int, Part], reasons: dict[int, str], progress: Progress) -> None:

@@ -101,12 +101,18 @@ class Work:
     """Prepared bundle -> worked bundle, in an actor that holds the model."""
 
     def __init__(self, verb: Verb):
-        self.work = verb.worker()
+        self.broken = Receipt(-1)  # an exception here would reach the driver after four more tries, without its words
+        with _caught(self.broken):
+            self.work = verb.worker()
+        if self.broken.failure and not self.broken.error:
+            raise RuntimeError(self.broken.failure)  # a GPU that is not ready yet: Ray starts another actor
 
     def __call__(self, row: pa.Table) -> pa.Table:
         began = time.perf_counter()
         receipt, bundle = unpack(row)
         receipt.worked_from = time.time()
+        if self.broken.error:
+            receipt.error, receipt.failure = self.broken.error, self.broken.failure
         if receipt.failure is None:
             with _caught(receipt):
                 bundle = self.work(bundle)

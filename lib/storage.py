@@ -1,4 +1,4 @@
-"""Objects at any fsspec URL: find, open, list, publish atomically, claim once.
+"""Objects at any fsspec URL: open, list, publish atomically, claim once.
 
 Two promises hold on the local filesystem and on object stores alike. A name that is listed holds a whole object:
 `publish` puts it in one step. A name that was claimed keeps the bytes of one racer: `claim` creates, never overwrites.
@@ -9,7 +9,6 @@ What may pass (503, reset, timeout, a server that restarts) is tried again for `
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from . import atomic
-from .errors import UsageError
+from .errors import StorageError, UsageError
 from .patience import PROBE_PATIENCE, final_reason, retrying
 
-HIDDEN = (".", "_")  # first letters of names that are not part of a corpus
-
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
 CHECKSUM_ENVIRONMENT = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
@@ -36,17 +34,6 @@ PROBE_OPTIONS = {
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """One file of a corpus as it was listed: `name` is its path below the input, `size` in bytes, `tag` its etag or
-    modification time."""
-
-    path: str
-    name: str
-    size: int
-    tag: str
-
-
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
     """`key=value` words as fsspec options; true, false, {...} and [...] are read as JSON. Raises UsageError."""
     options: dict[str, Any] = {}
@@ -54,7 +41,10 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--storage-option {pair!r} is not KEY=VALUE, as in endpoint_url=http://host:9000")
-        options[key] = json.loads(value) if value in ("true", "false") or value[:1] in ("{", "[") else value
+        try:
+            options[key] = json.loads(value) if value in ("true", "false") or value[:1] in ("{", "[") else value
+        except ValueError as error:
+            raise UsageError(f"--storage-option {pair!r}: the value begins as JSON and is none ({error})") from error
     return options
 
 
@@ -77,6 +67,17 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
     return fs, path.rstrip("/") or "/"
 
 
+def absolute(url: str) -> str:
+    """The URL with a local path made absolute: processes of a cluster have other current folders."""
+    return url if "://" in url else os.path.abspath(url)
+
+
+def has_buckets(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether the first name of a path is a bucket, which can be asked for."""
+    protocols = fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
+    return not BUCKETS.isdisjoint(protocols)
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder of objects, addressed by their bare names. Small and picklable: it travels to every worker."""
@@ -95,10 +96,16 @@ class Folder:
         fs, path = self._open()
         if atomic.is_local(fs):
             return atomic.make_folder(path)
+        if not has_buckets(fs):
+            return None
         if hasattr(fs, "call_s3"):
             fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
         bucket = path.split("/")[0]
-        retrying(lambda: _list_one(fs, bucket), self.url, PROBE_PATIENCE)
+        try:
+            retrying(lambda: _list_one(fs, bucket), self.url, PROBE_PATIENCE)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.url}: no such bucket. Create it, or correct the URL") from error
+        return None
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Names directly in the folder that start with `prefix`, with their sizes in bytes; nothing unfinished."""
@@ -116,6 +123,19 @@ class Folder:
             return {name: e["size"] for name, e in shown if name.startswith(prefix)}
 
         return retrying(names, self.url)
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._open()
+        try:
+            retrying(lambda: fs.info(f"{path}/{name}"), self.path(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on the disk of the node that asks."""
+        return atomic.is_local(self._open()[0])
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError when there is none."""
@@ -151,37 +171,6 @@ class Folder:
         fs, path = self._open()
         if atomic.is_local(fs):
             atomic.sweep(path)
-
-
-def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
-    """Every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
-
-    Raises StorageError when the store cannot be asked; an empty list means that nothing is there.
-    """
-    fs, path = filesystem(url, options)
-
-    def listing() -> dict[str, dict[str, Any]]:
-        if _is_glob(path):
-            found = fs.glob(path, detail=True)
-            folders = [name for name, entry in found.items() if entry["type"] == "directory"]
-            return found | {k: v for folder in folders for k, v in fs.find(folder, detail=True).items()}
-        try:
-            return fs.find(path, detail=True)
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise
-            return {}
-
-    if not atomic.is_local(fs):
-        Folder(url, dict(options)).probe()
-    entries = retrying(listing, url)
-    root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if _is_glob(path) else path
-    files = []
-    for place, entry in entries.items():
-        name = place.removeprefix(root).strip("/") or place.rpartition("/")[2]
-        if _is_file(place, entry) and not any(part.startswith(HIDDEN) for part in name.split("/")):
-            files.append(InputFile(fs.unstrip_protocol(place), name, entry["size"], _tag(entry)))
-    return sorted(files, key=lambda file: file.path)
 
 
 def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:
@@ -227,29 +216,6 @@ class _Ranges(io.RawIOBase):
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
-
-
-def current_tag(url: str, options: Mapping[str, Any]) -> tuple[int, str]:
-    """Size and tag of the file as it is now, to hold against the plan."""
-    fs, path = filesystem(url, options)
-    entry = retrying(lambda: fs.info(path), url)
-    return entry["size"], _tag(entry)
-
-
-def _tag(entry: Mapping[str, Any]) -> str:
-    for key in ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified"):
-        if entry.get(key):
-            return str(entry[key]).strip('"')
-    return ""
-
-
-def _is_file(path: str, entry: Mapping[str, Any]) -> bool:
-    """Not a folder, nor the empty object ending in `/` by which consoles mark one."""
-    return entry["type"] == "file" and not path.endswith("/")
-
-
-def _is_glob(path: str) -> bool:
-    return any(letter in path for letter in "*?[")
 
 
 def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:

@@ -157,6 +157,18 @@ def test_a_glob_and_a_single_file(tmp_path):
     assert sum(map(len, everything(tmp_path / "a.parquet")[1])) == 1000
 
 
+@pytest.mark.parametrize("header", ["Größe,text\n".encode("latin-1"), "größe,text\n".encode("utf-16")])
+def test_a_header_in_another_encoding_is_kept_with_a_reason(tmp_path, header):
+    """A CSV whose header is not UTF-8 is one row with a reason; the other files are read."""
+    (tmp_path / "a.csv").write_bytes(header + b"1,fish\n")
+    write_parquet(tmp_path / "b.parquet")
+    _, tables = everything(tmp_path)
+    table = pa.concat_tables(tables)
+
+    assert len(table) == 1001
+    assert table["_error"].null_count == 1000
+
+
 def test_tiny_files_share_shards(tmp_path):
     """10,000 files of one row become some shards, not 10,000, and keep every row."""
     for i in range(10_000):
@@ -288,9 +300,21 @@ def test_an_id_that_not_every_file_has_names_no_row(tmp_path):
     """Unasked, a column `id` is used only where every file has one."""
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
-    assert "id" in measure_files(list_files(options, {}), options, {}, False).schema.names
+    assert measure_files(list_files(options, {}), options, {}, False).id_column == "id"
     write_text(tmp_path / "b.txt")
-    assert "id" not in measure_files(list_files(options, {}), options, {}, False).schema.names
+    assert measure_files(list_files(options, {}), options, {}, False).id_column is None
+
+
+def test_an_id_may_be_part_of_the_text(tmp_path):
+    """A text made of the id is read where lines of some file have none, and those rows have no such words."""
+    write_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in ROWS))
+    options = CorpusOptions(input=str(tmp_path), text_template="{id} {text}")
+    corpus = measure_files(list_files(options, {}), options, {}, False)
+    tables = [read(shard, ["id", "text"], corpus.schema, {}) for shard in shards(cut(corpus, 500))]
+
+    assert sum(map(len, tables)) == 2000
+    assert pa.concat_tables(tables)["_error"].null_count == 2000
 
 
 def test_a_column_that_is_no_text_is_told(tmp_path):

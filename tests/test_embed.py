@@ -215,6 +215,9 @@ def broken_model(minilm, tmp_path, *gone):
         ({"chunk_tokens": 50, "prompt": "many words " * 124}, UsageError, "leave"),
         ({"keep_columns": ("n", "tokens")}, UsageError, "--keep-columns tokens"),
         ({"output": "{in}/out"}, UsageError, "lies in --input"),
+        ({"input": "{in}/**/*.parquet", "output": "{in}/out"}, UsageError, "lies in --input"),
+        ({"input": "{in}/a**.parquet"}, UsageError, "not a pattern"),
+        ({"storage_option": ("config_kwargs={bad",)}, UsageError, "begins as JSON"),
         ({"text_template": "{text"}, UsageError, "--text-template"),
         ({"storage_option": ("endpoint",)}, UsageError, "KEY=VALUE"),
         ({"output": "/proc/nothing/here"}, StorageError, "/proc/nothing"),
@@ -247,6 +250,7 @@ def test_an_empty_corpus_is_told(tmp_path, minilm):
     (tmp_path / "in" / "a.jsonl").write_bytes(b"")
     with pytest.raises(InputError, match="no rows"):
         run(tmp_path / "in", minilm)
+    assert not list((tmp_path / "out").iterdir())  # nothing that would stand in the way once there are rows
 
 
 def test_an_output_of_other_settings_is_refused(cluster, docs, minilm):
@@ -254,6 +258,17 @@ def test_an_output_of_other_settings_is_refused(cluster, docs, minilm):
     run(docs, minilm, limit=5)
     with pytest.raises(RunError, match=r"output_dtype: there 'float32', asked 'float16'"):
         run(docs, minilm, limit=5, output_dtype="float16")
+    with pytest.raises(RunError, match=r"\(model max_tokens: there 256, asked 128\)"):
+        run(docs, minilm, limit=5, max_tokens=128)
+
+
+def test_damaged_weights_are_told(cluster, docs, minilm, tmp_path):
+    """Weights that only a worker can find damaged end the run with the reason."""
+    folder = broken_model(minilm, tmp_path, "model.safetensors")
+    with open(f"{minilm}/model.safetensors", "rb") as file:
+        (tmp_path / "model" / "model.safetensors").write_bytes(file.read()[:1_000_000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run(docs, folder)
 
 
 def test_no_store_behind_the_endpoint_is_told(docs, minilm, monkeypatch):

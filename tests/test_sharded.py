@@ -12,8 +12,8 @@ import pytest
 import lib.cluster
 from lib.cluster import ClusterOptions, decide
 from lib.corpus import CorpusOptions
-from lib.errors import InputError, RunError, StorageError, UsageError
-from lib.ledger import audit, missing, open_ledger, read_manifest
+from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
+from lib.ledger import audit, missing, open_ledger, publish_part, read_manifest
 from lib.progress import Progress
 from lib.rows import read
 from lib.sharded import run
@@ -52,6 +52,16 @@ class Upper:
             os._exit(9)
         if what is not None:
             raise what
+
+
+@dataclass(frozen=True)
+class Unloadable(Upper):
+    """Its worker cannot be made."""
+
+    error: Exception = field(default_factory=RuntimeError)
+
+    def worker(self):
+        raise self.error
 
 
 @pytest.fixture
@@ -219,12 +229,39 @@ def test_a_model_larger_than_the_nodes_is_told(cluster):
 
 def test_an_autoscaler_may_bring_what_is_not_there_yet(monkeypatch):
     """On a cluster that grows, what no present node has is no error, and the pool may grow to what will come."""
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], {"CPU": 68.0, "GPU": 16.0}))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}] * 2))
     assert (decide(ClusterOptions(), 0).initial, decide(ClusterOptions(), 0).maximum) == (1, 16)
+    with pytest.raises(RunError, match="no node has 1 GPU and 40 CPU"):
+        decide(ClusterOptions(cpus_per_worker=40), 0)
 
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], None))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], []))
     with pytest.raises(RunError, match="no node has 1 GPU"):
         decide(ClusterOptions(gpus_per_worker=1), 0)
+
+
+def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
+    """Workers of a large model stop at the node's memory; workers of a quarter GPU leave a CPU to the readers."""
+    gib = 2.0**30
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 16.0, "memory": 32 * gib}], []))
+    assert decide(ClusterOptions(cpus_per_worker=1), int(5 * gib)).maximum == 3  # of 9.5 GiB each
+
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0, "GPU": 1.0}], []))
+    assert decide(ClusterOptions(gpus_per_worker=0.25), 0).maximum == 3
+
+
+@pytest.mark.parametrize("kind", [ModelError, RuntimeError])
+def test_a_worker_that_cannot_load_is_told(cluster, corpus, tmp_path, kind):
+    """What goes wrong in a worker's start ends the run with its own words."""
+    ledger = opened(corpus, tmp_path)
+    verb = Unloadable(ledger.columns, error=kind("the weights are damaged"))
+    with pytest.raises(ShoalError, match="the weights are damaged"):
+        run(verb, ledger, decide(ClusterOptions(), 0), Progress(1), missing(ledger))
+
+
+def test_parts_go_to_the_folder_of_the_run_only(corpus, tmp_path):
+    """A node that does not see the run's folder, and would fill one of its own, says so."""
+    with pytest.raises(StorageError, match="shared file system"):
+        publish_part(Folder(str(tmp_path / "elsewhere")), "part-0", 0, pa.table({"id": [1]}), {})
 
 
 def test_more_workers_at_least_than_at_most_is_a_usage_error(cluster):

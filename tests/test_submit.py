@@ -1,5 +1,7 @@
 """`ray job submit` against a real head, with a real S3 server behind it."""
 
+import json
+import os
 import site
 import subprocess
 import sys
@@ -53,7 +55,9 @@ def test_submitted_with_its_working_dir(bare_python, model, bucket, server, tmp_
     (tmp_path / "empty").mkdir()
     job = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", model, "--shard-rows", "50"]
     with Head(tmp_path / "empty", bare_python) as head:
-        done = head.submit("--working-dir", ".", "--", "python", "jobs/embed_corpus.py", *job, cwd=ROOT)
+        environment = json.dumps({"env_vars": server.environment()})  # of a job that brings its own credentials
+        words = ["--working-dir", ".", "--runtime-env-json", environment]
+        done = head.submit(*words, "--", "python", "jobs/embed_corpus.py", *job, cwd=ROOT)
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "rows      200 (0 kept with an error" in done.stdout
@@ -70,3 +74,32 @@ def test_submitted_bare_to_a_head_in_the_checkout(model, tmp_path):
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
+
+
+def test_joined_from_outside_a_job(bare_python, model, tmp_path):
+    """With RAY_ADDRESS the command, run in the checkout, sends its code to a cluster that has only the dependencies."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "empty").mkdir()
+    pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
+    job = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--model", model, "--shard-rows", "50"]
+    gone = ("RAY_", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
+    with Head(tmp_path / "empty", bare_python) as head:
+        line = [bare_python, str(ROOT / "jobs" / "embed_corpus.py"), *job]
+        environment |= {"RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
+
+
+def test_the_address_of_the_dashboard_is_told_apart(model, tmp_path):
+    """RAY_ADDRESS as `ray job submit` takes it is refused with the other form, at once."""
+    pq.write_table(corpus(), tmp_path / "a.parquet")
+    job = ["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out"), "--model", model]
+    environment = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:8265"}
+    line = [sys.executable, "jobs/embed_corpus.py", *job]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1
+    assert "HOST:6379" in done.stderr

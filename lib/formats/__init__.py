@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ..errors import InputError
-from ..storage import InputFile
+from ..listing import InputFile
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_LINE = 256 << 20  # bytes; a longer line is a row with an error, so that one file cannot take a worker's memory

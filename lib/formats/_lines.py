@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..storage import InputFile, open_file
+from ..listing import InputFile
+from ..storage import open_file
 from . import MAX_LINE, Measure, compression_of
 
 SAMPLE_BYTES = 1 << 20

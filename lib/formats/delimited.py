@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import InputError
-from ..storage import InputFile
+from ..listing import InputFile
 from . import Measure
 from ._lines import open_bytes
 

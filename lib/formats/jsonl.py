@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..storage import InputFile
+from ..listing import InputFile
 from . import MAX_LINE, Measure
 from ._lines import measure_lines, read_lines, sample
 

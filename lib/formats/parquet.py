@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..listing import InputFile
 from ..patience import is_damage
-from ..storage import InputFile, open_file
+from ..storage import open_file
 from . import Measure, check_columns, error_table
 
 SUFFIXES = (".parquet", ".pq")
