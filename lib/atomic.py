@@ -17,8 +17,13 @@ from .patience import error_code
 STALE = 600.0  # seconds after which an unfinished local file has no writer any more; a part takes some
 
 
+def protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    """The names under which fsspec knows the filesystem, as `s3` and `s3a`."""
+    return fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
+
+
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    return "file" in protocols(fs)
 
 
 def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:

@@ -76,8 +76,7 @@ class Workers:
 
 def connect() -> None:
     """Join the cluster RAY_ADDRESS or `ray job submit` names, else one on this machine; quiet either way."""
-    settings = QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT
-    os.environ.update({k: v for k, v in settings.items() if k not in os.environ})
+    os.environ.update({k: v for k, v in (QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", "3")  # for ever by default: a shard too large would never be given up
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -28,8 +28,6 @@ from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next
 WAVE = 4000  # shards a Ray Data run; the driver spends 7 to 16 kB on each, and about 17 ms
-
-
 DIED = "its process died each time"
 
 

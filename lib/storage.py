@@ -74,8 +74,7 @@ def absolute(url: str) -> str:
 
 def has_buckets(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether the first name of a path is a bucket, which can be asked for."""
-    protocols = fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
-    return not BUCKETS.isdisjoint(protocols)
+    return not BUCKETS.isdisjoint(atomic.protocols(fs))
 
 
 @dataclass(frozen=True)
@@ -95,17 +94,14 @@ class Folder:
         """Ask once whether the store is there and lets us in. Raises StorageError within seconds."""
         fs, path = self._open()
         if atomic.is_local(fs):
-            return atomic.make_folder(path)
-        if not has_buckets(fs):
-            return None
-        if hasattr(fs, "call_s3"):
-            fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
-        bucket = path.split("/")[0]
-        try:
-            retrying(lambda: _list_one(fs, bucket), self.url, PROBE_PATIENCE)
-        except FileNotFoundError as error:
-            raise StorageError(f"{self.url}: no such bucket. Create it, or correct the URL") from error
-        return None
+            atomic.make_folder(path)
+        elif has_buckets(fs):
+            if hasattr(fs, "call_s3"):
+                fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
+            try:
+                retrying(lambda: _list_one(fs, path.split("/")[0]), self.url, PROBE_PATIENCE)
+            except FileNotFoundError as error:
+                raise StorageError(f"{self.url}: no such bucket. Create it, or correct the URL") from error
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Names directly in the folder that start with `prefix`, with their sizes in bytes; nothing unfinished."""
@@ -125,6 +121,7 @@ class Folder:
         return retrying(names, self.url)
 
     def exists(self, name: str) -> bool:
+        """Whether there is such an object: one request, where `list` makes one for every thousand names."""
         fs, path = self._open()
         try:
             retrying(lambda: fs.info(f"{path}/{name}"), self.path(name))
