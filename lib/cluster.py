@@ -17,10 +17,10 @@ from typing import Any
 from .errors import RunError, UsageError
 from .storage import CHECKSUM_ENVIRONMENT
 
-# A worker on CPUs asks for a little less than its cores, so that the tasks that read and write, which take
-# a little each and mostly wait, always find room on its node: without it Ray Data hangs on a full cluster.
+# A worker on CPUs asks for a little less than its cores, so that the processes that read and write, which mostly wait,
+# always find room, were every other node lost: without it Ray Data hangs on a full cluster.
 WORKER_SHARE = 0.9
-TASK_CPUS_BESIDE_CPU_WORKERS = 0.1
+TASK_CPUS_BESIDE_CPU_WORKERS = 0.001
 TASK_CPUS_BESIDE_GPU_WORKERS = 1.0
 QUIET_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ lines that a user can do nothing about
@@ -54,7 +54,7 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class Workers:
-    """The decision: pool size, and the Ray resources of a worker and of a reading or writing task."""
+    """The decision: pool size, and the Ray resources of a worker and of a reading or writing process."""
 
     minimum: int
     initial: int  # what the nodes at hand take: Ray Data's own growth adds one at a time, seconds apart
@@ -63,7 +63,11 @@ class Workers:
     cpus: float
     gpus: float
     task_cpus: float
-    tasks: int | None  # reading, and writing, at once; None: as many as find CPUs
+
+    def at_most(self, count: int) -> "Workers":
+        """No more workers than there are shards."""
+        sizes = {name: min(getattr(self, name), count) for name in ("minimum", "initial", "maximum")}
+        return replace(self, **sizes)
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
@@ -152,10 +156,7 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
         )
     pool = _pool(options, now=sum(map(need.places, alive)), most=sum(map(need.places, to_come or alive)))
     _refuse_unfit(need, pool[0], nodes)
-    # Beside CPU workers a task costs 1 % of a worker's time, but each of its processes loads a tokenizer while the
-    # workers load their models: one for two workers keeps up and does not slow the start.
-    tasks = None if gpus else -(-pool[2] // 2)
-    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, tasks)
+    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus)
 
 
 @dataclass(frozen=True)

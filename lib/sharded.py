@@ -1,6 +1,6 @@
 """The exactly-once map over shards, on Ray Data.
 
-    pending shards -> read and prepare (CPU task) -> worker (actor pool) -> finish and publish (CPU task) -> receipts
+    pending shards -> read and prepare (CPU) -> worker (actor pool) -> finish and publish (CPU) -> receipts
 
 One shard is one row of one block at every step, so nothing can split, merge or mix shards, and a replayed task makes
 the same number of blocks. Receipts go to the driver; rows never do. What a person can mend (ShoalError) stops the run;
@@ -28,6 +28,7 @@ from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next
 WAVE = 4000  # shards a Ray Data run; the driver spends 7 to 16 kB on each, and about 17 ms
+ONE_SHARD = {"batch_size": 1, "batch_format": "pyarrow"}
 DIED = "its process died each time"
 
 
@@ -84,7 +85,7 @@ def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pendin
 
 def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle]:
     """What the workers make of a few shards, brought to the driver and published nowhere."""
-    dataset = _worked(verb, shards, workers, in_flight=2)
+    dataset = _worked(verb, shards, workers.at_most(len(shards)), in_flight=2)
     bundles = []
     for batch in _iterate(dataset):
         receipt, bundle = unpack(batch)
@@ -102,9 +103,9 @@ def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
 
 def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
-    dataset = _worked(verb, wave, workers, in_flight).map_batches(
-        Publish(verb, ledger.folder, names).__call__, **_task(workers)
-    )
+    workers = workers.at_most(len(wave))
+    worked = _worked(verb, wave, workers, in_flight)
+    dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
     for batch in _iterate(dataset):
         for text in batch["receipt"].to_pylist():
             yield Receipt(**json.loads(text))
@@ -116,39 +117,45 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
 
     _settle_ray_data()
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
-    pool = ray.data.ActorPoolStrategy(
-        min_size=min(workers.minimum, len(shards)),
-        initial_size=min(workers.initial, len(shards)),
-        max_size=min(workers.maximum, len(shards)),
-        max_tasks_in_flight_per_actor=in_flight,
-    )
-    return (
-        ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
-        .map_batches(Prepare(verb).__call__, **_task(workers))
-        .map_batches(
-            Work,
-            fn_constructor_args=(verb,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=pool,
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus or None,
-            max_task_retries=DEATHS,
-        )
+    pending = ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
+    return _step(pending, Prepare, (verb,), workers, in_flight).map_batches(
+        Work,
+        fn_constructor_args=(verb,),
+        compute=_pool(workers.minimum, workers.initial, workers.maximum, in_flight),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
+        max_task_retries=DEATHS,
+        **ONE_SHARD,
     )
 
 
-def _task(workers: Workers) -> dict[str, Any]:
-    """Ray's options of a reading or writing task. Its process may die DEATHS times a round, then the shard waits."""
-    from ray.data import TaskPoolStrategy
+def _step(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers, in_flight: int) -> Any:
+    """A reading or writing step added to a dataset. Its process may die DEATHS times a round, then the shard waits.
 
-    return {
-        "compute": TaskPoolStrategy(size=workers.tasks) if workers.tasks else None,
-        "batch_size": 1,
-        "batch_format": "pyarrow",
-        "num_cpus": workers.task_cpus,
-        "max_retries": DEATHS,
-    }
+    Tasks where CPUs are free. On nodes full of CPU workers Ray ends an idle process after a second, and a task after a
+    pause would start Python again (2.5 s of a core): there the steps are actors too, one for two workers. Such an actor
+    takes 1 % of a worker's time, but loads a tokenizer while the workers load their models.
+    """
+    if workers.gpus:
+        step = kind(*arguments).__call__
+        return dataset.map_batches(step, num_cpus=workers.task_cpus, max_retries=DEATHS, **ONE_SHARD)
+    initial, maximum = -(-workers.initial // 2), -(-workers.maximum // 2)
+    return dataset.map_batches(
+        kind,
+        fn_constructor_args=arguments,
+        compute=_pool(initial, initial, maximum, in_flight),
+        num_cpus=workers.task_cpus,
+        max_task_retries=DEATHS,
+        **ONE_SHARD,
+    )
+
+
+def _pool(minimum: int, initial: int, maximum: int, in_flight: int) -> Any:
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(
+        min_size=minimum, initial_size=initial, max_size=maximum, max_tasks_in_flight_per_actor=in_flight
+    )
 
 
 def _settle_ray_data() -> None:
