@@ -7,6 +7,7 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 import os
 import time
 import uuid
+from collections.abc import Container
 from contextlib import suppress
 
 import fsspec
@@ -61,11 +62,12 @@ def make_folder(path: str) -> None:
         ) from error
 
 
-def sweep(path: str) -> None:
-    """Remove what killed writers left in a local folder, once no living writer can still be at it."""
+def sweep(path: str, done: Container[str]) -> None:
+    """Remove what killed writers left in a local folder: of names in `done`, and where no writer can still be at it."""
     for entry in os.scandir(path):
         with suppress(FileNotFoundError):  # another driver sweeps too, or has just published it
-            if entry.name.endswith(".unfinished") and time.time() - entry.stat().st_mtime > STALE:
+            name, _, end = entry.name.removeprefix(".").rpartition(".")
+            if end == "unfinished" and (name.rpartition(".")[0] in done or time.time() - entry.stat().st_mtime > STALE):
                 os.unlink(entry.path)
 
 

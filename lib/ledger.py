@@ -187,7 +187,7 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
     ordered = [parts[number] for number in names]
     _check_rows(ledger, ordered)
     ledger.folder.publish(MANIFEST, _parquet_bytes(pa.Table.from_pylist([vars(p) for p in ordered], MANIFEST_SCHEMA)))
-    ledger.folder.sweep()
+    ledger.folder.sweep(done=there)
     return ordered
 
 

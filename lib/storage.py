@@ -9,7 +9,7 @@ What may pass (503, reset, timeout, a server that restarts) is tried again for `
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -163,11 +163,12 @@ class Folder:
         retrying(attempt, self.path(name))
         return self.read(name) == data
 
-    def sweep(self) -> None:
-        """Remove what killed writers left of unfinished local files, once no living writer can still be at them."""
+    def sweep(self, done: Container[str]) -> None:
+        """Remove what killed writers left of unfinished local files: of names in `done`, which are published, and of
+        others once no living writer can still be at them."""
         fs, path = self._open()
         if atomic.is_local(fs):
-            atomic.sweep(path)
+            atomic.sweep(path, done)
 
 
 def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:

@@ -188,15 +188,17 @@ def test_a_killed_writer_leaves_a_whole_object_or_none(store, size):
 
 
 def test_a_sweep_takes_old_unfinished_files_only(tmp_path):
-    """What killed writers left goes once nobody can still be writing it; a young file may be another driver's."""
+    """What killed writers left goes once nobody can still be writing it, or once its name is published; another young
+    file may be another driver's."""
     folder = Folder(str(tmp_path))
     folder.publish("name", b"whole")
-    for name, age in ((".old.1.unfinished", 3600), (".young.2.unfinished", 5)):
+    ages = {".old.1.unfinished": 3600, ".young.2.unfinished": 5, ".name.3.unfinished": 5, ".nameless.4.unfinished": 5}
+    for name, age in ages.items():
         (tmp_path / name).write_bytes(b"part")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    folder.sweep()
+    folder.sweep(done=folder.list())
 
-    assert sorted(os.listdir(tmp_path)) == [".young.2.unfinished", "name"]
+    assert sorted(os.listdir(tmp_path)) == [".nameless.4.unfinished", ".young.2.unfinished", "name"]
 
 
 def test_listing_while_others_publish(store):
