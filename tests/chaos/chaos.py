@@ -33,7 +33,7 @@ from .cluster import ROOT, Head, environment
 from .driver import Driver
 from .killers import ServerKiller, WorkerKiller
 from .observer import Observer
-from .tally import SERVERS, WORKERS, Tally
+from .tally import SERVERS, STEPS, Tally
 
 FILES = 8
 WORDS = (5, 60)  # a text; long enough to keep shards in flight for some seconds between two kills
@@ -161,7 +161,7 @@ def summary(tally: Tally, observer: Observer) -> dict[str, Any]:
     kills = tally.kills
     return {
         "kills of the driver": kills["driver"],
-        "kills of workers": f"{sum(kills[n] for n in WORKERS)} ({', '.join(f'{kills[n]} {n}s' for n in WORKERS)})",
+        "kills of workers": f"{sum(kills[n] for n in STEPS)} ({', '.join(f'{n} {kills[n]}' for n in STEPS)})",
         "kills of the server": f"{sum(kills[n] for n in SERVERS)} ({', '.join(f'{n} {kills[n]}' for n in SERVERS)})",
         "driver starts": f"{tally.starts}; {tally.barren} killed before they published, {tally.slow} of them slow",
         "worker outlives driver": f"{tally.orphan_seconds:.1f} s at most",

@@ -75,7 +75,7 @@ class Head:
             return []
 
     def workers(self) -> list[psutil.Process]:
-        """Processes that do Ray Data's work now: actors with a model, and tasks that read, prepare or publish."""
+        """Processes that do Ray Data's work now: those with a model, and those that read, prepare or publish."""
         return [process for process in self.family() if _does_data_work(process)]
 
     def _command(self) -> list[str]:
@@ -97,7 +97,7 @@ class Head:
 
 
 def _does_data_work(process: psutil.Process) -> bool:
-    """Ray titles a worker by what it runs: `ray::MapWorker(...)`, `ray::MapBatches(...)`, `ray::IDLE` between tasks."""
+    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:

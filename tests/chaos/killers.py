@@ -10,7 +10,7 @@ import psutil
 from tests.real.s3 import Server
 
 from .cluster import Head
-from .tally import Tally
+from .tally import STEPS, Tally
 
 TICK = 0.1  # seconds
 ANY_SHARE = 0.4  # of worker kills fall at any moment; the others wait for a part, so that loading workers come to work
@@ -48,20 +48,18 @@ class WorkerKiller:
                 return
 
     def _kill_one(self) -> None:
-        """An actor or a task with equal chance, where there are both; there may be none between two drivers."""
-        found: dict[str, list[psutil.Process]] = {"actor": [], "task": []}
+        """A process of one step, each step with equal chance; there may be none between two drivers."""
+        found: dict[str, list[psutil.Process]] = {}
         for process in self.head.workers():
-            try:
-                found["actor" if "MapWorker" in process.cmdline()[0] else "task"].append(process)
-            except (psutil.Error, IndexError):
-                continue
-        kinds = [kind for kind, processes in found.items() if processes]
-        if not kinds:
+            with suppress(psutil.Error, StopIteration):
+                title = " ".join(process.cmdline())
+                found.setdefault(next(step for step in STEPS if f"({step}" in title), []).append(process)
+        if not found:
             return
-        kind = self.random.choice(kinds)
+        step = self.random.choice(sorted(found))
         with suppress(psutil.NoSuchProcess):
-            self.random.choice(found[kind]).kill()
-            self.tally.kills[kind] += 1
+            self.random.choice(found[step]).kill()
+            self.tally.kills[step] += 1
 
 
 class ServerKiller:

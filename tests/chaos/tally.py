@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 LEAD = 2  # kills that the server may be ahead of driver and workers
-WORKERS, SERVERS = ("actor", "task"), ("gateway", "whole server")
+STEPS = ("Prepare", "Work", "Publish")  # whose processes are the workers
+SERVERS = ("gateway", "whole server")
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Tally:
     target: int
     kinds: tuple[str, ...]
     rows: int
-    kills: Counter[str] = field(default_factory=Counter)  # "driver", WORKERS, SERVERS
+    kills: Counter[str] = field(default_factory=Counter)  # "driver", STEPS, SERVERS
     starts: int = 0  # of the driver
     barren: int = 0  # starts killed before they had published
     slow: int = 0  # of these, starts given up on after a long time without a part
@@ -34,7 +35,7 @@ class Tally:
         """Kills by kind: driver, worker, server."""
         sums = {
             "driver": self.kills["driver"],
-            "worker": sum(self.kills[name] for name in WORKERS),
+            "worker": sum(self.kills[name] for name in STEPS),
             "server": sum(self.kills[name] for name in SERVERS),
         }
         return {kind: sums[kind] for kind in self.kinds}
