@@ -1,9 +1,12 @@
 """What the tests share: the real S3 servers of `real/`, one each for the whole run, and a fresh place in them for each test."""
 
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import fsspec
+from real.proxy import FaultProxy
 from real.s3 import Ceph, Server, Swift
 
 
@@ -75,12 +79,44 @@ def use(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
+@contextmanager
+def misbehaving(server, monkeypatch, **faults):
+    """A proxy before `server`, with the environment leading to it."""
+    with FaultProxy("127.0.0.1", server.ports["s3"]) as proxy:
+        use({"AWS_ENDPOINT_URL": proxy.endpoint}, monkeypatch)
+        for name, value in faults.items():
+            setattr(proxy, name, value)
+        yield proxy
+
+
+def same(got: bytes, expected: bytes) -> bool:
+    """As `==`, without pytest's letter by letter comparison of megabytes."""
+    return got == expected
+
+
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """The directory of the real all-MiniLM-L6-v2 weights."""
     from benchmarks.demo import minilm
 
     return minilm()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def build(root) -> Callable[..., Path]:
+    """build(kind, **options): a tiny model directory, made once for the same options."""
+    import tiny
+
+    def make(kind: str, **options) -> Path:
+        folder = root / f"{kind}-{abs(hash(json.dumps(options, sort_keys=True)))}"
+        return folder if folder.exists() else tiny.build(kind, folder, **options)
+
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The storage contract, held on the local disk, on Ceph and on Swift, and before them a proxy that misbehaves."""
+"""The storage contract, held on the local disk, on Ceph and on Swift."""
 
 import multiprocessing
 import os
@@ -7,36 +7,18 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
-from conftest import use
-from real.proxy import FaultProxy
+from conftest import same
 
 from lib.errors import StorageError
-from lib.listing import covers, current_tag, find
+from lib.listing import find
 from lib.storage import Folder
 
 MB = 1 << 20
-TELL = 10.0  # seconds within which a person at the terminal is told what is wrong
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["lib.storage", "s3fs"])
-
-
-def same(got: bytes, expected: bytes) -> bool:
-    """As `==`, without pytest's letter by letter comparison of megabytes."""
-    return got == expected
-
-
-@contextmanager
-def misbehaving(server, monkeypatch, **faults):
-    """A proxy before `server`, with the environment leading to it."""
-    with FaultProxy("127.0.0.1", server.ports["s3"]) as proxy:
-        use({"AWS_ENDPOINT_URL": proxy.endpoint}, monkeypatch)
-        for name, value in faults.items():
-            setattr(proxy, name, value)
-        yield proxy
 
 
 def test_published_objects_are_listed_with_their_sizes(store):
@@ -226,221 +208,6 @@ def test_listing_while_others_publish(store):
             done.set()
         for writer in writers:
             writer.result()
-
-
-def test_find_gives_files_in_order_without_hidden_ones(store):
-    """A folder, a glob and a file are found, sorted by path; names of which a part starts with `_` or `.` are no input."""
-    for path in ("b.txt", "a/c.txt", "a/_d.txt", "_e/f.txt", "a/.g.txt"):
-        folder, _, name = f"{store}/{path}".rpartition("/")
-        Folder(folder).publish(name, b"xyz")
-
-    def found(url: str) -> list[str]:
-        return [file.path.split("/store/")[1] for file in find(url, {})]
-
-    assert found(store) == ["a/c.txt", "b.txt"]
-    assert found(f"{store}/*/*.txt") == ["a/c.txt"]
-    assert found(f"{store}/b.txt") == ["b.txt"]
-    assert found(f"{store}/none") == []
-    assert {file.size for file in find(store, {})} == {3}
-
-
-def test_links_are_followed(tmp_path):
-    """Links to files and to folders are part of a corpus, once each; one that leads nowhere is an error."""
-    (tmp_path / "store").mkdir()
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    (tmp_path / "store" / "a.txt").write_text("a")
-    os.symlink(tmp_path / "store" / "a.txt", tmp_path / "in" / "linked.txt")
-    os.symlink(tmp_path / "store", tmp_path / "in" / "folder")
-    os.symlink(tmp_path / "in", tmp_path / "in" / "deep" / "above")
-
-    for url in (tmp_path / "in", f"{tmp_path}/in/**"):
-        assert [file.name for file in find(str(url), {})] == ["folder/a.txt", "linked.txt"]
-    (file, _) = find(str(tmp_path / "in"), {})
-    assert current_tag(file.path, {}) == (file.size, file.tag)
-    os.symlink("/nowhere", tmp_path / "in" / "broken.txt")
-    with pytest.raises(StorageError, match=r"broken\.txt is a link to nothing"):
-        find(str(tmp_path / "in"), {})
-
-
-@pytest.mark.parametrize("pattern", ["", "/*/*.txt", "/**/*.txt", "/folder-1*/name-?.txt"])
-def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monkeypatch):
-    """With 30 % of the requests answered 503, a folder or a glob gives the files that it gives without."""
-    for number in range(30):
-        Folder(f"{bucket}/in/folder-{number:02}").publish(f"name-{number % 3}.txt", b"x")
-    expected = find(f"{bucket}/in{pattern}", {})
-    assert len(expected) == (10 if "folder-1" in pattern else 30)
-
-    with misbehaving(server, monkeypatch, error_rate=0.3) as proxy:
-        for _ in range(10):
-            assert find(f"{bucket}/in{pattern}", {}) == expected
-        assert proxy.errors > 3
-
-
-def test_what_an_input_covers(tmp_path):
-    """A place under the input's folder, or that its glob would find, is covered; hidden places are not."""
-    for url, place, covered in (
-        ("data", "data/out", True),
-        ("data", "data", True),
-        ("data", "data-out", False),
-        ("data", "data/_out", False),
-        ("data/**/*.parquet", "data/out", True),
-        ("data/*.parquet", "data/out", False),
-        ("data/*", "data/out", True),
-        ("data/**/*.jsonl", "data/out", False),
-    ):
-        assert covers(f"{tmp_path}/{url}", f"file://{tmp_path}/{place}", {}) is covered, (url, place)
-
-
-@pytest.mark.parametrize("size", [3, 101 * MB], ids=["in one request", "in several"])
-def test_the_tag_tells_of_change(store, size):
-    """The tag in the plan is the file's tag as long as the file is the same, and another one when it was overwritten."""
-    Folder(store).publish("name", b"1" * size)
-    planned = find(store, {})[0]
-
-    assert current_tag(planned.path, {}) == (planned.size, planned.tag)
-    Folder(store).publish("name", b"2" * size)
-    assert current_tag(planned.path, {}) != (planned.size, planned.tag)
-
-
-def test_folder_markers_are_no_files(server, bucket):
-    """Consoles make a folder by an empty object whose name ends in `/`: neither `list` nor `find` takes it for a file."""
-    for key in ("store/", "store/deeper/", "store/name"):
-        server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
-
-    assert Folder(f"{bucket}/store").list() == {"name": 0}
-    assert [file.path for file in find(f"{bucket}/store", {})] == [f"{bucket}/store/name"]
-
-
-WRONG = {
-    "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "secret"),
-    "key": ({"AWS_ACCESS_KEY_ID": "wrong"}, "access key"),
-    "no credentials": ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "Set AWS_ACCESS_KEY_ID"),
-    "bucket": ({}, "Create it"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_will_not_pass_is_told_at_once(server, bucket, wrong, monkeypatch):
-    """Wrong or no credentials and a missing bucket are a StorageError within 10 s that names the URL and the remedy, at any call."""
-    environment, remedy = WRONG[wrong]
-    use({name: value for name, value in environment.items() if value}, monkeypatch)
-    for name in (name for name, value in environment.items() if value is None):
-        monkeypatch.delenv(name)
-    url = f"{bucket}-not-there/store" if wrong == "bucket" else f"{bucket}/store"
-    folder = Folder(url)
-    acts = {
-        "probe": folder.probe,
-        "find": lambda: find(url, {}),
-        "glob": lambda: find(f"{url}/*", {}),
-        "list": folder.list,
-        "read": lambda: folder.read("name"),
-        "open": lambda: folder.open("name"),
-        "publish": lambda: folder.publish("name", b"x"),
-        "claim": lambda: folder.claim("name", b"x"),
-    }
-    told = {}
-    for act, call in acts.items():
-        started = time.monotonic()
-        with pytest.raises(StorageError) as error:
-            call()
-        told[act] = str(error.value)
-        assert time.monotonic() - started < TELL, act
-
-    assert [act for act, text in told.items() if url not in text or remedy not in text or "None" in text] == []
-
-
-@pytest.mark.parametrize("fault", ["down", "stall"])
-def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypatch):
-    """An endpoint that refuses, or that accepts and is silent, is a StorageError within 10 s that names URL and endpoint."""
-    for ask in (Folder(f"{bucket}/store").probe, lambda: find(f"{bucket}/store", {})):
-        with misbehaving(server, monkeypatch, **{fault: True}) as proxy:
-            started = time.monotonic()
-            with pytest.raises(StorageError) as error:
-                ask()
-
-            assert time.monotonic() - started < TELL
-            assert all(word in str(error.value) for word in (bucket, proxy.endpoint, "Check the endpoint"))
-
-
-def round_trip(folder: Folder, number: int) -> None:
-    """Every act once; each must do what it does on a good day."""
-    data = random.Random(number).randbytes(9 * MB if number % 5 == 0 else 1000)
-    folder.publish(f"name-{number}", data)
-    assert same(folder.read(f"name-{number}"), data)
-    with folder.open(f"name-{number}") as file:
-        assert same(file.read(), data)
-    assert folder.claim(f"claim-{number}", b"mine")
-    assert not folder.claim(f"claim-{number}", b"theirs")
-    expected = {f"name-{n}" for n in range(number + 1)} | {f"claim-{n}" for n in range(number + 1)}
-    assert set(folder.list()) == expected
-
-
-@pytest.mark.parametrize(("fault", "rate", "counter"), [("error_rate", 0.3, "errors"), ("reset_rate", 0.1, "resets")])
-def test_errors_and_resets_pass_unnoticed(server, bucket, fault, rate, counter, monkeypatch):
-    """With 30 % of the requests answered 503, or 10 % cut by a reset, every call does what it should, the claims included."""
-    with misbehaving(server, monkeypatch, **{fault: rate}) as proxy:
-        for number in range(100):
-            round_trip(Folder(f"{bucket}/store"), number)
-            if getattr(proxy, counter) >= 10 and number >= 5:
-                return
-    pytest.fail(f"only {getattr(proxy, counter)} {counter} in 100 rounds: nothing was shown")
-
-
-def test_a_slow_store_is_waited_for(server, bucket, monkeypatch):
-    """0.1 s before every answer and 8 MB/s: it takes as long as that takes, and works."""
-    started = time.monotonic()
-    with misbehaving(server, monkeypatch, latency=0.1, bytes_per_second=8 * MB) as proxy:
-        round_trip(Folder(f"{bucket}/store"), 0)
-
-        assert time.monotonic() - started > 0.1 * proxy.requests
-        assert proxy.bytes_up > 9 * MB
-        assert proxy.bytes_down > 18 * MB
-
-
-@pytest.mark.parametrize("deaths", ["kill", "kill_all"])
-def test_a_restart_of_the_store_is_waited_for(server, bucket, deaths):
-    """Writers go on while the store is killed and started again; all that they published is there."""
-    folder, done = Folder(f"{bucket}/store"), threading.Event()
-
-    def write(writer: int) -> dict[str, bytes]:
-        published = {}
-        while not done.is_set():
-            name, data = f"{writer}-{len(published)}", random.randbytes(MB)
-            folder.publish(name, data)
-            published[name] = data
-        return published
-
-    with ThreadPoolExecutor(3) as threads:
-        writers = [threads.submit(write, writer) for writer in range(3)]
-        try:
-            for _ in range(3 if deaths == "kill" else 1):
-                time.sleep(random.uniform(0.3, 0.8))
-                getattr(server, deaths)()
-                time.sleep(0.5)
-                server.start()
-        finally:
-            time.sleep(0.5)
-            done.set()
-        published = {name: data for writer in writers for name, data in writer.result().items()}
-
-    assert len(published) >= 3
-    assert folder.list() == dict.fromkeys(published, MB)
-    assert all(same(folder.read(name), data) for name, data in published.items())
-
-
-def test_a_reader_outlives_an_outage(server, bucket, monkeypatch):
-    """A file that was opened before the store went away for 6 s is read on when it is back."""
-    data = random.Random(0).randbytes(20 * MB)
-    Folder(bucket).publish("name", data)
-    with misbehaving(server, monkeypatch) as proxy, Folder(bucket).open("name") as file:
-        assert file.read(1000) == data[:1000]
-        proxy.down = True
-        with ThreadPoolExecutor(1) as thread:
-            rest = thread.submit(file.read)
-            time.sleep(6)
-            proxy.down = False
-
-            assert same(rest.result(), data[1000:])
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
