@@ -22,7 +22,8 @@ from .storage import CHECKSUM_ENVIRONMENT
 WORKER_SHARE = 0.9
 TASK_CPUS_BESIDE_CPU_WORKERS = 0.001
 TASK_CPUS_BESIDE_GPU_WORKERS = 1.0
-QUIET_ENVIRONMENT = {
+# Of every process of a run, where the user has not set them.
+ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ lines that a user can do nothing about
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -30,6 +31,10 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # torch on CPUs keeps a compiled kernel for each of the last 1,024 batch shapes, twice, and packed batches never
+    # repeat a shape: 160 MiB a worker that buy nothing. One batch needs fewer than 16.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+    "LRU_CACHE_CAPACITY": "16",
 }
 WEIGHTS_FACTOR = 1.6  # memory of a loaded worker over its weights: activations, torch itself, one shard
 WORKER_BASE = 1.5 * 2**30  # bytes; interpreter, torch and buffers
@@ -80,7 +85,7 @@ class Workers:
 
 def connect() -> None:
     """Join the cluster RAY_ADDRESS or `ray job submit` names, else one on this machine; quiet either way."""
-    os.environ.update({k: v for k, v in (QUIET_ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
+    os.environ.update({k: v for k, v in (ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", "3")  # for ever by default: a shard too large would never be given up
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -108,7 +113,7 @@ def _surroundings() -> dict[str, Any]:
     """
     if not _joins():
         return {"include_dashboard": False}
-    variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in QUIET_ENVIRONMENT}
+    variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in ENVIRONMENT}
     environment: dict[str, Any] = {"env_vars": variables}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         environment["py_modules"] = [str(Path(__file__).parent)]
