@@ -102,6 +102,14 @@ def minilm() -> str:
     return minilm()
 
 
+@pytest.fixture
+def docs(tmp_path) -> Path:
+    """The folder of a small corpus."""
+    from embedded import write_docs
+
+    return write_docs(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("models")
