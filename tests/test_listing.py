@@ -55,9 +55,11 @@ def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monk
     assert len(expected) == (10 if "folder-1" in pattern else 30)
 
     with misbehaving(server, monkeypatch, error_rate=0.3) as proxy:
-        for _ in range(10):
+        for _ in range(100):
             assert find(f"{bucket}/in{pattern}", {}) == expected
-        assert proxy.errors > 3
+            if proxy.errors > 4:
+                return
+    pytest.fail("a hundred listings met no five errors")
 
 
 def test_what_an_input_covers(tmp_path):
