@@ -8,7 +8,6 @@ meets all of them; every ratio is taken inside one round.
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -27,10 +25,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpora import mixed_lengths
 from benchmarks.demo import minilm
+from benchmarks.reporting import cosines, machine, spread
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "ray", "pyarrow", "numpy")
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 CLOCKS = ("wall", "work")
@@ -136,11 +133,6 @@ def _matrix(column: pa.Array) -> np.ndarray:
     return plain.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Of each row of `left` with that row of `right`."""
-    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-
-
 def choose_actors(bench: Bench) -> tuple[Bench, str]:
     """Ray Data with one actor of all cores, or with an actor a core: whichever works faster on the first texts."""
     if bench.cores == 1:
@@ -152,12 +144,6 @@ def choose_actors(bench: Bench) -> tuple[Bench, str]:
     best = min(work, key=work.__getitem__)
     said = ", ".join(f"{n} x {bench.cores // n} {seconds:.1f} s of work" for n, seconds in work.items())
     return replace(bench, ray_actors=best), f"Ray Data, actors x threads on at most {PRECHECK_TEXTS:,} texts: {said}"
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Median (least - most)."""
-    middle, least, most = (form.format(value) for value in (median(values), min(values), max(values)))
-    return f"{middle} ({least} - {most})"
 
 
 def ratios(runs: Runs, slower: str, faster: str, clock: str) -> list[float]:
@@ -220,18 +206,6 @@ def _labels(bench: Bench) -> dict[str, str]:
         "loop-float32": f"{loop}, float32",
         "loop-bfloat16": f"{loop}, bfloat16",
     }
-
-
-def machine(load: tuple[float, ...]) -> list[str]:
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = re.search(r"model name\s*: (.*)", facts)
-    features = [each for each in FEATURES if re.search(rf"\b{each}\b", facts)]
-    return [
-        f"- Python {platform.python_version()}, {versions}",
-        f"- {len(os.sched_getaffinity(0))} cores, {name[1] if name else platform.processor()}: {', '.join(features)}",
-        f"- load average before the first run (1, 5, 15 minutes): {', '.join(f'{each:.1f}' for each in load)}",
-    ]
 
 
 def count_tokens(texts: Sequence[str], model: str) -> tuple[int, str]:

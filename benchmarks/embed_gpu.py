@@ -6,7 +6,6 @@ all-MiniLM-L6-v2 has its real weights; the other networks are built on the spot 
 weights, which are as fast. Texts are words of one token each, so both sides see exactly the lengths that are asked.
 """
 
-import json
 import platform
 import tempfile
 import time
@@ -24,13 +23,13 @@ import torch
 import transformers
 
 from benchmarks.demo import minilm
-from benchmarks.embed_cpu import cosines
+from benchmarks.exact_lengths import Corpus, corpora
+from benchmarks.networks import SHAPES, build
+from benchmarks.reporting import cosines
 from lib.models import ModelSpec, Tokens, flops_per_token, read_spec
 from lib.models.encoder import Encoder
-from lib.models.tokenizer import Tokenizer
 
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of the built models
 BATCHES = (32, 128, 512)  # of sentence-transformers
 CHECKED = 96  # texts
 LEAST_COSINE, LEAST_COSINE_16_BITS = 0.99999, 0.999
@@ -53,121 +52,7 @@ class Size:
 SMALL = Size(budgets=(256, 1024), tokens=2000, seconds=0.05, long=64, matmul=256)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A network to build: transformers' config class, its settings, and what replaces them for a try on a CPU."""
-
-    name: str
-    config: str
-    pooling: str
-    settings: dict[str, Any]
-    small: dict[str, Any]
-
-
-NAMES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-BERT = dict(zip(NAMES, (30522, 768, 12, 12, 3072), strict=True), max_position_embeddings=512)
-XLM_R = dict(zip(NAMES, (250002, 1024, 24, 16, 4096), strict=True), max_position_embeddings=514)
-QWEN = dict(zip(NAMES, (151936, 1024, 28, 16, 3072), strict=True), max_position_embeddings=32768)
-GROUPED = {"num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
-TINY = dict(zip(NAMES, (500, 64, 2, 4, 128), strict=True))
-SHAPES = (
-    Shape("BERT-base", "BertConfig", "mean", BERT, TINY),
-    Shape("XLM-R-large", "XLMRobertaConfig", "cls", XLM_R, TINY),
-    Shape("Qwen3-0.6B", "Qwen3Config", "lasttoken", QWEN | GROUPED, TINY | {"num_key_value_heads": 2, "head_dim": 16}),
-)
-
-
 Rate = tuple[str, float, float]  # what, tokens a second, the most GiB
-
-
-@dataclass
-class Corpus:
-    """Texts and their tokens, ready for both sides."""
-
-    name: str
-    texts: list[str]
-    tokens: Tokens
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.tokens.offsets)
-
-    def head(self, count: int) -> "Corpus":
-        ids, offsets, truncated = self.tokens
-        cut = Tokens(ids[: offsets[count]], offsets[: count + 1], truncated[:count])
-        return Corpus(self.name, self.texts[:count], cut)
-
-
-# --- networks and texts ---------------------------------------------------------------------------------------------
-
-
-def build(shape: Shape, folder: Path, small: bool, device: torch.device) -> Path:
-    """A model directory in sentence-transformers' layout with random weights, and a tokenizer of whole words."""
-    settings = shape.settings | (shape.small if small else {})
-    config = getattr(transformers, shape.config)(**settings, bos_token_id=0, pad_token_id=1, eos_token_id=2)
-    kind = transformers.AutoModelForCausalLM if shape.pooling == "lasttoken" else transformers.AutoModel
-    torch.manual_seed(7)
-    with torch.device(device):
-        network = kind.from_config(config)
-    with torch.no_grad():  # the usual initialisation is so small that a wrong neighbour would hardly show
-        for weight in network.parameters():
-            if weight.dim() > 1:
-                weight.normal_(std=weight.shape[-1] ** -0.5)
-    path = folder / shape.name
-    network.save_pretrained(path)
-    _word_tokenizer(settings["vocab_size"]).save_pretrained(path)
-    _write(path / "modules.json", [_module(0, "", "Transformer"), _module(1, "1_Pooling", "Pooling")])
-    pooling = {"embedding_dimension": settings["hidden_size"], "pooling_mode": shape.pooling}
-    _write(path / "1_Pooling/config.json", pooling)
-    _write(path / "sentence_bert_config.json", {"max_seq_length": 512, "do_lower_case": False})
-    return path
-
-
-def _module(index: int, path: str, kind: str) -> dict[str, Any]:
-    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-
-
-def _write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
-
-
-def _word_tokenizer(size: int) -> Any:
-    """Words w4, w5, ... of one token each, between <s> and </s>."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [*SPECIALS, *(f"w{i}" for i in range(len(SPECIALS), size))]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    named = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **named)
-
-
-def single_words(path: Path) -> list[str]:
-    """Words of the vocabulary that are one token wherever they stand."""
-    vocabulary = json.loads((path / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    return [word for word in vocabulary if word.isascii() and word.isalnum() and len(word) > 1]
-
-
-def corpora(path: Path, spec: ModelSpec, size: Size, tokens: int) -> list[Corpus]:
-    """Mixed lengths (log-normal, 5 to 400 tokens), and all of one length."""
-    random = np.random.default_rng(7)
-    long = min(size.long, spec.max_tokens)
-    mixed = np.clip(random.lognormal(np.log(30), 1.0, tokens // 45), 5, min(400, spec.max_tokens)).astype(int)
-    words, tokenizer = np.array(single_words(path)), Tokenizer(spec)
-    made = []
-    for name, lengths in (("5-400 tokens, mixed", mixed), (f"{long} tokens", np.full(tokens // long, long))):
-        texts = [" ".join(random.choice(words, length - tokenizer.special)) for length in lengths]
-        found = tokenizer(texts)
-        if not np.array_equal(np.diff(found.offsets), lengths):
-            raise click.ClickException(f"{spec.name}: its words are not of one token each")
-        made.append(Corpus(name, texts, found))
-    return made
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -331,7 +216,7 @@ def machine(size: Size, peak: float, device: torch.device) -> Iterator[str]:
 def one_model(path: Path, name: str, size: Size, peak: float, device: torch.device) -> Iterator[str]:
     spec = read_spec(str(path))
     tokens = int(min(size.tokens, size.tokens * 4e8 / flops_per_token(spec, 100)))
-    made = corpora(path, spec, size, tokens)
+    made = corpora(path, spec, size.long, tokens)
     own = [matmul_rate(max(size.budgets), *shape, device) for shape in _products(spec)]
     yield from ("", f"## {name}", "")
     rates = " and ".join(f"{rate / 1e12:.2f}" for rate in own)
