@@ -12,14 +12,17 @@ import pyarrow as pa
 from .errors import StorageError
 
 PATIENCE = 120.0  # seconds; a store that restarts is back in 1 to 20
-PROBE_PATIENCE = 4.0  # seconds; a wrong endpoint is told to a waiting person
+PROBE_PATIENCE = 4.0  # seconds; a wrong endpoint, which gives no answer at all, is told to a waiting person
 
 T = TypeVar("T")
 
 
 def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> T:
-    """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over."""
-    deadline = time.monotonic() + patience
+    """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over.
+
+    A store that answers, be it by 503, is there: it is given PATIENCE, however little a silent one is given.
+    """
+    started = time.monotonic()
     pause = 0.2
     while True:
         try:
@@ -30,8 +33,9 @@ def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> 
             final = final_reason(error)
             if isinstance(error, FileNotFoundError) and not final:
                 raise
-            if final or time.monotonic() + pause > deadline:
-                raise StorageError(f"{url}: {final or _passing_reason(error, patience)}") from error
+            allowed = PATIENCE if error_code(error) else patience
+            if final or time.monotonic() + pause > started + allowed:
+                raise StorageError(f"{url}: {final or _passing_reason(error, allowed)}") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, 8.0)
 
@@ -70,7 +74,7 @@ def _passing_reason(error: Exception, patience: float) -> str:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     asked = f" at {endpoint}" if endpoint else ""
     return (
-        f"the store{asked} did not answer within {patience:.0f} s ({type(error).__name__}: {error}). "
+        f"the store{asked} did not serve this within {patience:.0f} s ({type(error).__name__}: {error}). "
         "Check the endpoint and the network, then start the same command again"
     )
 

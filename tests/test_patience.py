@@ -10,6 +10,7 @@ from conftest import misbehaving, same, use
 
 from lib.errors import StorageError
 from lib.listing import find
+from lib.patience import PROBE_PATIENCE
 from lib.storage import Folder
 
 MB = 1 << 20
@@ -65,6 +66,14 @@ def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypat
 
             assert time.monotonic() - started < TELL
             assert all(word in str(error.value) for word in (bucket, proxy.endpoint, "Check the endpoint"))
+
+
+def test_a_busy_store_is_no_missing_one(server, bucket, monkeypatch):
+    """A store that answers 503 to all for longer than a missing one is waited for is waited for: it is there."""
+    with misbehaving(server, monkeypatch, error_rate=1.0) as proxy:
+        threading.Timer(PROBE_PATIENCE + 2, setattr, (proxy, "error_rate", 0.0)).start()
+        assert find(f"{bucket}/store", {}) == []
+    assert proxy.errors > 0
 
 
 def round_trip(folder: Folder, number: int) -> None:
