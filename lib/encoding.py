@@ -6,6 +6,7 @@ from typing import Literal
 from . import recipes
 from .errors import UsageError
 from .models import ModelSpec, read_spec
+from .recipes import PASSAGE, Recipe, RerankRecipe
 
 Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"]
 
@@ -17,9 +18,14 @@ class ModelOptions:
     model: str | None = field(
         default=None, metadata={"help": "sentence-transformers or transformers directory, or hub id."}
     )
-    recipe: str | None = field(default=None, metadata={"help": f"Published system: {', '.join(recipes.names())}."})
+    recipe: str | None = field(
+        default=None, metadata={"help": f"Published system: {', '.join(recipes.names(Recipe))}."}
+    )
     prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
-    prompt_name: str | None = field(default=None, metadata={"help": "Name of one of the model's own prompts."})
+    prompt_name: str | None = field(
+        default=None,
+        metadata={"help": "Name of a prompt of the recipe or the model, as 'query'. A recipe's default: 'passage'."},
+    )
     max_tokens: int | None = field(
         default=None,
         metadata={"help": "Tokens a text is cut to, special ones counted. Default: the model's.", "min": 1},
@@ -45,33 +51,33 @@ class Encoding:
 def resolve(options: ModelOptions) -> Encoding:
     """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
     recipe = recipes.load(options.recipe) if options.recipe else None
-    model = options.model or (recipe.model if recipe else None)
-    if model is None:
+    if isinstance(recipe, RerankRecipe):
+        raise UsageError(f"--recipe {options.recipe} scores pairs: python jobs/rerank_pairs.py")
+    if recipe is None and options.model is None:
         raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-m3, or a --recipe")
+    known = recipe or Recipe(models=(options.model or "",))
     spec = read_spec(
-        model,
-        pooling=options.pooling or (recipe.pooling if recipe else None),
-        max_tokens=options.max_tokens or (recipe.max_tokens if recipe else None),
+        options.model or known.models[0],
+        pooling=options.pooling or known.pooling,
+        normalize=known.normalize,
+        max_tokens=options.max_tokens or known.max_tokens,
         truncate_dim=options.truncate_dim,
-        bidirectional=recipe.bidirectional if recipe else None,
-        append_eos=recipe.append_eos if recipe else None,
+        bidirectional=known.bidirectional,
+        append_eos=known.append_eos,
     )
-    template = recipe.text_template if recipe else None
-    return Encoding(spec, _prompt(options, spec, recipe.passage_prompt if recipe else None), template)
+    of_passages = options.prompt_name in (None, PASSAGE)
+    return Encoding(spec, _prompt(options, spec, recipe), known.passage_template if of_passages else None)
 
 
-def _prompt(options: ModelOptions, spec: ModelSpec, of_recipe: str | None) -> str:
+def _prompt(options: ModelOptions, spec: ModelSpec, recipe: Recipe | None) -> str:
     if options.prompt is not None and options.prompt_name is not None:
         raise UsageError("--prompt and --prompt-name exclude each other")
     if options.prompt is not None:
         return options.prompt
-    if options.prompt_name is not None:
-        if options.prompt_name not in spec.prompts:
-            known = ", ".join(spec.prompts) or "none"
-            raise UsageError(
-                f"the model has no prompt {options.prompt_name!r}. Its prompts: {known}. Or give --prompt TEXT"
-            )
-        return spec.prompts[options.prompt_name]
-    if of_recipe is not None:
-        return of_recipe
-    return spec.prompts[spec.default_prompt_name] if spec.default_prompt_name else ""
+    prompts = spec.prompts | dict(recipe.prompts if recipe else {})
+    name = options.prompt_name or (PASSAGE if recipe else spec.default_prompt_name)
+    if name in prompts:
+        return prompts[name]
+    if options.prompt_name is None:
+        return ""
+    raise UsageError(f"no prompt {name!r}. The prompts here: {', '.join(prompts) or 'none'}. Or give --prompt TEXT")

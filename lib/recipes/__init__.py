@@ -1,37 +1,98 @@
 """Published systems, one file each: everything that a model card fixes, found by the file's name.
 
-A recipe module has a docstring (source, licence, what was verified) and `RECIPE`, a Recipe.
+A recipe module has a docstring (sources, licence, what was verified) and `RECIPE`, a Recipe or RerankRecipe. What a
+source does not say is None, never a guess.
 """
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ..errors import UsageError
+
+PASSAGE, QUERY = "passage", "query"  # the prompts of a corpus and of its queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training, as published; None where no source tells.
+
+    loss: by the name of its formula. group: passages a query, one of them positive. gathered: whether the passages of
+    other devices are negatives too. batch: queries a step, all devices together. lengths are in tokens.
+    """
+
+    name: str
+    loss: str
+    temperature: float | None = None
+    learning_rate: float | None = None
+    epochs: float | None = None
+    batch: int | None = None
+    group: int | None = None
+    gathered: bool | None = None
+    query_tokens: int | None = None
+    passage_tokens: int | None = None
+    precision: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a published system fixes. `None` leaves what the model's own files say."""
+    """What a published system fixes. `None` leaves what the model's own files say.
 
-    model: str  # hub id
+    models: hub ids that the recipe holds for, the usual one first. prompts: by name; "passage" is put before a corpus,
+    "query" before queries, others are asked for by name. passage_template: a passage made of several columns.
+    dtype: of the published run. scores: NDCG@10 by model and task, as their authors published them.
+    """
+
+    models: tuple[str, ...]
     pooling: str | None = None
+    normalize: bool | None = None
     max_tokens: int | None = None
-    query_prompt: str = ""
-    passage_prompt: str = ""
-    text_template: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    passage_template: str | None = None
     bidirectional: bool | None = None
     append_eos: bool | None = None
-    matryoshka: bool = False
+    dtype: str | None = None
+    training: tuple[Stage, ...] = ()
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def names() -> list[str]:
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+@dataclass(frozen=True, kw_only=True)
+class RerankRecipe:
+    """What a published reranker fixes.
+
+    segments: a decoder's prompt, stretches tokenised one by one, with {instruction}, {query} and {passage} in them; empty
+    for an encoder, whose tokenizer joins the pair. answers: the tokens whose logit, or difference of logits, is the
+    score; empty for a classifier. activation: "none" | "sigmoid", as published; None leaves what the files say. beyond:
+    texts whose tokens a pair may have on top of max_tokens, as some implementations count.
+    """
+
+    models: tuple[str, ...]
+    segments: tuple[str, ...] = ()
+    instruction: str = ""
+    answers: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
+    activation: Literal["none", "sigmoid"] | None = None
+    max_tokens: int | None = None
+    dtype: str | None = None
+    training: tuple[Stage, ...] = ()
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def load(name: str) -> Recipe:
+def names(kind: type | None = None) -> list[str]:
+    """Of all recipes, or of those of one kind: Recipe or RerankRecipe."""
+    found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return [name for name in found if kind is None or isinstance(_load(name), kind)]
+
+
+def load(name: str) -> "Recipe | RerankRecipe":
     """The recipe `NAME`, of the file `NAME.py` (dashes or underscores). Raises UsageError naming those there are."""
     if name.replace("_", "-") not in names():
         raise UsageError(f"no recipe {name!r}. Recipes: {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    return module.RECIPE
+    return _load(name)
+
+
+def _load(name: str) -> "Recipe | RerankRecipe":
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").RECIPE

@@ -5,4 +5,4 @@ Source: its model card and modules. Verified here on the real weights: vectors e
 
 from . import Recipe
 
-RECIPE = Recipe(model="sentence-transformers/all-MiniLM-L6-v2", pooling="mean", max_tokens=256)
+RECIPE = Recipe(models=("sentence-transformers/all-MiniLM-L6-v2",), pooling="mean", normalize=True, max_tokens=256)

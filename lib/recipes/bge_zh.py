@@ -1,0 +1,41 @@
+"""bge-{large,base,small}-zh-v1.5 (BAAI, MIT): BERT, first token, an instruction before queries only.
+
+Source: the model card and FlagEmbedding's examples. Verified here on a tiny random checkpoint of the architecture only.
+"""
+
+from . import PASSAGE, QUERY, Recipe, Stage
+
+RECIPE = Recipe(
+    models=("BAAI/bge-large-zh-v1.5", "BAAI/bge-base-zh-v1.5", "BAAI/bge-small-zh-v1.5"),
+    pooling="cls",
+    normalize=True,
+    max_tokens=512,
+    prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
+    training=(
+        Stage(
+            name="finetune",
+            loss="infonce",
+            temperature=0.02,
+            learning_rate=1e-5,
+            epochs=5,
+            group=2,
+            gathered=True,
+            query_tokens=64,
+            passage_tokens=256,
+            precision="float16",
+            note="lengths of FlagEmbedding's example; two models, with and without instruction, are merged",
+        ),
+    ),
+    scores={
+        "BAAI/bge-large-zh-v1.5": {
+            "T2": 83.99,
+            "MMarco": 79.23,
+            "Du": 86.32,
+            "Covid": 73.35,
+            "Cmedqa": 42.57,
+            "Ecom": 65.33,
+            "Medical": 59.59,
+            "Video": 73.32,
+        }
+    },
+)

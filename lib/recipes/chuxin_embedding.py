@@ -1,0 +1,47 @@
+"""Chuxin-Embedding (MIT): XLM-RoBERTa-large from bge-m3's pretraining, first token, no prompt, 1024 tokens.
+
+Source: the model card and its scripts. The model takes 8192 tokens (`--max-tokens 8192`), the card encodes 1024. Its
+mining script puts 360Zhinao's instruction before queries (`--prompt-name mining`); which prompt and length gave the
+published scores is not stated. Verified here on a tiny random checkpoint of the architecture only.
+"""
+
+from . import PASSAGE, QUERY, Recipe, Stage
+
+RECIPE = Recipe(
+    models=("chuxin-llm/Chuxin-Embedding",),
+    pooling="cls",
+    normalize=True,
+    max_tokens=1024,
+    prompts={QUERY: "", PASSAGE: "", "mining": "为这个句子生成表示以用于检索相关文章："},
+    dtype="float16",
+    training=(
+        Stage(
+            name="pretrain",
+            loss="retromae",
+            learning_rate=2e-5,
+            epochs=2,
+            passage_tokens=512,
+            note="from BAAI/bge-m3-retromae, about 100 million texts; encoder mask 0.30, decoder mask 0.50; rate, "
+            "epochs and length are RetroMAE's own",
+        ),
+        Stage(name="pairs", loss="infonce", note="about 100 million public pairs, as BGE is finetuned"),
+        Stage(
+            name="refine",
+            loss="m3_unified",
+            note="about a million public and a million synthetic pairs, mined at ranks 20 to 200 with 15 negatives, "
+            "then cleaned by a reranker: cleaning is the gain",
+        ),
+    ),
+    scores={
+        "chuxin-llm/Chuxin-Embedding": {
+            "T2": 84.04,
+            "MMarco": 79.06,
+            "Du": 85.65,
+            "Covid": 84.28,
+            "Cmedqa": 56.58,
+            "Ecom": 74.01,
+            "Medical": 75.62,
+            "Video": 83.84,
+        }
+    },
+)

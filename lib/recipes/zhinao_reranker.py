@@ -1,0 +1,35 @@
+"""360Zhinao-1.8B-Reranking (Qihoo 360, their own licence): a LLaMA-like decoder with one scalar a pair.
+
+Source: Reranking/flag_models.py of the 360zhinao repository, which tokenises piece by piece, with an empty system message,
+and leaves 64 of 1024 tokens to the template. The released checkpoint runs through its own code; `jobs/convert_reranker.py`
+writes it as transformers' LLaMA classifier, which is the same network, and holds 100 scores against the original. Which
+token the scalar is read at is in that code alone: the conversion finds it out. Verified here on a tiny checkpoint of the
+same shape with code written for the test; the real weights were out of reach.
+"""
+
+from . import RerankRecipe, Stage
+
+BEFORE = ("<|im_start|>", "system", "\n", "<|im_end|>", "\n", "<|im_start|>user", "\n")
+AFTER = ("<|im_end|>", "\n", "<|im_start|>assistant", "\n", "0", "<|im_end|>", "\n")  # "0" stands for a label
+
+RECIPE = RerankRecipe(
+    models=("qihoo360/360Zhinao-1.8B-Reranking",),
+    segments=(*BEFORE, "{query}\n\n{passage}", *AFTER),
+    beyond=(*BEFORE, *AFTER),
+    activation="none",
+    max_tokens=960,  # of query and passage; 64 more are left to the rest
+    dtype="bfloat16",
+    training=(
+        Stage(
+            name="finetune",
+            loss="listwise",
+            learning_rate=1e-5,
+            epochs=5,
+            batch=16,
+            passage_tokens=512,
+            precision="bfloat16",
+            note="graded labels as text; weight decay 0.1, beta2 0.95, warm-up 0.01, then constant; the loss is not "
+            "published, listwise is our reading",
+        ),
+    ),
+)

@@ -1,0 +1,46 @@
+"""360Zhinao-search (Qihoo 360; code Apache-2.0, weights under the 360 model licence): BERT-large, first token.
+
+Sources: the model card, `Retrieval/eval` and `Retrieval/finetune` of its repository. The card's example has no prompt,
+its leaderboard run has the query instruction below; passages are title and text. A corpus without titles takes
+`--text-template '{text}'`. Verified here on a tiny random checkpoint of the architecture only.
+"""
+
+from . import PASSAGE, QUERY, Recipe, Stage
+
+RECIPE = Recipe(
+    models=("qihoo360/360Zhinao-search",),
+    pooling="cls",
+    normalize=True,
+    max_tokens=512,
+    prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
+    passage_template="{title} {text}",
+    dtype="float32",
+    training=(
+        Stage(
+            name="finetune",
+            loss="focal_infonce",
+            temperature=0.02,
+            learning_rate=1e-5,
+            epochs=5,
+            batch=64,
+            group=9,
+            gathered=True,
+            query_tokens=256,
+            passage_tokens=512,
+            precision="float16",
+            note="gamma 2; 8 hard negatives; ZeRO-2; C-MTEB test texts removed from the data",
+        ),
+    ),
+    scores={
+        "qihoo360/360Zhinao-search": {
+            "T2": 87.12,
+            "MMarco": 83.32,
+            "Du": 87.57,
+            "Covid": 85.02,
+            "Cmedqa": 46.73,
+            "Ecom": 68.90,
+            "Medical": 63.69,
+            "Video": 78.09,
+        }
+    },
+)
