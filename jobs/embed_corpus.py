@@ -4,9 +4,8 @@ import sys
 
 import click
 
-from lib.embed import embed
+from lib.embed import dry_run, embed
 from lib.embedding import EmbedConfig
-from lib.estimate import estimate
 from lib.options import command
 from lib.report import exit_code, report
 
@@ -19,7 +18,7 @@ Exit codes: 0 every row is there, 1 error, 2 wrong command, 3 finished but some 
 def main(config: EmbedConfig) -> int:
     """Turn every row of a corpus into a vector, exactly once. Stopped at any moment, the same command goes on."""
     if config.dry_run:
-        click.echo("\n".join(estimate(config).lines(config.price_per_hour)))
+        click.echo("\n".join(dry_run(config).lines(config.price_per_hour)))
         return 0
     outcome = embed(config, lambda sentence: click.echo(sentence, err=True))
     click.echo(report(outcome, config.output))

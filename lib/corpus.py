@@ -89,6 +89,12 @@ def list_files(options: CorpusOptions, storage: Mapping[str, Any]) -> list[Input
     return files
 
 
+def measure(files: Sequence[InputFile], options: CorpusOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
+    """The corpus that the options ask for: every file measured, and cut off at the limit."""
+    corpus = measure_files(files, options, storage, strict)
+    return first_rows(corpus, options.limit, storage) if options.limit else corpus
+
+
 def measure_files(
     files: Sequence[InputFile], options: CorpusOptions, storage: Mapping[str, Any], strict: bool
 ) -> Corpus:

@@ -3,34 +3,32 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import sharded
-from .cluster import Workers, connect, decide
-from .corpus import Corpus
-from .embedding import EmbedConfig, Embedding
+from .cluster import Workers
+from .corpus import Corpus, list_files, measure
+from .embedding import DENSE, MULTI, OUTPUTS, EmbedConfig, Embedding
 from .encoding import Encoding, resolve
 from .errors import InputError, UsageError
-from .ledger import Ledger, missing, open_ledger, read_manifest
-from .listing import covers
+from .estimate import Estimate, estimate
+from .job import Job, carry_out, even_rows, refuse_nested
+from .ledger import Ledger
 from .models import ModelSpec
+from .models.directory import check_m3
 from .models.tokenizer import Tokenizer
-from .plan import Shard, count_shards
-from .progress import Progress
+from .plan import heads
 from .sharded import Outcome
-from .storage import Folder, absolute, filesystem, parse_options
+from .storage import filesystem, parse_options
 from .texts import parse_template
 from .vectors import row_bytes
 
 PART_BYTES = 128 << 20  # of vectors a part: few objects, and less than a minute's work lost with a GPU worker
-TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
-SHARDS_A_WORKER = 8  # at least, so that a small corpus keeps every worker busy to the end
 CHARACTERS_A_TOKEN = 4  # of English text; for sizes only
-RESERVED = {"id", "chunk", "start", "end", "embedding", "tokens", "truncated", "error"}
-LEAST_SHARD_ROWS = 1000  # a shard costs about 20 ms and an object
+RESERVED = {"id", "chunk", "start", "end", "embedding", "sparse", "multi_vector", "tokens", "truncated", "error"}
 RANGES = "_int8.json"
 RANGE_ROWS = 256  # rows from each of RANGE_SHARDS shards calibrate int8
 RANGE_SHARDS = 16
@@ -38,48 +36,56 @@ RANGE_SHARDS = 16
 
 def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
     """Plan or resume, embed what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
+    config, encoding, job = _prepared(config)
+
+    def calibrated(verb: Embedding, ledger: Ledger, workers: Workers) -> Embedding:
+        return replace(verb, ranges=_ranges(verb, ledger, workers, say)) if config.output_dtype == "int8" else verb
+
+    job = replace(job, calibrated=calibrated)
+    return carry_out(job, config, lambda corpus, workers: default_rows(config, encoding.spec, corpus, workers), say)
+
+
+def dry_run(config: EmbedConfig) -> Estimate:
+    """What a run would be; nothing is written. Raises ShoalError as the run itself would."""
+    config, encoding, job = _prepared(config)
+    storage = parse_options(config.storage_option)
+    plain = replace(job, verb=lambda ledger, workers: _uncalibrated(job.verb(ledger, workers)))
+    return estimate(
+        plain,
+        config,
+        measure(list_files(config, storage), config, storage, config.strict),
+        lambda corpus, workers: default_rows(config, encoding.spec, corpus, workers),
+        row_bytes(encoding.spec.dim, config.output_dtype),
+    )
+
+
+def _prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
     check(config)
     storage = parse_options(config.storage_option)
     encoding = resolve(config)
     config = replace(config, text_template=config.text_template or encoding.text_template)
     chunk_size = chunk_room(config, encoding)
-    folder = Folder(absolute(config.output), storage)
-    folder.probe()
-    connected: list[Workers] = []
-
-    def workers() -> Workers:
-        if not connected:
-            connect()
-            connected.append(decide(config, encoding.spec.weight_bytes))
-        return connected[0]
-
-    def choose_rows(corpus: Corpus) -> int:
-        return config.shard_rows or default_rows(config, encoding.spec, corpus, workers().maximum)
-
-    about = _versions() | {"model": encoding.spec.name}
-    ledger = open_ledger(
-        folder, _settings(config, encoding, storage), config, storage, config.strict, choose_rows, about
+    if set(config.outputs) != {DENSE}:
+        check_m3(Path(encoding.spec.folder))
+    job = Job(
+        said=f"{encoding.spec.name} ({encoding.spec.dim} dims)",
+        settings=_settings(config, encoding, storage),
+        verb=lambda ledger, workers: _verb(config, encoding, ledger, storage, workers, chunk_size),
+        model=encoding.spec.name,
+        weight_bytes=encoding.spec.weight_bytes,
     )
-    total = count_shards(ledger.plan)
-    pending = missing(ledger)
-    progress = Progress(total, total - len(pending))
-    if not pending and len(parts := read_manifest(folder)) == total:
-        say(f"nothing to do: all {total} shards are in {folder.url}")
-        return Outcome(parts, {}, progress)
-    pool = workers()
-    say(f"{encoding.spec.name} ({encoding.spec.dim} dims), {len(pending)} of {total} shards to do, {pool}")
-    verb = _verb(config, encoding, ledger, storage, pool, chunk_size)
-    if config.output_dtype == "int8":
-        verb = replace(verb, ranges=_ranges(verb, ledger, pool, say))
-    return sharded.run(verb, ledger, pool, progress, pending)
+    return config, encoding, job
 
 
 def check(config: EmbedConfig) -> None:
     """Options that cannot go together. Raises UsageError."""
     if taken := RESERVED & set(config.keep_columns):
         raise UsageError(f"--keep-columns {taken.pop()}: the output has a column of that name of its own. Rename it")
-    if covers(config.input, config.output, parse_options(config.storage_option)):
-        raise UsageError(f"--output {config.output} lies in --input {config.input}: its parts would be read as input")
+    if unknown := set(config.outputs) - set(OUTPUTS):
+        raise UsageError(f"--outputs {unknown.pop()}: choose from {', '.join(OUTPUTS)}")
+    if DENSE not in config.outputs:
+        raise UsageError(f"--outputs {','.join(config.outputs)}: dense is always made; name it too")
+    refuse_nested(config.input, config)
     if config.chunk_tokens and config.chunk_overlap >= config.chunk_tokens:
         raise UsageError(
             f"--chunk-overlap {config.chunk_overlap} must be less than --chunk-tokens {config.chunk_tokens}"
@@ -141,6 +147,7 @@ def _settings(config: EmbedConfig, encoding: Encoding, storage: Mapping[str, Any
         "prompt": encoding.prompt,
         "dtype": config.dtype,
         "output_dtype": config.output_dtype,
+        "outputs": list(config.outputs),
         "chunk_tokens": config.chunk_tokens,
         "chunk_overlap": config.chunk_overlap,
         "shard_rows": config.shard_rows,
@@ -150,10 +157,17 @@ def _settings(config: EmbedConfig, encoding: Encoding, storage: Mapping[str, Any
 
 def default_rows(config: EmbedConfig, spec: ModelSpec, corpus: Corpus, workers: int) -> int:
     rows_a_text = max(1.0, corpus.row_bytes / CHARACTERS_A_TOKEN / config.chunk_tokens) if config.chunk_tokens else 1.0
-    by_output = int(PART_BYTES / row_bytes(spec.dim, config.output_dtype) / rows_a_text)
-    by_text = int(TEXT_BYTES / max(corpus.row_bytes, 1.0))
-    by_workers = int(corpus.rows / (SHARDS_A_WORKER * workers))
-    return max(1, min(by_output, by_text, max(by_workers, LEAST_SHARD_ROWS)))
+    bytes_a_row = row_bytes(spec.dim, config.output_dtype)
+    if MULTI in config.outputs:
+        tokens = min(spec.max_tokens, corpus.row_bytes / CHARACTERS_A_TOKEN)
+        bytes_a_row += int(tokens * row_bytes(spec.hidden_size, "float16"))
+    by_output = int(PART_BYTES / bytes_a_row / rows_a_text)
+    return even_rows(corpus, workers, most=by_output)
+
+
+def _uncalibrated(verb: Embedding) -> Embedding:
+    """The verb with float32 vectors, which need no ranges."""
+    return replace(verb, config=replace(verb.config, output_dtype="float32"))
 
 
 def _ranges(
@@ -162,8 +176,8 @@ def _ranges(
     """int8 ranges of the run: made once from a sample spread over the shards, kept in `_int8.json`, used by all."""
     if not ledger.folder.exists(RANGES):
         say("calibrating int8 ranges")
-        shards = heads(ledger, RANGE_SHARDS, RANGE_ROWS)
-        bundles = sharded.sample(replace(verb, config=replace(verb.config, output_dtype="float32")), shards, workers)
+        shards = heads(ledger.plan, RANGE_SHARDS, RANGE_ROWS)
+        bundles = sharded.sample(_uncalibrated(verb), shards, workers)
         vectors = np.concatenate([verb.matrix(b["vectors"]) for b in bundles]) if bundles else np.empty((0, 0))
         if not len(vectors):
             raise InputError("no text in the sample that int8 ranges are calibrated on. Use --output-dtype float16")
@@ -171,22 +185,3 @@ def _ranges(
         ledger.folder.claim(RANGES, json.dumps(ranges).encode())
     low, high = json.loads(ledger.folder.read(RANGES))
     return tuple(low), tuple(high)
-
-
-def heads(ledger: Ledger, count: int, rows: int) -> list[Shard]:
-    """The first rows of `count` shards spread evenly over the plan."""
-    last = count_shards(ledger.plan) - 1
-    numbers = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
-    return [head(shard, rows) for shard in ledger.shards(numbers)]
-
-
-def head(shard: Shard, rows: int) -> Shard:
-    piece = shard.slices[0]
-    # A byte range is cut at about 1 KiB a row; too many or few rows of a sample do no harm.
-    units = rows if piece.rows >= 0 else rows << 10
-    stop = min(piece.stop, piece.start + units)
-    return Shard(shard.number, (replace(piece, stop=stop, rows=stop - piece.start if piece.rows >= 0 else -1),))
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")}

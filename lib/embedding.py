@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cluster import ClusterOptions
-from .corpus import CorpusOptions
 from .encoding import ModelOptions
 from .errors import InputError
+from .job import RunOptions
 from .models import ModelSpec, Tokens, on_this_machine
 from .models.tokenizer import Tokenizer
 from .packing import padding_waste
@@ -25,35 +24,27 @@ from .stages import Bundle
 from .texts import as_text, chunk_spans, compose
 from .vectors import OutputDtype, quantise, to_column
 
+if TYPE_CHECKING:
+    from .models.encoder import Encoder
+
+OUTPUTS = DENSE, SPARSE, MULTI = "dense", "sparse", "multi_vector"
+
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(CorpusOptions, ModelOptions, ClusterOptions):
+class EmbedConfig(RunOptions, ModelOptions):
     """Everything `jobs/embed_corpus.py` can be told."""
 
-    output: str = field(
-        metadata={"help": "Folder for the Parquet parts; any fsspec URL. The same command resumes there."}
-    )
     chunk_tokens: int | None = field(
         default=None,
         metadata={"help": "Cut texts into chunks of N tokens, a row each, instead of truncating.", "min": 8},
     )
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens a chunk shares with the one before.", "min": 0})
+    outputs: tuple[str, ...] = field(
+        default=("dense",), metadata={"help": "dense, and of M3 checkpoints sparse and multi_vector, by commas."}
+    )
     output_dtype: OutputDtype = field(
         default="float32", metadata={"help": "Type of the stored vectors. int8 ranges are calibrated once a run."}
     )
-    token_budget: int | None = field(
-        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
-    )
-    storage_option: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "fsspec option for input and output, as endpoint_url=http://host:9000. Repeat it for more.",
-            "many": True,
-        },
-    )
-    strict: bool = field(default=False, metadata={"help": "Stop at the first row or file that cannot be used."})
-    dry_run: bool = field(default=False, metadata={"help": "Print plan, tokens, memory and cost, and stop."})
-    price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
 
 
 @dataclass(frozen=True)
@@ -109,12 +100,13 @@ class Embedding:
             threads=self.threads,
         )
         skip = _tokenizer(self.spec).prompt_tokens(self.prompt)
+        more = self._more_outputs(encoder)
         ranges = None if self.ranges is None else np.array(self.ranges, np.float32)
         made = {"dtype": encoder.dtype, "mode": encoder.mode}
 
         def work(bundle: Bundle) -> Bundle:
             tokens = to_tokens(bundle["tokens"])
-            vectors = encoder.encode(tokens, skip)
+            vectors, columns = more(tokens, skip) if more else (encoder.encode(tokens, skip), {})
             finite = np.isfinite(vectors).all(axis=1)
             stored = quantise(np.where(finite[:, None], vectors, 0), self.config.output_dtype, ranges)
             flat = pa.array(stored.reshape(-1))
@@ -124,10 +116,39 @@ class Embedding:
                 "finite": pa.array(finite),
                 "tokens": np.diff(tokens.offsets).astype(np.int32),
                 "truncated": tokens.truncated,
-            }
+            } | columns
             return {"rows": bundle["rows"], "vectors": pa.table(facts).replace_schema_metadata(made)}
 
         return work
+
+    def _more_outputs(
+        self, encoder: "Encoder"
+    ) -> Callable[[Tokens, int], tuple[np.ndarray, dict[str, pa.Array]]] | None:
+        """Vectors, and the columns asked for beside them; None where there are none."""
+        wanted = [name for name in self.config.outputs if name != DENSE]
+        if not wanted:
+            return None
+        from .models.m3 import M3Head, multi_vector_column, sparse_column
+
+        head = M3Head(on_this_machine(self.spec)).eval().to(encoder.device)
+        special = _tokenizer(self.spec).special_ids
+
+        def more(tokens: Tokens, skip: int) -> tuple[np.ndarray, dict[str, pa.Array]]:
+            vectors, weights, multiple = encoder.encode_tokens(tokens, head, skip)
+            made = {SPARSE: sparse_column(tokens, weights, special), MULTI: multi_vector_column(tokens, multiple)}
+            return vectors, {name: made[name] for name in wanted}
+
+        return more
+
+    def lengths(self, bundle: Bundle) -> tuple[int, np.ndarray, np.ndarray]:
+        """For an estimate: rows read, and of each row made its tokens and whether it is cut."""
+        index = bundle["rows"]["_unique"].drop_null().to_numpy()
+        tokens = to_tokens(bundle["tokens"])
+        return (
+            pc.count_distinct(bundle["rows"]["_row"]).as_py(),
+            np.diff(tokens.offsets)[index],
+            tokens.truncated[index],
+        )
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         """The rows as published, and their counts."""
@@ -143,6 +164,9 @@ class Embedding:
                 data[name] = rows[name]
         index = pc.if_else(broken, pa.scalar(None, pa.int32()), index)
         data["embedding"] = to_column(self.matrix(facts), index)
+        for name in (SPARSE, MULTI):
+            if name in facts.column_names:
+                data[name] = facts[name].combine_chunks().take(index)
         data["tokens"] = tokens.cast(pa.int32())
         data["truncated"] = facts["truncated"].combine_chunks().take(index).fill_null(False)
         data["error"] = error

@@ -1,26 +1,32 @@
 """What a run would be, before it is: shards, tokens from a sample, memory, hours and dollars."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .cluster import Workers, connect, decide, worker_memory
-from .corpus import first_rows, list_files, measure_files, wanted_columns
-from .embed import check, chunk_room, default_rows, head
-from .embedding import EmbedConfig
-from .encoding import resolve
-from .models import ModelSpec, Tokens
-from .models.tokenizer import Tokenizer
-from .plan import Shard, count_shards, cut, shards
+from .corpus import Corpus
+from .job import Job, RunOptions
+from .ledger import Ledger
+from .plan import Shard, count_shards, cut, heads
 from .progress import duration
-from .rows import read
-from .storage import parse_options
-from .texts import chunk_spans, compose, parse_template
-from .vectors import row_bytes
+from .stages import Bundle, Verb
+from .storage import Folder, absolute
 
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
+TIMED_ROWS = (8, 32, 128, 512, 2048)  # a worker is timed over the first of these that take it TIMED_SECONDS
 TIMED_SECONDS = 4.0
+
+
+class Measured(Verb, Protocol):
+    """A verb that can tell what it would compute."""
+
+    def lengths(self, bundle: Bundle) -> tuple[int, np.ndarray, np.ndarray]:
+        """Of a prepared shard: rows read, and of each row made from them its tokens [n] and whether it is cut [n]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Estimate:
         said = [
             f"plan      {self.rows:,.0f} rows in {self.files:,} files, {self.shards:,} shards of about {self.shard_rows:,} rows",
             f"tokens    about {self.tokens:,.0f} ({self.tokens_a_row:.0f} a row, {self.truncated_share:.1%} of rows cut)",
-            f"output    about {self.output_bytes / 2**30:,.2f} GiB of vectors",
+            f"output    about {self.output_bytes / 2**30:,.2f} GiB beside ids and carried columns",
             f"workers   {self.workers}, about {self.worker_bytes / 2**30:.1f} GiB of memory each",
         ]
         if self.seconds is None:
@@ -69,80 +75,49 @@ class Estimate:
         return said
 
 
-def estimate(config: EmbedConfig) -> Estimate:
-    """Measure the input and a sample of it; nothing is written. Raises ShoalError as the run itself would."""
-    check(config)
-    storage = parse_options(config.storage_option)
-    encoding = resolve(config)
-    config = replace(config, text_template=config.text_template or encoding.text_template)
-    spec = encoding.spec
-    corpus = measure_files(list_files(config, storage), config, storage, config.strict)
-    if config.limit:
-        corpus = first_rows(corpus, config.limit, storage)
+def estimate(
+    job: Job, options: RunOptions, corpus: Corpus, shard_rows: Callable[[Corpus, int], int], bytes_a_row: int
+) -> Estimate:
+    """Prepare and time a sample of the corpus; nothing is written. bytes_a_row: of the output.
+
+    The job's verb must be a Measured one. Raises ShoalError as the run itself would.
+    """
     connect()
-    workers = decide(config, spec.weight_bytes)
-    shard_rows = config.shard_rows or default_rows(config, spec, corpus, workers.maximum)
-    plan = cut(corpus, shard_rows)
-    count = count_shards(plan)
-    numbers = (
-        sorted({round(i * (count - 1) / max(SAMPLE_SHARDS - 1, 1)) for i in range(SAMPLE_SHARDS)}) if count else []
-    )
-    template = parse_template(config.text_template) if config.text_template else [("", config.text_column)]
-
-    def texts(shard: Shard) -> list[str]:
-        table = read(head(shard, SAMPLE_ROWS), wanted_columns(config), corpus.schema, storage)
-        return [encoding.prompt + text for text in compose(table, template)[0].to_pylist() if text]
-
-    sampled = [text for shard in shards(plan, numbers) for text in texts(shard)]
-    tokenizer, texts_sampled = Tokenizer(spec), len(sampled)
-    size = chunk_room(config, encoding)
-    if size:
-        sampled = [
-            text[a:b]
-            for text in sampled
-            for a, b in chunk_spans(text, tokenizer.spans(text), size, config.chunk_overlap)
-        ]
-    tokens = tokenizer(sampled)
-    lengths = np.diff(tokens.offsets)
-    chunks = len(sampled) / max(texts_sampled, 1)
-    measured = _rate(config, spec, workers, tokens) if len(lengths) else None
+    workers = decide(options, job.weight_bytes)
+    rows = options.shard_rows or shard_rows(corpus, workers.maximum)
+    plan = cut(corpus, rows)
+    folder = Folder(absolute(options.output))
+    verb: Measured = job.verb(Ledger(folder, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
+    sample = [verb.lengths(verb.prepare(shard)[0]) for shard in heads(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]
+    read, made = sum(rows for rows, _, _ in sample), sum(len(tokens) for _, tokens, _ in sample)
+    tokens, truncated = sum(int(t.sum()) for _, t, _ in sample), sum(int(c.sum()) for _, _, c in sample)
     return Estimate(
         files=len(corpus.files),
         rows=corpus.rows,
-        shards=count,
-        shard_rows=shard_rows,
-        tokens_a_row=float(lengths.mean()) * chunks if len(lengths) else 0.0,
-        truncated_share=float(tokens.truncated.mean()) if len(lengths) else 0.0,
-        output_bytes=corpus.rows * chunks * row_bytes(spec.dim, config.output_dtype),
-        worker_bytes=worker_memory(spec.weight_bytes),
+        shards=count_shards(plan),
+        shard_rows=rows,
+        tokens_a_row=tokens / max(read, 1),
+        truncated_share=truncated / max(made, 1),
+        output_bytes=corpus.rows * made / max(read, 1) * bytes_a_row,
+        worker_bytes=worker_memory(job.weight_bytes),
         workers=workers,
-        tokens_per_second=measured,
+        tokens_per_second=_rate(verb, workers, [heads(plan, 1, rows)[0] for rows in TIMED_ROWS]) if tokens else None,
     )
 
 
-def _rate(config: EmbedConfig, spec: ModelSpec, workers: Workers, tokens: Tokens) -> float | None:
-    """Tokens a second of one worker, if this machine can be one."""
+def _rate(verb: Measured, workers: Workers, shards: list[Shard]) -> float | None:
+    """Tokens a second of one worker, if this machine can be one: over the largest of the shards that time allows."""
     import torch
 
     if workers.gpus and not torch.cuda.is_available():
         return None
-    from .models.encoder import Encoder
-
-    device = "cuda" if workers.gpus else "cpu"
-    encoder = Encoder(
-        spec, dtype=config.dtype, device=device, token_budget=config.token_budget, threads=workers.threads
-    )
-    encoder.encode(_part(tokens, 0, 8))  # the first call sets things up
-    began, seen = time.perf_counter(), 0
-    for start in range(0, len(tokens.truncated), 64):
-        part = _part(tokens, start, start + 64)
-        encoder.encode(part)
-        seen += len(part.ids)
-        if time.perf_counter() - began > TIMED_SECONDS:
+    work, rate = verb.worker(), None
+    for shard in shards:
+        bundle, _ = verb.prepare(shard)
+        began = time.perf_counter()
+        work(bundle)
+        spent = time.perf_counter() - began
+        rate = float(verb.lengths(bundle)[1].sum()) / spent
+        if spent > TIMED_SECONDS:
             break
-    return seen / (time.perf_counter() - began)
-
-
-def _part(tokens: Tokens, start: int, stop: int) -> Tokens:
-    offsets = tokens.offsets[start : stop + 1]
-    return Tokens(tokens.ids[offsets[0] : offsets[-1]], offsets - offsets[0], tokens.truncated[start:stop])
+    return rate

@@ -10,14 +10,13 @@ A resumed run needs the plan and one listing of the folder: its memory grows wit
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count
-from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
@@ -26,40 +25,17 @@ import pyarrow.parquet as pq
 from .corpus import (
     Corpus,
     CorpusOptions,
-    first_rows,
     list_files,
-    measure_files,
+    measure,
     schema_from,
     schema_text,
 )
-from .errors import InputError, RunError, StorageError
+from .errors import InputError, RunError
+from .parts import FOOTER_THREADS, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
 from .plan import Shard, changed_files, count_shards, cut, shards
 from .storage import Folder
 
-RUN, MANIFEST, QUARANTINE, PLAN = "_run.json", "_manifest.parquet", "_quarantine.json", "_plan-{:04d}.parquet"
-NUMBERS = ("rows", "errors", "truncated", "tokens")  # counted in every part and summed in the report
-ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
-FOOTER_THREADS = 32
-MANIFEST_SCHEMA = pa.schema(
-    [("shard", pa.int64()), ("part", pa.string()), ("bytes", pa.int64()), ("data_bytes", pa.int64())]
-    + [("sha256", pa.string())]
-    + [(name, pa.int64()) for name in NUMBERS]
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A published part. `sha256` is of the file's first `data_bytes` bytes, all before the Parquet footer."""
-
-    shard: int
-    part: str
-    bytes: int
-    data_bytes: int
-    sha256: str
-    rows: int
-    errors: int
-    truncated: int
-    tokens: int
+QUARANTINE, PLAN = "_quarantine.json", "_plan-{:04d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -103,7 +79,7 @@ def open_ledger(
     record, corpus = _read_record(folder), None
     if record is None:
         _refuse_stray_parts(folder)
-        corpus = _measure(files, options, storage, strict)
+        corpus = measure(files, options, storage, strict)
         if all(isinstance(measure, str) for measure in corpus.measures):
             raise InputError(f"no file at {options.input} can be read; the first: {corpus.measures[0]}")
         if not corpus.rows:
@@ -120,7 +96,7 @@ def open_ledger(
             f"Restore it, or choose a new --output: {folder.url} holds rows of the old one"
         )
     if planned is None:
-        corpus = corpus or _measure(files, options, storage, strict)
+        corpus = corpus or measure(files, options, storage, strict)
         plan = _claim_plan(folder, 0, cut(corpus, record["shard_rows"]))
     else:
         plan = _extend(folder, record, planned, len(tables), files, options, storage, strict)
@@ -129,35 +105,26 @@ def open_ledger(
     return Ledger(folder, plan, schema_from(record["columns"]), record)
 
 
-def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers: Mapping[str, int]) -> Part:
-    """Write `table` as one Parquet object in one step; numbers and checksum stand in its footer. Raises StorageError."""
-    if folder.is_local and not folder.exists(RUN):
-        raise StorageError(
-            f"{folder.url} on the node {gethostname()} is not the folder of this run. Workers on several nodes need an "
-            "--output on a shared file system, or in an object store"
-        )
-    sink = io.BytesIO()
-    vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]  # noise to a compressor
-    compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
-    words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP)
-        with sink.getbuffer() as data:  # every column chunk is there; what close adds is the footer
-            data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
-        seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}
-        writer.add_key_value_metadata({"shoal.part": json.dumps(seal)})
-    with sink.getbuffer() as data:
-        folder.publish(name, data)
-        return Part(shard, name, len(data), data_bytes, digest, **{n: numbers.get(n, 0) for n in NUMBERS})
+def open_planned(
+    folder: Folder,
+    settings: Mapping[str, Any],
+    plan: Callable[[], tuple[pa.Table, pa.Schema]],
+    about: Mapping[str, Any],
+) -> Ledger:
+    """Start a run over a plan that is given, with the columns it reads, or take up the one that is there.
 
-
-def read_manifest(folder: Folder) -> list[Part]:
-    """The parts of the last audit that found every part; none before. A plan that has grown since has more shards."""
-    try:
-        table = pq.read_table(pa.BufferReader(folder.read(MANIFEST)))
-    except FileNotFoundError:
-        return []
-    return [Part(**row) for row in table.to_pylist()]
+    plan: called while there is none; what fixes it belongs into the settings. Raises RunError for other settings.
+    """
+    record, made = _read_record(folder), cache(plan)
+    if record is not None:
+        _refuse_other_settings(folder, record["settings"], settings)
+    else:
+        _refuse_stray_parts(folder)
+        found = {"columns": schema_text(made()[1]), "id_column": None, "shard_rows": 0}
+        record = _claim_record(folder, {"settings": settings, "about": about} | found)
+        _refuse_other_settings(folder, record["settings"], settings)
+    tables = list(_plans(folder)) or [_claim_plan(folder, 0, made()[0])]
+    return Ledger(folder, pa.concat_tables(tables), schema_from(record["columns"]), record)
 
 
 def missing(ledger: Ledger) -> list[int]:
@@ -182,11 +149,11 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
     sure = {n for n, part in known.items() if (part.part, part.bytes) == (names.get(n), there.get(part.part))}
     unknown = [number for number in names if number not in sure]
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        found = threads.map(lambda n: _read_footer(ledger.folder, n, names[n], there[names[n]]), unknown)
+        found = threads.map(lambda n: read_footer(ledger.folder, n, names[n], there[names[n]]), unknown)
         parts = known | dict(zip(unknown, found, strict=True))
     ordered = [parts[number] for number in names]
     _check_rows(ledger, ordered)
-    ledger.folder.publish(MANIFEST, _parquet_bytes(pa.Table.from_pylist([vars(p) for p in ordered], MANIFEST_SCHEMA)))
+    write_manifest(ledger.folder, ordered)
     ledger.folder.sweep(done=there)
     return ordered
 
@@ -194,11 +161,6 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
 def write_quarantine(folder: Folder, reasons: Mapping[int, str]) -> None:
     if reasons or folder.exists(QUARANTINE):
         folder.publish(QUARANTINE, json.dumps({str(k): v for k, v in reasons.items()}, indent=1).encode())
-
-
-def _measure(files: Sequence[Any], options: CorpusOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
-    corpus = measure_files(files, options, storage, strict)
-    return first_rows(corpus, options.limit, storage) if options.limit else corpus
 
 
 def _read_record(folder: Folder) -> dict[str, Any] | None:
@@ -217,7 +179,7 @@ def _plans(folder: Folder) -> Iterator[pa.Table]:
 def _claim_plan(folder: Folder, number: int, plan: pa.Table) -> pa.Table:
     """Create a plan unless another driver was first; what is stored is what counts."""
     name = PLAN.format(number)
-    folder.claim(name, _parquet_bytes(plan))
+    folder.claim(name, parquet_bytes(plan))
     return pq.read_table(pa.BufferReader(folder.read(name)))
 
 
@@ -261,40 +223,16 @@ def _extend(
     if options.limit or not new:
         return planned
     options = replace(options, id_column=record["id_column"])  # what names the old rows must name the new ones
-    corpus = _measure(new, options, storage, strict)
+    corpus = measure(new, options, storage, strict)
     added = cut(corpus, record["shard_rows"], count_shards(planned))
     # Files without a row are looked at each time, and planned never.
     return pa.concat_tables([planned, _claim_plan(folder, plans, added)]) if added.num_rows else planned
 
 
-def _read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
-    with folder.open(name) as file, pq.ParquetFile(file) as parquet:
-        seal = json.loads(parquet.metadata.metadata[b"shoal.part"])
-        rows = parquet.metadata.num_rows
-    if rows != seal["rows"]:
-        raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
-    return Part(shard, name, size, seal["data_bytes"], seal["sha256"], **{n: seal.get(n, 0) for n in NUMBERS})
-
-
 def _check_rows(ledger: Ledger, parts: Sequence[Part]) -> None:
-    """A shard of known length must have made a part from exactly that many input rows."""
-    # Chunked runs make more rows than they read; there the count was held against the plan before publishing.
-    if ledger.record["settings"].get("chunk_tokens"):
-        return
+    """A shard of known length must have been read whole."""
     for shard, part in zip(ledger.shards(), parts, strict=True):
-        if shard.rows not in (-1, part.rows):
-            raise RunError(f"{part.part} has {part.rows} rows, the plan {shard.rows}. Delete it and start again")
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema):
-        pass
-    empty = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    return [empty.column(i).path for i in range(len(empty))]
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+        if shard.rows not in (-1, part.source_rows):
+            raise RunError(
+                f"{part.part} is of {part.source_rows} rows, the plan of {shard.rows}. Delete it, start again"
+            )

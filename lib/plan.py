@@ -8,7 +8,7 @@ corpus always gives the same shards, and a grown corpus gives the old shards and
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +28,7 @@ PLAN_SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("rows", pa.int64()),  # -1 where only reading tells
         ("size", pa.int64()),  # of the file, bytes
-        ("tag", pa.string()),  # of the file: etag or modification time
+        ("tag", pa.string()),  # of the file: etag or modification time; empty where only the size must hold
         ("error", pa.string()),  # why the file could not be measured; such a file is one row
     ]
 )
@@ -127,3 +127,18 @@ def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
         elif (file.size, file.tag) != (row["size"], row["tag"]):
             complaints.append(f"{row['path']} has changed (was {row['size']:,} bytes, is {file.size:,})")
     return complaints
+
+
+def heads(plan: pa.Table, count: int, rows: int) -> list[Shard]:
+    """About the first `rows` rows of each of `count` shards spread evenly over the plan."""
+    last = count_shards(plan) - 1
+    numbers = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
+    return [_head(shard, rows) for shard in shards(plan, numbers)]
+
+
+def _head(shard: Shard, rows: int) -> Shard:
+    piece = shard.slices[0]
+    # A byte range is cut at about 1 KiB a row; too many or few rows of a sample do no harm.
+    units = rows if piece.rows >= 0 else rows << 10
+    stop = min(piece.stop, piece.start + units)
+    return Shard(shard.number, (replace(piece, stop=stop, rows=stop - piece.start if piece.rows >= 0 else -1),))

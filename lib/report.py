@@ -32,7 +32,7 @@ def report(outcome: Outcome, output: str) -> str:
             f"{progress.worked_until - (progress.worked_from or progress.worked_until):.1f} s of them with a model loaded)",
             f"speed     {progress.rows / elapsed:,.0f} rows/s, {progress.tokens / elapsed:,.0f} tokens/s",
             f"padding   0% (a padded batch of 32 in arrival order: {waste:.0%}); "
-            f"equal texts saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
+            f"equal texts and beginnings saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
             f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)",
         ]
     if outcome.quarantined:

@@ -42,11 +42,12 @@ def _read_slice(
             f"{piece.path} is not there on the node {gethostname()}. It was planned: restore it; or, where nodes do not "
             "share a file system, put the input into an object store"
         ) from error
-    if now != (piece.size, piece.tag):
-        raise InputError(f"{piece.path} has changed since the plan. Restore it, or embed to a new --output")
+    if now != (piece.size, piece.tag or now[1]):
+        raise InputError(f"{piece.path} has changed since the plan. Restore it, or choose a new --output")
     format = format_of(piece.path)
     assert format is not None, piece.path
-    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns}
+    # A file without a tag is a part of ours: the folders above it are the user's output, and no columns.
+    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns and piece.tag}
     for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
         for key, value in keys.items():
             table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))

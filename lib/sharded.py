@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,8 @@ import pyarrow as pa
 from . import errors
 from .cluster import Workers
 from .errors import RunError, ShoalError
-from .ledger import Ledger, Part, audit, missing, write_quarantine
+from .ledger import Ledger, audit, missing, write_quarantine
+from .parts import Part
 from .plan import Shard
 from .progress import Progress
 from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
@@ -29,6 +29,7 @@ ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next
 WAVE = 4000  # shards a Ray Data run; the driver spends 7 to 16 kB on each, and about 17 ms
 ONE_SHARD = {"batch_size": 1, "batch_format": "pyarrow"}
+WAVE_SLICES = 100_000  # 350 bytes each in the driver
 DIED = "its process died each time"
 
 
@@ -69,7 +70,7 @@ def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pendin
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
             in_flight = 1 if attempt == ATTEMPTS - 1 else 2
             reasons = dict.fromkeys(todo, DIED)
-            for wave in _waves(ledger.shards(todo), WAVE):
+            for wave in _waves(ledger.shards(todo), WAVE, WAVE_SLICES):
                 for receipt in _run_wave(verb, ledger, workers, wave, in_flight):
                     _note(receipt, parts, reasons, progress)
             todo = sorted(reasons)
@@ -96,8 +97,17 @@ def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle
     return bundles
 
 
-def _waves(shards: Iterator[Shard], size: int) -> Iterator[list[Shard]]:
-    while wave := list(islice(shards, size)):
+def _waves(shards: Iterator[Shard], most: int, most_slices: int) -> Iterator[list[Shard]]:
+    """Shards in runs of at most so many, or of so many slices, of which one shard may have more."""
+    wave: list[Shard] = []
+    slices = 0
+    for shard in shards:
+        if wave and (len(wave) == most or slices + len(shard.slices) > most_slices):
+            yield wave
+            wave, slices = [], 0
+        wave.append(shard)
+        slices += len(shard.slices)
+    if wave:
         yield wave
 
 

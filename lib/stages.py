@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from .errors import ShoalError
-from .ledger import publish_part
+from .parts import publish_part
 from .plan import Shard, Slice
 from .storage import Folder
 

@@ -93,15 +93,17 @@ def read_spec(
     truncate_dim: int | None = None,
     bidirectional: bool | None = None,
     append_eos: bool | None = None,
+    parts: modules.Parts | None = None,
 ) -> ModelSpec:
     """Read a sentence-transformers directory, a plain transformers checkpoint, or a hub id.
 
     What is not asked for comes from the model's files, as sentence-transformers 6.2 reads them; a checkpoint without
     modules.json is pooled by mean (a causal language model by its last token) and not normalised. Chat templates are
-    never applied. Raises ModelError when the files are missing, or do not allow what is asked for.
+    never applied. parts: what is already known of modules.json. Raises ModelError when the files are missing, or do not
+    allow what is asked for.
     """
     root = directory.locate(model, revision)
-    parts = modules.read(root)
+    parts = parts or modules.read(root)
     folder = root / parts.subfolder
     files = directory.check(folder)
     config = directory.read_json(folder / "config.json")

@@ -21,6 +21,7 @@ VOCABULARIES = (
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md"]
 REQUIRED = object()
+M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
 
 
 def locate(model: str, revision: str | None) -> Path:
@@ -102,3 +103,12 @@ def _ends(file: Path) -> bytes:
         head = stream.read(MIB)
         stream.seek(max(0, file.stat().st_size - MIB))
         return head + stream.read(MIB)
+
+
+def check_m3(folder: Path) -> None:
+    """Raises ModelError for a checkpoint without the layers of M3's other outputs."""
+    for name in M3_FILES:
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder} has no {name}: it is no M3 checkpoint. Leave sparse and multi_vector out of --outputs"
+            )

@@ -1,5 +1,8 @@
 """Tokens to vectors on one device, without padding."""
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from ..errors import ModelError, UsageError
 from ..packing import gather, longest_first, next_cut
 from . import ModelSpec, Tokens, selftest
-from .forward import Flat, flatten, run_packed, run_stacked
+from .forward import Flat, check_tokens, flatten, run_packed, run_stacked
 from .load import choose_dtype, load_network, position_start, vocabulary_size
 from .pooling import Head, pool
 
@@ -17,6 +20,16 @@ CPU_BUDGET = 4096
 CUDA_BUDGET = 32768  # tokens
 CUDA_BUDGET_LARGE = 16384  # from about 1.5 billion parameters on
 LARGE = 40_000  # hidden size times layers
+
+
+class TokenHead(Protocol):
+    """Layers on the states of single tokens."""
+
+    width: int
+
+    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States [tokens, hidden] -> [tokens] and [tokens, width]."""
+        ...
 
 
 class Encoder:
@@ -47,7 +60,7 @@ class Encoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = choose_dtype(dtype, self.device)
         self.dtype = str(precision).removeprefix("torch.")
-        self.token_budget = token_budget or _default_budget(spec, self.device, precision)
+        self.token_budget = token_budget or default_budget(spec, self.device, precision)
         self._network = load_network(spec, precision, self.device)
         self._vocabulary = vocabulary_size(self._network)
         self._padding_id = position_start(self._network)
@@ -63,31 +76,53 @@ class Encoder:
         tokens give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone
         exceeds the memory.
         """
+        order, found = self._batches(tokens, lambda states, batch: (self._pooled(states, batch, skip),))
+        return _scattered([vectors for (vectors,) in found], order, (len(tokens.offsets) - 1, self.spec.dim))
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, tokens: Tokens, head: TokenHead, skip: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The vectors of `encode`, and what `head` makes of every token: [tokens] and [tokens, head.width], in the order
+        of tokens.ids."""
+        order, found = self._batches(tokens, lambda states, batch: (self._pooled(states, batch, skip), *head(states)))
+        places = gather(np.arange(len(tokens.ids)), tokens.offsets, order)[0]
+        vectors, weights, multiple = zip(*found, strict=True) if found else ((), (), ())
+        return (
+            _scattered(vectors, order, (len(tokens.offsets) - 1, self.spec.dim)),
+            _scattered(weights, places, (len(places),)),
+            _scattered(multiple, places, (len(places), head.width)),
+        )
+
+    def _pooled(self, states: Tensor, batch: Flat, skip: int) -> Tensor:
+        return self._head(pool(states, batch.offsets, self.spec.pooling, skip))
+
+    def _batches(
+        self, tokens: Tokens, outputs: Callable[[Tensor, Flat], tuple[Tensor, ...]]
+    ) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
+        """The documents that have tokens, longest first, and the outputs of each batch of them, in that order."""
         lengths = np.diff(tokens.offsets)
-        self._check(tokens.ids, lengths)
+        check_tokens(tokens.ids, lengths, self._vocabulary, self.spec.max_tokens)
         order = longest_first(lengths)[: np.count_nonzero(lengths)]
         ids, borders = gather(tokens.ids, tokens.offsets, order)
         flat = flatten(ids, borders, self._padding_id, self.device)
-        sorted_vectors = torch.empty(len(order), self.spec.dim, device=self.device)
+        found: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(order):
             end = self._end(borders, start)
-            vectors = self._run(flat.part(start, end), skip)
-            if vectors is None:
+            batch = self._run(flat.part(start, end), outputs)
+            if batch is None:
                 self._halve(end - start)
                 continue
-            sorted_vectors[start:end] = vectors
+            found.append(batch)
             start = end
-        result = np.zeros((len(lengths), self.spec.dim), dtype=np.float32)
-        result[order] = sorted_vectors.cpu().numpy()  # the only wait for the device
-        return result
+        return order, found
 
-    def _run(self, batch: Flat, skip: int) -> Tensor | None:
-        """Vectors of one batch, or None when the device's memory does not hold it."""
+    def _run(self, batch: Flat, outputs: Callable[[Tensor, Flat], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+        """Outputs of one batch, or None when the device's memory does not hold it."""
         run = run_packed if self.mode == "packed" else run_stacked
         try:
-            pooled = pool(run(self._network, batch), batch.offsets, self.spec.pooling, skip)
-            return self._head(pooled)
+            return outputs(run(self._network, batch), batch)
         except torch.OutOfMemoryError:
             return None  # leaving the handler frees the tensors that the traceback holds
 
@@ -108,21 +143,19 @@ class Encoder:
         self.token_budget = max(1, self.token_budget // 2)
         torch.cuda.empty_cache()
 
-    def _check(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Ids outside the embedding table would end a CUDA process without a usable message."""
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._vocabulary:
-            raise UsageError(
-                f"Token ids {ids.min()} to {ids.max()} are not all in 0 to {self._vocabulary - 1}: "
-                "use this model's Tokenizer."
-            )
-        if len(lengths) and int(lengths.max()) > self.spec.max_tokens:
-            raise UsageError(
-                f"A text has {lengths.max()} tokens, the model takes {self.spec.max_tokens}: "
-                "use this model's Tokenizer."
-            )
+
+def _scattered(found: Sequence[Tensor], places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Row i of what was found at `places[i]`, zeros elsewhere. The only wait for the device."""
+    if not found:
+        return np.zeros(shape, dtype=np.float32)
+    moved = torch.cat(list(found)).cpu().numpy()
+    result = np.zeros(shape, dtype=moved.dtype)
+    result[places] = moved
+    return result
 
 
-def _default_budget(spec: ModelSpec, device: torch.device, precision: torch.dtype) -> int:
+def default_budget(spec: ModelSpec, device: torch.device, precision: torch.dtype) -> int:
+    """Tokens a batch."""
     if device.type != "cuda":
         return CPU_BUDGET // precision.itemsize
     return CUDA_BUDGET_LARGE if spec.hidden_size * spec.layers > LARGE else CUDA_BUDGET

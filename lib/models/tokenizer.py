@@ -19,7 +19,7 @@ PROBES = ("a", "0", "的", "?")
 class Tokenizer:
     """The tokenizer of a model directory.
 
-    special: special tokens added to every text. limit: tokens of the text itself that fit beside them.
+    special: special tokens added to every text. limit: tokens of the text itself that fit beside them. max_tokens: both.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -40,6 +40,7 @@ class Tokenizer:
         self._head, self._tail = self._special_tokens()
         self.special = len(self._head) + len(self._tail)
         self.limit = spec.max_tokens - self.special
+        self.max_tokens = spec.max_tokens
         if self.limit < 1:
             raise ModelError(
                 f"max_tokens={spec.max_tokens} leaves no room beside {self.special} special tokens. Ask for more."
@@ -57,6 +58,20 @@ class Tokenizer:
             ids[places], inside[places] = token, False
         ids[inside] = np.fromiter(chain.from_iterable(map(self._cut, pieces)), np.int32, int(kept.sum()))
         return Tokens(ids, offsets, lengths > self.limit)
+
+    def contents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text without special tokens; of a text longer than the model takes maybe only a longer prefix."""
+        return self._tokenise(texts) if len(texts) else []
+
+    def pair(self, left: str, right: str) -> dict[str, list[int]]:
+        """A pair as the tokenizer itself joins it: `input_ids` and, for models that have them, `token_type_ids`."""
+        return dict(self._hf(left, right))
+
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids that stand for no word: those put before and after a text, padding, unknown."""
+        others = {self._hf.pad_token_id, self._hf.unk_token_id} - {None}
+        return {*self._head, *self._tail, *others}
 
     def prompt_tokens(self, prompt: str | None) -> int:
         """Tokens at the head of every text that pooling must skip when `prompt` is put before it; 0 if it need not."""

@@ -1,0 +1,138 @@
+"""From a command's options to its outcome: open or resume the run, decide the workers, do what is pending."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from . import sharded
+from .cluster import ClusterOptions, Workers, connect, decide
+from .corpus import Corpus, CorpusOptions
+from .errors import UsageError
+from .ledger import Ledger, missing, open_ledger, open_planned
+from .listing import covers
+from .parts import read_manifest
+from .plan import count_shards
+from .progress import Progress
+from .sharded import Outcome
+from .stages import Verb
+from .storage import Folder, absolute, parse_options
+
+TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
+SHARDS_A_WORKER = 8  # at least, so that a small corpus keeps every worker busy to the end
+LEAST_SHARD_ROWS = 1000  # a shard costs about 20 ms and an object
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(CorpusOptions, ClusterOptions):
+    """What every job over shards can be told."""
+
+    output: str = field(
+        metadata={"help": "Folder for the Parquet parts; any fsspec URL. The same command resumes there."}
+    )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
+    )
+    storage_option: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "fsspec option for input and output, as endpoint_url=http://host:9000. Repeat it for more.",
+            "many": True,
+        },
+    )
+    strict: bool = field(default=False, metadata={"help": "Stop at the first row or file that cannot be used."})
+    dry_run: bool = field(default=False, metadata={"help": "Print plan, tokens, memory and cost, and stop."})
+    price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one verb makes of its options.
+
+    said: what it does, in a few words. settings: what fixes the rows and their values; a run with others is another run.
+    verb: made once the run is open and the workers are decided. calibrated: the verb with what a run finds out once, by
+    its workers, before the first shard. model: its name; weight_bytes: what a worker loads.
+    """
+
+    said: str
+    settings: Mapping[str, Any]
+    verb: Callable[[Ledger, Workers], Any]
+    calibrated: Callable[[Any, Ledger, Workers], Any] = lambda verb, ledger, workers: verb
+    model: str | None = None
+    weight_bytes: int = 0
+
+
+def carry_out(
+    job: Job, options: RunOptions, shard_rows: Callable[[Corpus, int], int], say: Callable[[str], None]
+) -> Outcome:
+    """Plan the input's rows or resume, do what is pending, audit.
+
+    shard_rows: rows a shard, of the corpus and the most workers there can be, where the options do not say. Raises
+    ShoalError before anything scales, for what cannot work.
+    """
+    folder, workers = _folder(options), cache(partial(_connected, job, options))
+
+    def choose_rows(corpus: Corpus) -> int:
+        return options.shard_rows or shard_rows(corpus, workers().maximum)
+
+    storage = parse_options(options.storage_option)
+    ledger = open_ledger(folder, job.settings, options, storage, options.strict, choose_rows, _about(job))
+    return _do_pending(job, ledger, workers, say)
+
+
+def carry_out_planned(
+    job: Job, options: RunOptions, plan: Callable[[], tuple[pa.Table, pa.Schema]], say: Callable[[str], None]
+) -> Outcome:
+    """The same over a plan that is made when the run has none yet (PLAN_SCHEMA, and the columns of what it reads)."""
+    workers = cache(partial(_connected, job, options))
+
+    def made() -> tuple[pa.Table, pa.Schema]:
+        workers()  # a cluster without room is told before the work on the plan, not after it
+        return plan()
+
+    ledger = open_planned(_folder(options), job.settings, made, _about(job))
+    return _do_pending(job, ledger, workers, say)
+
+
+def _folder(options: RunOptions) -> Folder:
+    folder = Folder(absolute(options.output), parse_options(options.storage_option))
+    folder.probe()
+    return folder
+
+
+def _connected(job: Job, options: RunOptions) -> Workers:
+    connect()
+    return decide(options, job.weight_bytes)
+
+
+def _about(job: Job) -> dict[str, Any]:
+    return {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")} | {"model": job.model}
+
+
+def _do_pending(job: Job, ledger: Ledger, workers: Callable[[], Workers], say: Callable[[str], None]) -> Outcome:
+    total = count_shards(ledger.plan)
+    pending = missing(ledger)
+    progress = Progress(total, total - len(pending))
+    if not pending and len(parts := read_manifest(ledger.folder)) == total:
+        say(f"nothing to do: all {total} shards are in {ledger.folder.url}")
+        return Outcome(parts, {}, progress)
+    pool = workers()
+    say(f"{job.said}, {len(pending)} of {total} shards to do, {pool}")
+    verb: Verb = job.calibrated(job.verb(ledger, pool), ledger, pool)
+    return sharded.run(verb, ledger, pool, progress, pending)
+
+
+def refuse_nested(url: str, options: RunOptions) -> None:
+    """Raises UsageError for an output inside the input `url`."""
+    if covers(url, options.output, parse_options(options.storage_option)):
+        raise UsageError(f"--output {options.output} lies in {url}: its parts would be read as input")
+
+
+def even_rows(corpus: Corpus, workers: int, most: int) -> int:
+    """Rows a shard, at most `most`: of bounded text, and enough shards to keep every worker busy to the end."""
+    by_text = int(TEXT_BYTES / max(corpus.row_bytes, 1.0))
+    by_workers = int(corpus.rows / (SHARDS_A_WORKER * workers))
+    return max(1, min(most, by_text, max(by_workers, LEAST_SHARD_ROWS)))
