@@ -12,11 +12,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Group:
-    """A run of documents of one length: tokens `start` to `start + count * length` of the batch."""
+    """A run of documents of one length: tokens `start` to `start + count * length` of the batch.
+
+    prefix: start and length of tokens of the batch that each of them also sees, before its own; (0, 0) for none.
+    """
 
     start: int
     count: int
     length: int
+    prefix: tuple[int, int] = (0, 0)
 
 
 def longest_first(lengths: np.ndarray) -> np.ndarray:
@@ -71,15 +75,25 @@ def gather(ids: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> tuple[np.
     return ids[source], packed
 
 
-def length_groups(offsets: np.ndarray) -> list[Group]:
-    """Runs of neighbouring documents of one length, in order; documents without tokens are left out."""
+def length_groups(offsets: np.ndarray, parents: np.ndarray | None = None) -> list[Group]:
+    """Runs of neighbouring documents of one length, in order; documents without tokens are left out.
+
+    parents: int64 [n], for each document the place of the one that is its prefix, or -1. A run has one parent.
+    """
     lengths = np.diff(offsets)
     if len(lengths) == 0:
         return []
-    first = np.flatnonzero(np.concatenate(([True], lengths[1:] != lengths[:-1])))
+    parents = np.full(len(lengths), -1) if parents is None else parents
+    differs = (lengths[1:] != lengths[:-1]) | (parents[1:] != parents[:-1])
+    first = np.flatnonzero(np.concatenate(([True], differs)))
     counts = np.diff(np.append(first, len(lengths)))
-    runs = zip(offsets[first] - offsets[0], counts, lengths[first], strict=True)
-    return [Group(int(start), int(count), int(length)) for start, count, length in runs if length]
+    starts = offsets - offsets[0]
+
+    def prefix(parent: int) -> tuple[int, int]:
+        return (0, 0) if parent < 0 else (int(starts[parent]), int(lengths[parent]))
+
+    runs = zip(starts[first], counts, lengths[first], parents[first], strict=True)
+    return [Group(int(s), int(n), int(length), prefix(int(parent))) for s, n, length, parent in runs if length]
 
 
 def padding_waste(lengths: np.ndarray, batch_size: int = 32) -> float:

@@ -112,13 +112,17 @@ def _regex(pattern: str) -> Any:
 
 
 def _template(backend: Tokenizer, head: str, tail: str) -> None:
+    """BERT's pairs where the tail is [SEP], else RoBERTa's."""
     pairs = [(token, backend.token_to_id(token)) for token in (head, tail)]
-    backend.post_processor = processors.TemplateProcessing(single=f"{head} $A {tail}", special_tokens=pairs)
+    joined = f"{head} $A {tail} $B:1 {tail}:1" if tail == "[SEP]" else f"{head} $A {tail} {tail} $B {tail}"
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{head} $A {tail}", pair=joined, special_tokens=pairs
+    )
 
 
-def _bert(vocab: int, pad: int) -> transformers.PreTrainedModel:
+def _bert(vocab: int, pad: int, positions: int = 128) -> transformers.PreTrainedModel:
     return transformers.BertModel(
-        transformers.BertConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=128, pad_token_id=pad)
+        transformers.BertConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=positions, pad_token_id=pad)
     )
 
 
@@ -127,8 +131,10 @@ def _roberta(vocab: int, pad: int) -> transformers.PreTrainedModel:
     return transformers.RobertaModel(config)
 
 
-def _xlm_roberta(vocab: int, pad: int) -> transformers.PreTrainedModel:
-    config = transformers.XLMRobertaConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=130, pad_token_id=pad)
+def _xlm_roberta(vocab: int, pad: int, positions: int = 128) -> transformers.PreTrainedModel:
+    config = transformers.XLMRobertaConfig(
+        **SHAPE, vocab_size=vocab, max_position_embeddings=positions + pad + 1, pad_token_id=pad
+    )
     return transformers.XLMRobertaModel(config)
 
 
@@ -160,12 +166,12 @@ def _modernbert(vocab: int, pad: int) -> transformers.PreTrainedModel:
     return transformers.ModernBertModel(config)
 
 
-def _qwen2(vocab: int, pad: int, **options: Any) -> transformers.PreTrainedModel:
+def _qwen2(vocab: int, pad: int, positions: int = 256, **options: Any) -> transformers.PreTrainedModel:
     config = transformers.Qwen2Config(
         **SHAPE,
         vocab_size=vocab,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         pad_token_id=pad,
         eos_token_id=pad,
         **options,
@@ -185,15 +191,16 @@ def _qwen2_bidirectional_window(vocab: int, pad: int) -> transformers.PreTrained
     return _qwen2(vocab, pad, use_sliding_window=True, sliding_window=8, max_window_layers=1, is_causal=False)
 
 
+def _qwen3_config(vocab: int, pad: int, positions: int = 256) -> transformers.Qwen3Config:
+    shape = SHAPE | {"num_key_value_heads": 2, "head_dim": 16}
+    return transformers.Qwen3Config(**shape, vocab_size=vocab, max_position_embeddings=positions, pad_token_id=pad)
+
+
 def _qwen3(vocab: int, pad: int) -> transformers.PreTrainedModel:
-    return transformers.Qwen3Model(
-        transformers.Qwen3Config(
-            **SHAPE, vocab_size=vocab, num_key_value_heads=2, head_dim=16, max_position_embeddings=256, pad_token_id=pad
-        )
-    )
+    return transformers.Qwen3Model(_qwen3_config(vocab, pad))
 
 
-Network = Callable[[int, int], transformers.PreTrainedModel]
+Network = Callable[..., transformers.PreTrainedModel]
 MODELS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], Network]] = {
     "bert": (word_piece, _bert),
     "roberta": (byte_level, _roberta),
@@ -220,13 +227,18 @@ def build(
     prompts: dict[str, str] | None = None,
     max_seq_length: int | None = 64,
     matryoshka: bool = False,
+    positions: int | None = None,
 ) -> Path:
-    """Write a model directory under `folder` and return it. `dense` is the width of a dense layer, 0 for none."""
+    """Write a model directory under `folder` and return it. `dense` is the width of a dense layer, 0 for none.
+
+    positions: tokens that the network takes, for "bert", "xlm-roberta" and "qwen2".
+    """
     make_tokenizer, make_network = MODELS[kind]
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     torch.manual_seed(7)
-    network = make_network(len(tokenizer), tokenizer.pad_token_id)
+    longest = {"positions": positions} if positions else {}
+    network = make_network(len(tokenizer), tokenizer.pad_token_id, **longest)
     with torch.no_grad():  # the usual initialisation is so small that attention hardly matters
         for parameter in network.parameters():
             if parameter.dim() > 1:
@@ -269,6 +281,97 @@ def write_dense(folder: Path, wide: int, narrow: int, activation: str = "torch.n
 
 def _module(index: int, path: str, kind: str) -> dict[str, Any]:
     return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+def build_reranker(kind: str, folder: Path, *, tied: bool = False) -> Path:
+    """Write a reranker of 512 tokens under `folder` and return it: a classifier of one label, or a language model."""
+    make_tokenizer, make_network = RERANKERS[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    torch.manual_seed(11)
+    network = make_network(len(tokenizer), tokenizer.pad_token_id, tied)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+    network.save_pretrained(folder)
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _classifier(make_config: Callable[..., Any], positions: int) -> Network:
+    def make(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+        config = make_config(
+            **SHAPE, vocab_size=vocab, max_position_embeddings=positions, pad_token_id=pad, num_labels=1
+        )
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+
+    return make
+
+
+def _modernbert_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    config = _modernbert(vocab, pad).config
+    config.num_labels, config.max_position_embeddings, config.classifier_pooling = 1, 512, "mean"
+    return transformers.ModernBertForSequenceClassification(config)
+
+
+def _qwen3_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    config = _qwen3_config(vocab, pad, 512)
+    config.num_labels = 1
+    return transformers.Qwen3ForSequenceClassification(config)
+
+
+def _mistral_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    """A decoder with a sliding window, shorter than many pairs."""
+    shape = SHAPE | {"num_key_value_heads": 2, "sliding_window": 48}
+    config = transformers.MistralConfig(**shape, vocab_size=vocab, max_position_embeddings=512, pad_token_id=pad)
+    config.num_labels = 1
+    return transformers.MistralForSequenceClassification(config)
+
+
+def _qwen3_language(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    config = _qwen3_config(vocab, pad, 512)
+    config.tie_word_embeddings = tied
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def _gemma_language(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    shape = SHAPE | {"num_key_value_heads": 1, "head_dim": 16}
+    config = transformers.GemmaConfig(**shape, vocab_size=vocab, max_position_embeddings=512, pad_token_id=pad)
+    return transformers.GemmaForCausalLM(config)
+
+
+def qwen_chat() -> PreTrainedTokenizerFast:
+    """Qwen's tokenizer with the marks of its chat template, and `yes` and `no` as tokens."""
+    tokenizer = qwen()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
+    tokenizer.add_tokens(["yes", "no"])
+    return tokenizer
+
+
+def gemma() -> PreTrainedTokenizerFast:
+    """A unigram tokenizer that puts <bos> before every text, with `Yes` as a token."""
+    tokenizer = qwen()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.add_tokens(["Yes", "No"])
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", backend.token_to_id("<bos>"))]
+    )
+    return tokenizer
+
+
+RERANKERS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], Network]] = {
+    "bert": (word_piece, _classifier(transformers.BertConfig, 512)),
+    "roberta": (byte_level, _classifier(transformers.RobertaConfig, 514)),
+    "xlm-roberta": (unigram, _classifier(transformers.XLMRobertaConfig, 514)),
+    "modernbert": (word_piece, _modernbert_classifier),
+    "qwen3-classifier": (qwen, _qwen3_classifier),
+    "mistral-classifier": (qwen, _mistral_classifier),
+    "qwen3": (qwen_chat, _qwen3_language),
+    "gemma": (gemma, _gemma_language),
+}
 
 
 def _write(file: Path, content: Any) -> None:

@@ -40,11 +40,22 @@ class Layout:
 
     offsets: int32 [documents + 1] on the model's device. longest: tokens of the longest document.
     groups: the same borders as runs of documents of one length, on the host.
+    keys: for the kernel, where documents see a prefix: what each sees in all, laid end to end. None where none does.
     """
 
     offsets: Tensor
     longest: int
     groups: tuple[Group, ...]
+    keys: "Keys | None" = None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What documents see, prefix and own tokens: places int64 [keys] in the batch, offsets int32 [documents + 1]."""
+
+    places: Tensor
+    offsets: Tensor
+    longest: int
 
 
 def register() -> None:
@@ -78,6 +89,8 @@ def packed_attention(
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     reach = _reach(module, sliding_window, is_causal)
+    if any(group.prefix[1] for group in packed.groups) and (reach is not None or not is_causal):
+        raise CannotPack("a shared beginning needs a causal mask without a window")
     if _has_kernel(query):
         output = _by_kernel(query, key, value, packed, scaling, is_causal, reach)
     else:
@@ -112,14 +125,18 @@ def _by_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if reach is None else reach
+    seen = packed.keys or Keys(torch.empty(0), packed.offsets, packed.longest)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if packed.keys is not None:  # the kernel aligns a causal mask with the last key, as a continued prefix needs it
+        k, v = (tensor.index_select(0, seen.places) for tensor in (k, v))
     output = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        q,
+        k,
+        v,
         packed.offsets,
-        packed.offsets,
+        seen.offsets,
         packed.longest,
-        packed.longest,
+        seen.longest,
         scale=scaling,
         window_size=(left, 0 if is_causal else left),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -146,11 +163,11 @@ def _by_group(
     for group in packed.groups:
         dense = functional.scaled_dot_product_attention(
             _view(query, group),
-            _view(key, group),
-            _view(value, group),
-            attn_mask=_band(group.length, reach, is_causal, query.device),
+            _seen(key, group),
+            _seen(value, group),
+            attn_mask=_mask(group, reach, is_causal, query.device),
             dropout_p=dropout,
-            is_causal=is_causal and not _windowed(group.length, reach),
+            is_causal=is_causal and not group.prefix[1] and not _windowed(group.length, reach),
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
@@ -162,6 +179,24 @@ def _view(tensor: Tensor, group: Group) -> Tensor:
     """The group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy."""
     run = tensor[0, :, group.start : group.start + group.count * group.length]
     return run.unflatten(1, (group.count, group.length)).transpose(0, 1)
+
+
+def _seen(tensor: Tensor, group: Group) -> Tensor:
+    """Keys or values that the group's documents see: their own as a view, or a copy with the prefix before each."""
+    start, length = group.prefix
+    own = _view(tensor, group)
+    if not length:
+        return own
+    prefix = tensor[:, :, start : start + length].expand(group.count, -1, -1, -1)
+    return torch.cat([prefix, own], dim=2)
+
+
+def _mask(group: Group, reach: int | None, is_causal: bool, device: torch.device) -> Tensor | None:
+    """Who sees whom, bool [length, keys]; None where `is_causal` or nothing at all says it."""
+    prefix = group.prefix[1]
+    if not prefix:
+        return _band(group.length, reach, is_causal, device)
+    return torch.ones(group.length, prefix + group.length, dtype=torch.bool, device=device).tril(prefix)
 
 
 def _windowed(length: int, reach: int | None) -> bool:

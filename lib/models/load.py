@@ -50,7 +50,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
     kind = _network_class(spec, config)
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
     try:
-        with _quiet():
+        with quiet():
             network, report = kind.from_pretrained(
                 spec.folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
             )
@@ -66,7 +66,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers without its progress bar and its table of unused weights (a dropped pooler)."""
     from transformers.utils import logging
 

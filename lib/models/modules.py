@@ -73,6 +73,21 @@ def read(root: Path) -> Parts:
     )
 
 
+def read_reranker(root: Path) -> Parts:
+    """The parts of a CrossEncoder directory, or of a plain checkpoint. Raises ModelError for modules besides the network."""
+    listed = read_json(root / "modules.json", None)
+    if listed is None:
+        return Parts(**_transformer(root, "sequence-classification"))
+    kinds = [entry["type"].rsplit(".", 1)[-1] for entry in listed]
+    if kinds != ["Transformer"]:
+        raise ModelError(
+            f"{root}/modules.json runs {' > '.join(kinds)}. Of CrossEncoder directories Shoal runs classifiers; a language "
+            "model scores through the --recipe it belongs to."
+        )
+    subfolder = listed[0].get("path", "")
+    return Parts(subfolder=subfolder, **_transformer(root / subfolder, "sequence-classification"))
+
+
 def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:
     """Pooling modes as a tuple. Raises ModelError for one that does not exist."""
     modes = (asked,) if isinstance(asked, str) else tuple(asked)
@@ -121,17 +136,15 @@ def _width(root: Path, dense: Sequence[str]) -> int:
     return next((config["out_features"] for config in reversed(configs) if "out_features" in config), 0)
 
 
-def _transformer(folder: Path) -> dict[str, Any]:
+def _transformer(folder: Path, runs: str = "feature-extraction") -> dict[str, Any]:
     """What sentence_bert_config.json says about the transformer module. Refuses what would change the vectors."""
     found = next(
         (folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0]
     )
     config = read_json(found, {})
-    task = config.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction" or "message" in config.get("modality_config", {}):
-        raise ModelError(
-            f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through feature-extraction."
-        )
+    task = config.get("transformer_task", runs)
+    if task != runs or "message" in config.get("modality_config", {}):
+        raise ModelError(f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through {runs}.")
     options: dict[str, Any] = {}
     for key in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
         options |= config.get(key) or {}

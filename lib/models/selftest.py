@@ -61,7 +61,7 @@ def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.d
     """
     if not spec.bidirectional:
         return
-    a, b, c, d = _ids(network, 4)
+    a, b, c, d = arbitrary_ids(network, 4)
     first = [
         run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
     ]
@@ -75,15 +75,24 @@ def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.d
         )
 
 
+def is_causal(network: "PreTrainedModel", device: torch.device) -> bool:
+    """Whether the states of a beginning are the same whatever follows it."""
+    a, b, c, d = arbitrary_ids(network, 4)
+    seen = [
+        run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[:2] for last in (c, d)
+    ]
+    return torch.equal(*seen)
+
+
 def _sample(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> Flat:
     """Sequences of different lengths, one of them longer than the sliding window where that is affordable."""
     window = getattr(network.config, "sliding_window", None) or 0
     long = min(spec.max_tokens, LONGEST, 2 * window + 5)
     lengths = np.minimum([max(LENGTHS[0], long), *LENGTHS[1:]], spec.max_tokens)
-    return flatten(_ids(network, int(lengths.sum())), offsets_of(lengths), padding_id, device)
+    return flatten(arbitrary_ids(network, int(lengths.sum())), offsets_of(lengths), padding_id, device)
 
 
-def _ids(network: "PreTrainedModel", count: int) -> np.ndarray:
+def arbitrary_ids(network: "PreTrainedModel", count: int) -> np.ndarray:
     """Arbitrary, fixed ids of the vocabulary other than the padding id: int64 [count], neighbours differ."""
     size = vocabulary_size(network)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 1013) % size

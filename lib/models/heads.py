@@ -1,0 +1,126 @@
+"""From the states of a pair to its score: the classifier of a network, or logits of single tokens. Float32 scores.
+
+The vocabulary is never multiplied: of a language model's output matrix only the rows of the answer's tokens are read.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .load import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+OUTPUT_NAMES = ("lm_head.weight", "output.weight", "embed_out.weight")
+
+
+class TokenLogits(nn.Module):
+    """score = h.W[yes], or h.(W[yes] - W[no]): the logit of an answer, or how far it is above the other one."""
+
+    def __init__(self, network: "PreTrainedModel", folder: str, yes: int, no: int | None) -> None:
+        """Raises ModelError when the output matrix cannot be found, or is not all that makes the logits."""
+        super().__init__()
+        for name in SCALES:
+            if getattr(network.config, name, None) not in (None, 1.0):
+                raise ModelError(f"{folder}/config.json sets {name}, which changes the logits and is not followed.")
+        rows = output_rows(network, folder, [yes] if no is None else [yes, no])
+        self.row = nn.Parameter(rows[0] - rows[1] if no is not None else rows[0], requires_grad=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [n, hidden] of the last tokens -> float32 [n]."""
+        return states.float() @ self.row
+
+
+def output_rows(network: "PreTrainedModel", folder: str, tokens: Sequence[int]) -> Tensor:
+    """Rows of the output matrix, float32 [len(tokens), hidden], from the weight files; of the embeddings where tied."""
+    for file in sorted(Path(folder).glob("model*.safetensors")):
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as weights:
+            for name in OUTPUT_NAMES:
+                if name in weights.keys():  # noqa: SIM118 (not a mapping)
+                    matrix = weights.get_slice(name)
+                    return torch.cat([matrix[token : token + 1] for token in tokens]).float()
+    for file in sorted(Path(folder).glob("pytorch_model*.bin")):
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        for name in OUTPUT_NAMES:
+            if name in content:
+                return content[name][list(tokens)].float()
+    if not getattr(network.config, "tie_word_embeddings", False):
+        raise ModelError(f"{folder} has no output matrix ({', '.join(OUTPUT_NAMES)}), and its embeddings are not tied.")
+    table: Any = network.get_input_embeddings()
+    return table.weight[list(tokens)].float().cpu()
+
+
+class Classifier(nn.Module):
+    """A sequence classifier's own layers after its backbone, whichever they are, on states that were pooled already.
+
+    The classifier runs with a stand-in for its backbone, which hands it every pair as a sequence of one token.
+    """
+
+    def __init__(self, network: "PreTrainedModel") -> None:
+        """Takes the backbone out of `network` (`self.backbone`, not a submodule). Raises ModelError."""
+        super().__init__()
+        if network.config.num_labels != 1:
+            raise ModelError(
+                f"{network.name_or_path} gives {network.config.num_labels} labels a pair; a reranker gives one."
+            )
+        place = network.base_model_prefix
+        self._backbone = [getattr(network, place)]
+        self.stand_in = _StandIn(deepcopy(getattr(self.backbone, "pooler", None)))
+        setattr(network, place, self.stand_in)
+        network.config.pad_token_id = -1  # so that the one token of a sequence is never taken for padding
+        self.network = network.float()  # 16 bits would give many passages of a query the same score
+
+    @property
+    def backbone(self) -> "PreTrainedModel":
+        return self._backbone[0]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Pooled states [n, hidden] -> float32 logits [n]."""
+        self.stand_in.states = states.float().unsqueeze(1)
+        ids = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
+        return self.network(input_ids=ids).logits.float().squeeze(1)
+
+
+class _StandIn(nn.Module):
+    """In the backbone's place: returns the states it was given."""
+
+    states: Tensor
+
+    def __init__(self, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+        pooled = None if self.pooler is None else self.pooler(self.states)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.states, pooler_output=pooled)
+
+
+def load_classifier(folder: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
+    """The whole network with its classifier, in evaluation mode. Raises ModelError if it cannot load."""
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with quiet():
+            network, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # no such class for this model, or damaged weights
+        raise ModelError(f"{folder} cannot be loaded as a classifier: {type(error).__name__}: {error}") from error
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{folder} lacks {len(report['missing_keys'])} weights of {type(network).__name__}, the first is "
+            f"{min(report['missing_keys'])!r}; they would be random. Is it a reranker?"
+        )
+    network.config.use_cache = False
+    return network.eval().to(device)
