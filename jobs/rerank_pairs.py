@@ -1,0 +1,29 @@
+"""Score pairs: python jobs/rerank_pairs.py --input pairs/ --output scores/ --model BAAI/bge-reranker-v2-m3"""
+
+import sys
+
+import click
+
+from lib.options import command
+from lib.report import exit_code, report
+from lib.rerank import dry_run, rerank
+from lib.reranking import RerankConfig
+
+EPILOG = """\b
+The shortest line: python jobs/rerank_pairs.py --input pairs/ --output scores/ --model BAAI/bge-reranker-v2-m3
+Exit codes: 0 every row is there, 1 error, 2 wrong command, 3 finished but some shards are quarantined."""
+
+
+@command(RerankConfig, "rerank_pairs.py", EPILOG)
+def main(config: RerankConfig) -> int:
+    """Turn every pair of query and passage into a score, exactly once. Stopped at any moment, the same command goes on."""
+    if config.dry_run:
+        click.echo("\n".join(dry_run(config).lines(config.price_per_hour)))
+        return 0
+    outcome = rerank(config, lambda sentence: click.echo(sentence, err=True))
+    click.echo(report(outcome, config.output))
+    return exit_code(outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

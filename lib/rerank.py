@@ -1,0 +1,127 @@
+"""Rerank: every pair of query and passage as a row with its score, exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+from . import candidates
+from .cluster import Workers
+from .corpus import list_files, measure
+from .errors import UsageError
+from .estimate import Estimate, estimate
+from .job import Job, carry_out, carry_out_planned, even_rows, refuse_nested
+from .ledger import Ledger
+from .models.rerank_spec import RerankSpec
+from .reranking import CandidateRows, PairRows, PairSource, RerankConfig, Reranking
+from .scoring import resolve
+from .sharded import Outcome
+from .shuffle import KEY, REASON, TEXT
+from .storage import filesystem, parse_options
+from .texts import parse_template
+
+ROW_BYTES = 16  # score, rank, tokens, truncated
+PAIRS_A_SHARD = 50_000  # at most: minutes of a GPU worker's time
+RESERVED = {KEY, TEXT, REASON, "id", "query", "passage", "score", "rank", "tokens", "truncated", "error"}
+
+
+def rerank(config: RerankConfig, say: Callable[[str], None]) -> Outcome:
+    """Plan or resume, score what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
+    check(config)
+    spec = resolve(config)
+    spec.pair_format()  # what is wrong with the tokenizer, or too long a prompt, is told now
+    if config.corpus is None:
+        job = _job(config, spec, _pair_rows, {})
+        return carry_out(job, config, lambda corpus, workers: even_rows(corpus, workers, PAIRS_A_SHARD), say)
+    job = _job(config, spec, _candidate_rows, candidates.settings(config))
+    return carry_out_planned(job, config, lambda: candidates.join(config, say), say)
+
+
+def dry_run(config: RerankConfig) -> Estimate:
+    """What a run would be; nothing is written. Candidates are given texts from the heads of queries and corpus, not
+    their own: they are not joined yet. Raises ShoalError as the run itself would."""
+    check(config)
+    spec, storage = resolve(config), parse_options(config.storage_option)
+    spec.pair_format()
+    if config.corpus is None:
+        corpus = measure(list_files(config, storage), config, storage, config.strict)
+        job = _job(config, spec, _pair_rows, {})
+        return estimate(
+            job, config, corpus, lambda corpus, workers: even_rows(corpus, workers, PAIRS_A_SHARD), ROW_BYTES
+        )
+    sampled = candidates.sample(config)
+    job = _job(config, spec, lambda config, ledger: sampled, {})
+    return estimate(job, config, sampled.corpus, lambda corpus, workers: candidates.MOST_PAIRS, ROW_BYTES)
+
+
+def check(config: RerankConfig) -> None:
+    """Options that cannot go together. Raises UsageError."""
+    ids = [config.query_id_column, config.passage_id_column] if config.corpus is not None else []
+    if taken := RESERVED & {*config.keep_columns, *ids}:
+        raise UsageError(
+            f"column {taken.pop()!r}: the output has a column of that name of its own. Rename it in the input"
+        )
+    if (config.corpus is None) != (config.queries is None):
+        raise UsageError(
+            "--corpus and --queries go together: candidates are ids of both. Without them, give pairs of texts"
+        )
+    if config.top_k and config.corpus is None:
+        raise UsageError("--top-k needs candidates by id: give --queries and --corpus")
+    if config.id_column and config.corpus is not None:
+        raise UsageError("--id-column names pairs of texts. Candidates have --query-id-column and --passage-id-column")
+    for url in (config.input, config.corpus, config.queries):
+        if url is not None:
+            refuse_nested(url, config)
+    if config.text_template is not None:
+        parse_template(config.text_template)
+
+
+def _job(
+    config: RerankConfig,
+    spec: RerankSpec,
+    source: Callable[[RerankConfig, Ledger], PairSource],
+    more: dict[str, Any],
+) -> Job:
+    def verb(ledger: Ledger, workers: Workers) -> Reranking:
+        device = "cuda" if workers.gpus else "cpu"
+        return Reranking(config, spec, source(config, ledger), workers.threads, device)
+
+    name, size = spec.model.name, spec.model.weight_bytes
+    return Job(said=name, settings=_settings(config, spec) | more, verb=verb, model=name, weight_bytes=size)
+
+
+def _pair_rows(config: RerankConfig, ledger: Ledger) -> PairRows:
+    return PairRows(
+        query_column=config.query_column or "query",
+        template=tuple(parse_template(config.text_template or f"{{{config.text_column or 'passage'}}}")),
+        id_column=ledger.id_column,
+        carried=config.keep_columns,
+        columns=ledger.columns,
+        storage=parse_options(config.storage_option),
+    )
+
+
+def _candidate_rows(config: RerankConfig, ledger: Ledger) -> CandidateRows:
+    storage = parse_options(config.storage_option)
+    return CandidateRows(candidates.PAIRS, candidates.QUERIES, ledger.columns, storage)
+
+
+def _settings(config: RerankConfig, spec: RerankSpec) -> dict[str, Any]:
+    """What fixes the rows and their scores. A run with other settings is another run."""
+    fs, path = filesystem(config.input, parse_options(config.storage_option))
+    model = {f"model {k}": v for k, v in vars(spec.model).items() if k not in ("name", "path", "revision")}
+    return model | {
+        "verb": "rerank",
+        "input": fs.unstrip_protocol(path),
+        "query_column": config.query_column,
+        "text": config.text_template or config.text_column,
+        "id_column": config.id_column,
+        "keep_columns": list(config.keep_columns),
+        "limit": config.limit,
+        "top_k": config.top_k,
+        "segments": list(spec.segments),
+        "answers": list(spec.answers),
+        "activation": spec.activation,
+        "pair_tokens": spec.limit,
+        "dtype": config.dtype,
+        "shard_rows": config.shard_rows,
+        "revision": spec.model.revision,
+    }
