@@ -35,8 +35,9 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: .venv/ready servers  ## 100,000 rows, local and Ceph, 30 kills each of driver, workers and server
-	$(BIN)/python -m tests.chaos.chaos --store both
+chaos: .venv/ready servers  ## each job, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server
+	$(BIN)/python -m tests.chaos.chaos --job embed
+	$(BIN)/python -m tests.chaos.chaos --job rerank
 
 scale: .venv/ready  ## plan and resume 200,000 shards; actor memory over 1,000 shards
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale

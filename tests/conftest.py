@@ -127,15 +127,15 @@ def build(root) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One Ray on this machine for the tests of a file."""
+    """One Ray on this machine, for all tests that run a job in this process."""
     import ray
 
     from lib.cluster import connect
 
-    os.environ["RAY_ADDRESS"] = "local"
-    connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "local")
+        connect()
     yield
     ray.shutdown()
-    del os.environ["RAY_ADDRESS"]

@@ -46,7 +46,7 @@ def test_links_are_followed(tmp_path):
         find(str(tmp_path / "in"), {})
 
 
-@pytest.mark.parametrize("pattern", ["", "/*/*.txt", "/**/*.txt", "/folder-1*/name-?.txt"])
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/folder-1*/name-?.txt"])
 def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monkeypatch):
     """With 30 % of the requests answered 503, a folder or a glob gives the files that it gives without."""
     for number in range(30):
@@ -57,9 +57,9 @@ def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monk
     with misbehaving(server, monkeypatch, error_rate=0.3) as proxy:
         for _ in range(100):
             assert find(f"{bucket}/in{pattern}", {}) == expected
-            if proxy.errors > 4:
+            if proxy.errors > 2:
                 return
-    pytest.fail("a hundred listings met no five errors")
+    pytest.fail("a hundred listings met no three errors")
 
 
 def test_what_an_input_covers(tmp_path):

@@ -13,7 +13,8 @@ import lib.cluster
 from lib.cluster import ClusterOptions, decide
 from lib.corpus import CorpusOptions
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
-from lib.ledger import audit, missing, open_ledger, publish_part, read_manifest
+from lib.ledger import audit, missing, open_ledger
+from lib.parts import publish_part, read_manifest
 from lib.progress import Progress
 from lib.rows import read
 from lib.sharded import run

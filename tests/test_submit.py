@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from real.head import Head
+from real.s3 import Ceph
 from tiny import build
 
 from lib.storage import Folder
@@ -46,6 +47,7 @@ def rows_in(folder: Folder) -> list[int]:
     return [i for part in parts for i in pq.read_table(pa.BufferReader(folder.read(part)))["id"].to_pylist()]
 
 
+@pytest.mark.parametrize("server", ["swift" if Ceph.missing() else "ceph"], indirect=True)
 def test_submitted_with_its_working_dir(bare_python, model, bucket, server, tmp_path):
     """From the checkout, `ray job submit --working-dir . -- python jobs/embed_corpus.py` runs on a cluster that has
     only the dependencies, reads and writes S3, and what was submitted is what runs, in driver and workers."""

@@ -8,30 +8,38 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tiny import build
+from tiny import build, build_reranker
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_verb_once(tmp_path):
-    """embed: 100 documents in, 100 vectors out, by the command itself."""
-    model = build("bert", tmp_path / "model")
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"text": [f"document {i}" for i in range(100)]}), tmp_path / "in" / "a.parquet")
+    """embed and rerank, by the commands themselves: 100 rows in, 100 out, without noise."""
     began = time.monotonic()
-    line = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--model", model]
+    texts = [f"document {i}" for i in range(100)]
+    assert run(tmp_path / "embed", "embed_corpus", {"text": texts}, build)["embedding"].null_count == 0
+    pairs = {"query": texts, "passage": texts}
+    assert run(tmp_path / "rerank", "rerank_pairs", pairs, build_reranker)["score"].null_count == 0
+    assert time.monotonic() - began < 60
+
+
+def run(folder, job, columns, build) -> pa.Table:
+    """The single part that a job makes of 100 rows."""
+    model = build("bert", folder / "model")
+    (folder / "in").mkdir()
+    pq.write_table(pa.table(columns), folder / "in" / "a.parquet")
+    line = ["--input", folder / "in", "--output", folder / "out", "--model", model]
     done = subprocess.run(
-        [sys.executable, "jobs/embed_corpus.py", *map(str, line)],
+        [sys.executable, f"jobs/{job}.py", *map(str, line)],
         cwd=ROOT,
         env=os.environ | {"RAY_ADDRESS": "local"},
         capture_output=True,
         text=True,
     )
-
     assert done.returncode == 0, done.stderr
-    (part,) = (tmp_path / "out").glob("part-*")
-    assert pq.read_table(part)["embedding"].null_count == 0
-    assert len(pq.read_table(part)) == 100
+    (part,) = (folder / "out").glob("part-*")
+    table = pq.read_table(part)
+    assert len(table) == 100
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 10, "noise:\n" + done.stderr
-    assert time.monotonic() - began < 60
+    return table

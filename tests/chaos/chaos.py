@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -26,15 +27,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.real.s3 import Ceph, Server
-from tests.tiny import build
 
-from . import verify
+from . import embed, rerank, verify
 from .cluster import ROOT, Head, environment
 from .driver import Driver
 from .killers import ServerKiller, WorkerKiller
 from .observer import Observer
 from .tally import SERVERS, STEPS, Tally
 
+JOBS = {"embed": embed, "rerank": rerank}
 FILES = 8
 WORDS = (5, 60)  # a text; long enough to keep shards in flight for some seconds between two kills
 ROW_GROUP = 900  # rows; shards end within groups, and some lie in two files
@@ -42,8 +43,8 @@ LINE_SECONDS = 10.0
 SECOND_PATIENCE = 120.0  # seconds
 
 
-def write_input(url: str, rows: int, seed: int) -> None:
-    """Ids and texts in FILES Parquet files: short, of many lengths, some alike, some null, empty or blank."""
+def write_input(job: ModuleType, url: str, rows: int, seed: int) -> None:
+    """Ids and the columns of the job in FILES Parquet files; texts are short, of many lengths, some alike, some null or blank."""
     rng = random.Random(seed)
     vocabulary = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5000)]
     system, path = verify.filesystem(url)
@@ -52,7 +53,8 @@ def write_input(url: str, rows: int, seed: int) -> None:
         ids = [f"doc-{row:08d}" for row in range(start, min(start + size, rows))]
         texts = [_text(rng, vocabulary) for _ in ids]
         with system.open_output_stream(f"{path}/{number}.parquet") as sink:
-            pq.write_table(pa.table({"id": ids, "text": pa.array(texts, pa.string())}), sink, row_group_size=ROW_GROUP)
+            data = {name: pa.array(column, pa.string()) for name, column in job.columns(texts, rng).items()}
+            pq.write_table(pa.table({"id": ids} | data), sink, row_group_size=ROW_GROUP)
 
 
 def _text(rng: random.Random, vocabulary: list[str]) -> str | None:
@@ -99,11 +101,11 @@ def run_once(command: list[str], env: dict[str, str]) -> tuple[int, float, str]:
     return done.returncode, time.monotonic() - began, done.stderr + done.stdout
 
 
-def under_fire(job: Driver, observer: Observer, head: Head, server: Server | None, seed: int) -> None:
-    """Kill and restart until the job has ended well or something is wrong."""
-    tally = job.tally
+def under_fire(driver: Driver, observer: Observer, head: Head, server: Server | None, seed: int) -> None:
+    """Kill and restart until the driver has ended well or something is wrong."""
+    tally = driver.tally
     workers = WorkerKiller(head, tally, seed + 1)
-    works = (job.supervise, observer.watch, workers.kill_on, lambda: progress_lines(tally))
+    works = (driver.supervise, observer.watch, workers.kill_on, lambda: progress_lines(tally))
     killer = ServerKiller(server, tally, seed + 2) if server else None
     try:
         with guarded(tally, *works) as (driving, *_):
@@ -112,42 +114,44 @@ def under_fire(job: Driver, observer: Observer, head: Head, server: Server | Non
                     killer.step()
                 driving.join(0.2)
     finally:
-        job.end()
+        driver.end()
 
 
-def one_store(place: str, folder: Path, model: str, server: Server | None, options: dict[str, Any]) -> list[str]:
+def one_store(
+    job: ModuleType, place: str, folder: Path, model: str, server: Server | None, options: dict[str, Any]
+) -> list[str]:
     """The whole story on one store. Returns what is wrong."""
     rows, seed = options["rows"], options["seed"]
     inputs, output = f"{place}/in", f"{place}/out"
-    write_input(inputs, rows, seed)
+    write_input(job, inputs, rows, seed)
     kinds = ("driver", "worker", "server") if server else ("driver", "worker")
     with Head() as head:
         tally = Tally(options["kills"], kinds, rows)
         observer = Observer(output, tally)
         logs = folder / "logs"
         logs.mkdir()
-        command = [sys.executable, "jobs/embed_corpus.py", "--input", inputs, "--output", output, "--model", model]
+        command = [sys.executable, job.SCRIPT, "--input", inputs, "--output", output, "--model", model]
         command += ["--shard-rows", str(options["shard_rows"]), "--dtype", "float32"]
         env = environment() | {"RAY_ADDRESS": head.address}
-        job = Driver(command, env, head, tally, logs, seed)
-        under_fire(job, observer, head, server, seed)
+        driver = Driver(command, env, head, tally, logs, seed)
+        under_fire(driver, observer, head, server, seed)
         counts: dict[str, Any] = {"seconds": round(time.monotonic() - tally.began)}
         if not tally.problems:
-            counts |= settle(job, observer, inputs, output, model, seed)
+            counts |= settle(driver, observer, verify.verify(job, inputs, output, model, seed))
     show(counts | summary(tally, observer), tally)
     return tally.problems
 
 
-def settle(job: Driver, observer: Observer, inputs: str, output: str, model: str, seed: int) -> dict[str, Any]:
+def settle(driver: Driver, observer: Observer, verified: tuple[dict[str, Any], list[str]]) -> dict[str, Any]:
     """The last look, the count of every row, and the second identical command, which must change nothing."""
-    tally = job.tally
+    tally = driver.tally
     if not observer.look():
         tally.fail("the output cannot be listed at the end")
     if observer.unfinished:
         tally.fail(f"{observer.unfinished} unfinished files are left in the output")
-    counts, problems = verify.verify(inputs, output, model, seed)
+    counts, problems = verified
     tags = dict(observer.tags)
-    code, seconds, words = run_once(job.command, job.env)
+    code, seconds, words = run_once(driver.command, driver.env)
     observer.look()
     problems += [f"the second identical command exits {code}: {words[-1000:]}"] if code else []
     problems += ["the second identical command rewrote parts"] if observer.tags != tags else []
@@ -186,8 +190,12 @@ def show(counts: dict[str, Any], tally: Tally) -> None:
         click.echo(f"  WRONG: {problem}")
 
 
-def run_store(store: str, model: str, folder: Path, options: dict[str, Any]) -> list[str]:
-    click.echo("{}: {rows:,} rows, shards of {shard_rows}, {kills} kills of each kind".format(store, **options))
+def run_store(job: ModuleType, store: str, model: str, folder: Path, options: dict[str, Any]) -> list[str]:
+    click.echo(
+        "{} on {}: {rows:,} rows, shards of {shard_rows}, {kills} kills of each kind".format(
+            job.SCRIPT, store, **options
+        )
+    )
     folder.mkdir()
     server = Ceph(folder / "ceph") if store == "ceph" else None
     with server or nullcontext():
@@ -196,24 +204,26 @@ def run_store(store: str, model: str, folder: Path, options: dict[str, Any]) -> 
             os.environ.update(server.environment() | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"})
             server.create_bucket("chaos")
             place = "s3://chaos"
-        return one_store(place, folder, model, server, options)
+        return one_store(job, place, folder, model, server, options)
 
 
 @click.command()
+@click.option("--job", "name", type=click.Choice(list(JOBS)), default="embed", show_default=True)
 @click.option("--store", type=click.Choice(["local", "ceph", "both"]), default="both", show_default=True)
 @click.option("--rows", default=100_000, show_default=True, help="Rows of the corpus.")
 @click.option("--kills", default=30, show_default=True, help="SIGKILLs of each kind: driver, workers, server.")
 @click.option("--shard-rows", default=250, show_default=True, help="Fewer make a longer run.")
 @click.option("--seed", default=0, show_default=True, help="Of the corpus and of the moments of the kills.")
-def main(store: str, **options: Any) -> None:
+def main(name: str, store: str, **options: Any) -> None:
     """Run the chaos test and print its counts; exit 1 with what is wrong."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers, head and driver are ended
     stores = ["local", "ceph"] if store == "both" else [store]
     if "ceph" in stores and (reason := Ceph.missing()):
         raise click.ClickException(reason)
     folder = Path(tempfile.mkdtemp(prefix="shoal-chaos-"))
-    model = str(build("bert", folder / "model"))
-    problems = [f"{name}: {problem}" for name in stores for problem in run_store(name, model, folder / name, options)]
+    job = JOBS[name]
+    model = job.model(folder / "model")
+    problems = [f"{place}: {p}" for place in stores for p in run_store(job, place, model, folder / place, options)]
     if problems:
         click.echo(f"FAILED: {len(problems)} problems; logs are kept in {folder}")
         sys.exit(1)
