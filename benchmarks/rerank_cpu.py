@@ -43,11 +43,12 @@ def write_pairs(path: Path, queries: int, passages: int, seed: int) -> None:
 
 
 def write_decoder(folder: Path) -> None:
-    """Random weights in the shape of Qwen3-Reranker-0.6B, with a small byte-level tokenizer in a full-size vocabulary."""
+    """Random weights in the shape of Qwen3-Reranker-0.6B. Qwen's tokenizer cannot be had here: MiniLM's, with the marks of
+    the chat template, makes about as many tokens of English, in a vocabulary of Qwen's size."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from tests.tiny import qwen_chat
+    from benchmarks.demo import minilm
 
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -63,7 +64,8 @@ def write_decoder(folder: Path) -> None:
         tie_word_embeddings=True,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer = qwen_chat()
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
     tokenizer.model_max_length = 8192
     tokenizer.save_pretrained(folder)
 
