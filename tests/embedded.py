@@ -21,6 +21,7 @@ def write_docs(folder: Path) -> Path:
 
 def config(docs, minilm, **changes):
     settings = {"input": str(docs), "output": str(docs.parent / "out"), "model": minilm, "dtype": "float32"}
+    settings["max_workers"] = 1  # half the time of a small run is the start of its workers
     return EmbedConfig(**(settings | changes))
 
 

@@ -53,7 +53,7 @@ def run(folder, model, **changes):
         pa.table({"id": range(len(TEXTS)), "text": pa.array(TEXTS, pa.string())}), folder / "in" / "a.parquet"
     )
     settings = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model), "dtype": "float32"}
-    settings |= {"outputs": ("dense", "sparse", "multi_vector")}
+    settings |= {"outputs": ("dense", "sparse", "multi_vector"), "max_workers": 1}
     embed(EmbedConfig(**(settings | changes)), lambda said: None)
     return sorted((folder / "out").glob("part-*"))
 

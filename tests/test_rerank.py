@@ -45,6 +45,7 @@ def write(path, columns):
 def run(data, directory, **changes):
     said: list[str] = []
     settings = {"input": str(data / "pairs"), "output": str(data / "out"), "model": directory, "dtype": "float32"}
+    settings["max_workers"] = 1
     return rerank(RerankConfig(**(settings | changes)), said.append), said
 
 

@@ -55,7 +55,18 @@ def test_submitted_with_its_working_dir(bare_python, model, bucket, server, tmp_
     pq.write_table(corpus(), sink)
     Folder(f"{bucket}/in").publish("a.parquet", sink.getvalue().to_pybytes())
     (tmp_path / "empty").mkdir()
-    job = ["--input", f"{bucket}/in", "--output", f"{bucket}/out", "--model", model, "--shard-rows", "50"]
+    job = [
+        "--input",
+        f"{bucket}/in",
+        "--output",
+        f"{bucket}/out",
+        "--model",
+        model,
+        "--shard-rows",
+        "50",
+        "--max-workers",
+        "1",
+    ]
     with Head(tmp_path / "empty", bare_python) as head:
         environment = json.dumps({"env_vars": server.environment()})  # of a job that brings its own credentials
         words = ["--working-dir", ".", "--runtime-env-json", environment]
@@ -70,7 +81,18 @@ def test_submitted_bare_to_a_head_in_the_checkout(model, tmp_path):
     """With a head started in the project's directory, `ray job submit -- python jobs/embed_corpus.py` alone works."""
     (tmp_path / "in").mkdir()
     pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
-    job = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--model", model, "--shard-rows", "50"]
+    job = [
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        model,
+        "--shard-rows",
+        "50",
+        "--max-workers",
+        "1",
+    ]
     with Head(ROOT) as head:
         done = head.submit("--", "python", "jobs/embed_corpus.py", *job, cwd=tmp_path)
 
@@ -83,7 +105,18 @@ def test_joined_from_outside_a_job(bare_python, model, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "empty").mkdir()
     pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
-    job = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--model", model, "--shard-rows", "50"]
+    job = [
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        model,
+        "--shard-rows",
+        "50",
+        "--max-workers",
+        "1",
+    ]
     gone = ("RAY_", "PYTHONPATH")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
     with Head(tmp_path / "empty", bare_python) as head:

@@ -28,7 +28,7 @@ def run(folder, job, columns, build) -> pa.Table:
     model = build("bert", folder / "model")
     (folder / "in").mkdir()
     pq.write_table(pa.table(columns), folder / "in" / "a.parquet")
-    line = ["--input", folder / "in", "--output", folder / "out", "--model", model]
+    line = ["--input", folder / "in", "--output", folder / "out", "--model", model, "--max-workers", 1]
     done = subprocess.run(
         [sys.executable, f"jobs/{job}.py", *map(str, line)],
         cwd=ROOT,
