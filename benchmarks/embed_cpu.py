@@ -9,8 +9,6 @@ meets all of them; every ratio is taken inside one round.
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +23,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpora import mixed_lengths
 from benchmarks.demo import minilm
-from benchmarks.reporting import cosines, machine, spread
+from benchmarks.process import run_python
+from benchmarks.reporting import cosines, machine, spread, verdict
 
-ROOT = Path(__file__).parents[1]
 PERCENTILES = (0, 10, 25, 50, 75, 90, 99, 100)
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 CLOCKS = ("wall", "work")
 CONTENDERS = ("st", "ray-data", "float32", "bfloat16", "loop-float32", "loop-bfloat16")
 SPEED_BARS = (  # what, the slower, the faster, least ratio
@@ -99,24 +96,19 @@ def _default_rows(bench: Bench) -> int:
 
 def run(bench: Bench, name: str, output: Path) -> Run:
     began = time.perf_counter()
-    line = [sys.executable, *command(bench, name, output)]
-    done = subprocess.run(line, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
+    stdout = run_python(name, command(bench, name, output))
     wall = time.perf_counter() - began
-    said = tuple(line for line in done.stdout.splitlines() if line.startswith(("this run", "padding", "time in")))
-    work = _work(done.stdout)
-    if done.returncode or work is None:
-        heard = f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        raise click.ClickException(f"{name} ended with {done.returncode}:\n{heard}")
+    said = tuple(line for line in stdout.splitlines() if line.startswith(("this run", "padding", "time in")))
+    work = _work(stdout)
     click.echo(f"  {name:<14} wall {wall:7.1f} s   work {work:7.1f} s   load {os.getloadavg()[0]:.1f}", err=True)
     return Run(wall, work, said)
 
 
-def _work(stdout: str) -> float | None:
-    """Seconds of work: a field of a peer's JSON line, a number in the job's report."""
+def _work(stdout: str) -> float:
+    """Seconds of work: a number in the job's report, a field of a peer's JSON line."""
     if found := re.search(r"([\d.]+) s of them with a model loaded", stdout):
         return float(found[1])
-    last = stdout.splitlines()[-1] if stdout else ""
-    return json.loads(last)["work"] if last.startswith("{") else None
+    return float(json.loads(stdout.splitlines()[-1])["work"])
 
 
 def embeddings(output: Path) -> np.ndarray:
@@ -172,17 +164,13 @@ def bars_table(runs: Runs) -> list[str]:
     for what, slower, faster, least in SPEED_BARS:
         for clock in CLOCKS:
             found = ratios(runs, slower, faster, clock)
-            lines.append(f"| {what} | >= {least} | {clock} | {spread(found)} | {_verdict(median(found) >= least)} |")
+            lines.append(f"| {what} | >= {least} | {clock} | {spread(found)} | {verdict(median(found) >= least)} |")
     for dtype in ("float32", "bfloat16"):
         found = [1 / ratio - 1 for ratio in ratios(runs, f"loop-{dtype}", dtype, "work")]
-        met = _verdict(median(found) <= MOST_OVERHEAD)
+        met = verdict(median(found) <= MOST_OVERHEAD)
         asked, measured = f"<= {MOST_OVERHEAD:.0%}", spread(found, "{:.1%}")
         lines.append(f"| job over bare encoder loop, {dtype} | {asked} | work | {measured} | {met} |")
     return lines
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "MISSED"
 
 
 def agreement_table(outputs: dict[str, Path], labels: dict[str, str]) -> list[str]:

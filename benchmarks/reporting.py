@@ -20,6 +20,10 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
     return f"{middle} ({least} - {most})"
 
 
+def verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Of each row of `left` with that row of `right`."""
     return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)

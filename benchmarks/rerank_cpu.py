@@ -9,8 +9,6 @@ its own; contenders take turns, and every ratio is taken inside one round.
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +19,8 @@ import click
 import numpy as np
 
 from benchmarks.corpora import mixed_lengths
-from benchmarks.embed_cpu import ENVIRONMENT, ROOT, machine, spread
+from benchmarks.process import run_python
+from benchmarks.reporting import machine, spread, verdict
 
 QUERY_WORDS = 12
 BARS = (  # what, the slower, the faster, least ratio
@@ -157,10 +156,7 @@ def _shoal(model: Path, dtype: str, kind: str) -> Score:
 
 
 def run(contender: str, pairs: Path, model: Path, output: Path) -> tuple[float, np.ndarray]:
-    line = [sys.executable, "-m", "benchmarks.rerank_cpu", "--play", contender, str(pairs), str(model), str(output)]
-    done = subprocess.run(line, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{contender} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    run_python(contender, ["-m", "benchmarks.rerank_cpu", "--play", contender, str(pairs), str(model), str(output)])
     told = json.loads(output.read_text())
     click.echo(f"  {contender:<18} {told['seconds']:7.1f} s", err=True)
     return told["seconds"], np.array(told["scores"])
@@ -175,7 +171,7 @@ def report(seconds: dict[str, list[float]], scores: dict[str, np.ndarray], head:
     said += ["", "| bar | asked | median (least - most) | |", "|---|---|---|---|"]
     for what, slower, faster, least in BARS:
         found = [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
-        said.append(f"| {what} | >= {least} | {spread(found)} | {'met' if median(found) >= least else 'MISSED'} |")
+        said.append(f"| {what} | >= {least} | {spread(found)} | {verdict(median(found) >= least)} |")
     return "\n".join(said) + "\n"
 
 

@@ -23,14 +23,6 @@ import fsspec
 from real.proxy import FaultProxy
 from real.s3 import Ceph, Server, Swift
 
-# One process runs what computes in Ray, on both cores, the other what mostly waits for a store or runs a tiny model.
-ON_RAY = {"test_embed", "test_m3", "test_refusals", "test_rerank", "test_sharded", "test_submit", "test_tiny"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in ON_RAY else "rest"))
-
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:
     if reason := kind.missing():
