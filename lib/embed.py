@@ -36,7 +36,7 @@ RANGE_SHARDS = 16
 
 def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
     """Plan or resume, embed what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
-    config, encoding, job = _prepared(config)
+    config, encoding, job = prepared(config)
 
     def calibrated(verb: Embedding, ledger: Ledger, workers: Workers) -> Embedding:
         return replace(verb, ranges=_ranges(verb, ledger, workers, say)) if config.output_dtype == "int8" else verb
@@ -47,7 +47,7 @@ def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
 
 def dry_run(config: EmbedConfig) -> Estimate:
     """What a run would be; nothing is written. Raises ShoalError as the run itself would."""
-    config, encoding, job = _prepared(config)
+    config, encoding, job = prepared(config)
     storage = parse_options(config.storage_option)
     plain = replace(job, verb=lambda ledger, workers: _uncalibrated(job.verb(ledger, workers)))
     return estimate(
@@ -59,7 +59,8 @@ def dry_run(config: EmbedConfig) -> Estimate:
     )
 
 
-def _prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
+def prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
+    """The config with what its recipe adds, its model's files read, and the job. Raises UsageError or ModelError."""
     check(config)
     storage = parse_options(config.storage_option)
     encoding = resolve(config)

@@ -5,7 +5,7 @@ from typing import Any
 
 from . import candidates
 from .cluster import Workers
-from .corpus import list_files, measure
+from .corpus import Corpus, list_files, measure
 from .errors import UsageError
 from .estimate import Estimate, estimate
 from .job import Job, carry_out, carry_out_planned, even_rows, refuse_nested
@@ -25,12 +25,9 @@ RESERVED = {KEY, TEXT, REASON, "id", "query", "passage", "score", "rank", "token
 
 def rerank(config: RerankConfig, say: Callable[[str], None]) -> Outcome:
     """Plan or resume, score what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
-    check(config)
-    spec = resolve(config)
-    spec.pair_format()  # what is wrong with the tokenizer, or too long a prompt, is told now
+    spec = checked(config)
     if config.corpus is None:
-        job = _job(config, spec, _pair_rows, {})
-        return carry_out(job, config, lambda corpus, workers: even_rows(corpus, workers, PAIRS_A_SHARD), say)
+        return carry_out(pair_job(config, spec), config, _pair_shard_rows, say)
     job = _job(config, spec, _candidate_rows, candidates.settings(config))
     return carry_out_planned(job, config, lambda: candidates.join(config, say), say)
 
@@ -38,18 +35,26 @@ def rerank(config: RerankConfig, say: Callable[[str], None]) -> Outcome:
 def dry_run(config: RerankConfig) -> Estimate:
     """What a run would be; nothing is written. Candidates are given texts from the heads of queries and corpus, not
     their own: they are not joined yet. Raises ShoalError as the run itself would."""
-    check(config)
-    spec, storage = resolve(config), parse_options(config.storage_option)
-    spec.pair_format()
+    spec, storage = checked(config), parse_options(config.storage_option)
     if config.corpus is None:
         corpus = measure(list_files(config, storage), config, storage, config.strict)
-        job = _job(config, spec, _pair_rows, {})
-        return estimate(
-            job, config, corpus, lambda corpus, workers: even_rows(corpus, workers, PAIRS_A_SHARD), ROW_BYTES
-        )
+        return estimate(pair_job(config, spec), config, corpus, _pair_shard_rows, ROW_BYTES)
     sampled = candidates.sample(config)
     job = _job(config, spec, lambda config, ledger: sampled, {})
     return estimate(job, config, sampled.corpus, lambda corpus, workers: candidates.MOST_PAIRS, ROW_BYTES)
+
+
+def checked(config: RerankConfig) -> RerankSpec:
+    """The model's files read. Raises UsageError or ModelError for a model, or options, that cannot score pairs."""
+    check(config)
+    spec = resolve(config)
+    spec.pair_format()  # what is wrong with the tokenizer, or too long a prompt, is told now
+    return spec
+
+
+def pair_job(config: RerankConfig, spec: RerankSpec) -> Job:
+    """The job over pairs of texts."""
+    return _job(config, spec, _pair_rows, {})
 
 
 def check(config: RerankConfig) -> None:
@@ -97,6 +102,10 @@ def _pair_rows(config: RerankConfig, ledger: Ledger) -> PairRows:
         columns=ledger.columns,
         storage=parse_options(config.storage_option),
     )
+
+
+def _pair_shard_rows(corpus: Corpus, workers: int) -> int:
+    return even_rows(corpus, workers, PAIRS_A_SHARD)
 
 
 def _candidate_rows(config: RerankConfig, ledger: Ledger) -> CandidateRows:

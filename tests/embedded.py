@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from here import publish_here
 
-from lib.embed import embed
+from lib.embed import embed, prepared
 from lib.embedding import EmbedConfig
 
 TEXTS = [f"document {i} " + "about fish and water " * (i % 9) for i in range(300)]
@@ -29,6 +30,12 @@ def run(*words, **changes):
     said: list[str] = []
     outcome = embed(config(*words, **changes), said.append)
     return outcome, said
+
+
+def run_here(*words, **changes):
+    """The same job's parts, made in this process without Ray."""
+    options, _, job = prepared(config(*words, **changes))
+    publish_here(job, options)
 
 
 def rows(folder):

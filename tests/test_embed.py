@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from embedded import TEXTS, config, matrix, rows, run
+from embedded import TEXTS, config, matrix, rows, run, run_here, write_docs
 
 from lib.embed import dry_run
 from lib.errors import InputError
@@ -24,10 +24,18 @@ def reference(minilm):
     return SentenceTransformer(minilm, device="cpu").encode
 
 
-def test_vectors_are_sentence_transformers(cluster, docs, minilm, reference):
-    """Every row comes once, in order, with the vector that sentence-transformers gives its text; the parts say what
-    made them; the report counts; a second identical command does nothing."""
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory, minilm):
+    """A corpus embedded in three shards, and how that ended."""
+    docs = write_docs(tmp_path_factory.mktemp("whole"))
     outcome, _ = run(docs, minilm, shard_rows=100, keep_columns=("n",))
+    return docs, outcome
+
+
+def test_vectors_are_sentence_transformers(whole, reference):
+    """Every row comes once, in order, with the vector that sentence-transformers gives its text; the parts say what
+    made them; the report counts."""
+    docs, outcome = whole
     table = rows(docs.parent / "out")
 
     assert table["id"].to_pylist() == [f"d{i}" for i in range(300)]
@@ -40,18 +48,23 @@ def test_vectors_are_sentence_transformers(cluster, docs, minilm, reference):
     assert "300 (0 kept with an error" in report(outcome, "out")
     assert exit_code(outcome) == 0
 
+
+def test_a_second_command_does_nothing(whole, minilm):
+    """The same command on a finished run says so and touches no file."""
+    docs, _ = whole
     before = {path.name: path.stat().st_mtime_ns for path in (docs.parent / "out").iterdir()}
     _, said = run(docs, minilm, shard_rows=100, keep_columns=("n",))
+
     assert said == [f"nothing to do: all 3 shards are in {docs.parent / 'out'}"]
     assert {path.name: path.stat().st_mtime_ns for path in (docs.parent / "out").iterdir()} == before
 
 
-def test_a_resumed_shard_has_the_same_bits(cluster, docs, minilm):
+def test_a_resumed_shard_has_the_same_bits(whole, minilm):
     """A part made again after a loss is the same part, to the checksum of its data."""
-    first, _ = run(docs, minilm, shard_rows=100)
+    docs, first = whole
     os.unlink(docs.parent / "out" / first.parts[1].part)
     os.unlink(docs.parent / "out" / "_manifest.parquet")
-    second, _ = run(docs, minilm, shard_rows=100)
+    second, _ = run(docs, minilm, shard_rows=100, keep_columns=("n",))
 
     assert second.parts == first.parts
     assert second.progress.rows == 100
@@ -93,22 +106,22 @@ def test_bad_rows_are_kept_with_a_reason(cluster, tmp_path, minilm, reference):
     assert "14 (7 kept with an error, 1 truncated)" in report(outcome, "out")
 
 
-def test_strict_stops_at_a_bad_row(cluster, tmp_path, minilm):
+def test_strict_stops_at_a_bad_row(tmp_path, minilm):
     """--strict ends the run at the first bad row, naming file, place and reason."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl").write_text('{"text": "good"}\n{"text": ""}\n')
     with pytest.raises(InputError, match=r"a\.jsonl#17: empty text"):
-        run(tmp_path / "in", minilm, strict=True)
+        run_here(tmp_path / "in", minilm, strict=True)
 
 
-def test_chunks(cluster, tmp_path, minilm, reference):
+def test_chunks(tmp_path, minilm, reference):
     """--chunk-tokens gives 1 to n rows a text; each chunk's vector is that of text[start:end]; together they cover it."""
     (tmp_path / "in").mkdir()
     text = " ".join(f"sentence number {i} speaks of rivers, lakes and harbours." for i in range(40))
     pq.write_table(
         pa.table({"id": ["long", "short", "none"], "text": [text, "brief", None]}), tmp_path / "in" / "a.parquet"
     )
-    run(tmp_path / "in", minilm, chunk_tokens=50, chunk_overlap=10)
+    run_here(tmp_path / "in", minilm, chunk_tokens=50, chunk_overlap=10)
     table = rows(tmp_path / "out").to_pylist()
     chunks = [row for row in table if row["id"] == "long"]
 
@@ -143,9 +156,9 @@ def test_output_types(cluster, docs, minilm, reference):
         assert column[2].as_py() == quantise(exact, dtype)[0].tolist()
 
 
-def test_template_prompt_and_recipe(cluster, docs, minilm, reference):
+def test_template_prompt_and_recipe(docs, minilm, reference):
     """--text-template joins columns, --prompt goes before the text, a recipe fixes the length."""
-    run(docs, minilm, text_template="{id}: {text}", prompt="passage: ", recipe="all-minilm-l6-v2", limit=20)
+    run_here(docs, minilm, text_template="{id}: {text}", prompt="passage: ", recipe="all-minilm-l6-v2", limit=20)
     table = rows(docs.parent / "out")
 
     assert len(table) == 20

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from here import publish_here
 from transformers import AutoModel, AutoTokenizer
 
-from lib.embed import embed
+from lib.embed import prepared
 from lib.embedding import EmbedConfig
 from lib.errors import ModelError, UsageError
 
@@ -53,12 +54,13 @@ def run(folder, model, **changes):
         pa.table({"id": range(len(TEXTS)), "text": pa.array(TEXTS, pa.string())}), folder / "in" / "a.parquet"
     )
     settings = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model), "dtype": "float32"}
-    settings |= {"outputs": ("dense", "sparse", "multi_vector"), "max_workers": 1}
-    embed(EmbedConfig(**(settings | changes)), lambda said: None)
+    settings |= {"outputs": ("dense", "sparse", "multi_vector")}
+    options, _, job = prepared(EmbedConfig(**(settings | changes)))
+    publish_here(job, options)
     return sorted((folder / "out").glob("part-*"))
 
 
-def test_all_three_outputs_equal_a_plain_loop(cluster, tmp_path, model):
+def test_all_three_outputs_equal_a_plain_loop(tmp_path, model):
     """Weights within 1e-4, vectors within the rounding of float16, in documented types, null for rows without a text;
     Polars and DuckDB read them."""
     (part,) = run(tmp_path, model)

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from embedded import run
+from embedded import rows, run, run_here
 
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
 
@@ -76,22 +76,22 @@ def test_an_empty_corpus_is_told(tmp_path, minilm):
     assert not list((tmp_path / "out").iterdir())  # nothing that would stand in the way once there are rows
 
 
-def test_an_output_of_other_settings_is_refused(cluster, docs, minilm):
+def test_an_output_of_other_settings_is_refused(docs, minilm):
     """A folder that holds other vectors is not mixed with: the settings that differ are named."""
-    run(docs, minilm, limit=5)
+    run_here(docs, minilm, limit=5)
     with pytest.raises(RunError, match=r"output_dtype: there 'float32', asked 'float16'"):
         run(docs, minilm, limit=5, output_dtype="float16")
     with pytest.raises(RunError, match=r"\(model max_tokens: there 256, asked 128\)"):
         run(docs, minilm, limit=5, max_tokens=128)
 
 
-def test_damaged_weights_are_told(cluster, docs, minilm, tmp_path):
+def test_damaged_weights_are_told(docs, minilm, tmp_path):
     """Weights that only a worker can find damaged end the run with the reason."""
     folder = broken_model(minilm, tmp_path, "model.safetensors")
     with open(f"{minilm}/model.safetensors", "rb") as file:
         (tmp_path / "model" / "model.safetensors").write_bytes(file.read()[:1_000_000])
     with pytest.raises(ModelError, match="cannot be loaded"):
-        run(docs, folder)
+        run_here(docs, folder)
 
 
 def test_no_store_behind_the_endpoint_is_told(docs, minilm, monkeypatch):
@@ -109,17 +109,17 @@ def test_no_store_behind_the_endpoint_is_told(docs, minilm, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_told_and_the_run_goes_on_after(cluster, docs, minilm, tmp_path):
+def test_a_full_disk_is_told_and_the_run_goes_on_after(docs, minilm, tmp_path):
     """A full disk ends the run in one sentence; given space, the same command finishes it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=True)
     try:
         with pytest.raises(StorageError, match="disk is full"):
-            run(docs, minilm, output=str(disk / "out"), shard_rows=100)
+            run_here(docs, minilm, output=str(disk / "out"), shard_rows=100)
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        outcome, _ = run(docs, minilm, output=str(disk / "out"), shard_rows=100)
-        assert sum(part.rows for part in outcome.parts) == 300
+        run_here(docs, minilm, output=str(disk / "out"), shard_rows=100)
+        assert len(rows(disk / "out")) == 300
         assert not [name for name in os.listdir(disk / "out") if name.startswith(".")]
     finally:
         subprocess.run(["umount", str(disk)], check=False)

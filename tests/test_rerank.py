@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from here import publish_here
 
 from lib.errors import InputError, ModelError, UsageError
-from lib.rerank import dry_run, rerank
+from lib.rerank import checked, dry_run, pair_job, rerank
 from lib.reranking import RerankConfig, ranks
 
 PASSAGES = [f"passage {i} " + "about fish and water " * (i % 9) for i in range(200)]
@@ -42,11 +43,19 @@ def write(path, columns):
     pq.write_table(pa.table(columns), path, row_group_size=37)
 
 
+def config(data, directory, **changes):
+    settings = {"input": str(data / "pairs"), "output": str(data / "out"), "model": directory, "dtype": "float32"}
+    return RerankConfig(**(settings | {"max_workers": 1} | changes))
+
+
 def run(data, directory, **changes):
     said: list[str] = []
-    settings = {"input": str(data / "pairs"), "output": str(data / "out"), "model": directory, "dtype": "float32"}
-    settings["max_workers"] = 1
-    return rerank(RerankConfig(**(settings | changes)), said.append), said
+    return rerank(config(data, directory, **changes), said.append), said
+
+
+def run_here(data, directory, **changes):
+    options = config(data, directory, **changes)
+    publish_here(pair_job(options, checked(options)), options)
 
 
 def joined(data, model, **changes):
@@ -150,13 +159,13 @@ def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
     assert not (data / "out").exists()
 
 
-def test_pairs_without_a_text_are_kept_with_a_reason(cluster, data, model):
+def test_pairs_without_a_text_are_kept_with_a_reason(data, model):
     """A null or blank text gives a row without a score and with the side that lacks it; --strict stops at it."""
     texts = {"query": ["a", None, "b"], "passage": ["x", "y", " "], "id": ["1", "2", "3"]}
     write(data / "pairs" / "a.parquet", texts)
     with pytest.raises(InputError, match="query: null text"):
-        run(data, model, strict=True, output=str(data / "strict"))
-    run(data, model)
+        run_here(data, model, strict=True, output=str(data / "strict"))
+    run_here(data, model)
 
     assert rows(data / "out")["error"].to_pylist() == [None, "query: null text", "passage: empty text"]
     assert rows(data / "out")["score"].is_null().to_pylist() == [False, True, True]

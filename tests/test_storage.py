@@ -105,9 +105,9 @@ def race(url: str, racer: int, keys: int) -> list[bool]:
 
 
 def test_of_racing_claims_one_wins(store):
-    """8 processes claim each of 20 names at once: one wins, and its bytes are there. Swift, which creates without a lock, may
+    """4 processes claim each of 20 names at once: one wins, and its bytes are there. Swift, which creates without a lock, may
     grant several, but what is there are the bytes of one that was granted."""
-    racers, keys = 8, 20
+    racers, keys = 4, 20
     barrier = processes.Barrier(racers)
     with ProcessPoolExecutor(racers, processes, start_racer, (dict(os.environ), barrier)) as pool:
         won = list(pool.map(race, [store] * racers, range(racers), [keys] * racers))

@@ -5,6 +5,7 @@ import os
 import site
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,18 +20,19 @@ from lib.storage import Folder
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def bare_python(tmp_path) -> str:
-    """A Python with the project's dependencies and nothing of the project, as a cluster image has it."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "image")], check=True)
-    packages = next((tmp_path / "image").glob("lib/python*/site-packages"))
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Iterator[Head]:
+    """A head whose Python has the project's dependencies and nothing of the project, as a cluster image has it."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "image")], check=True)
+    packages = next((folder / "image").glob("lib/python*/site-packages"))
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))
-    python = tmp_path / "image" / "bin" / "python"
-    found = subprocess.run(
-        [python, "-c", "import ray, torch; import lib"], cwd=tmp_path, capture_output=True, text=True
-    )
+    python = str(folder / "image" / "bin" / "python")
+    found = subprocess.run([python, "-c", "import ray, torch; import lib"], cwd=folder, capture_output=True, text=True)
     assert "No module named 'lib'" in found.stderr
-    return str(python)
+    (folder / "empty").mkdir()
+    with Head(folder / "empty", python) as head:
+        yield head
 
 
 @pytest.fixture
@@ -38,8 +40,18 @@ def model(tmp_path) -> str:
     return str(build("bert", tmp_path / "model", pooling="mean"))
 
 
-def corpus() -> pa.Table:
-    return pa.table({"id": range(200), "text": [f"fish number {i}" for i in range(200)]})
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """A file of 200 texts."""
+    (tmp_path / "in").mkdir()
+    table = pa.table({"id": range(200), "text": [f"fish number {i}" for i in range(200)]})
+    pq.write_table(table, tmp_path / "in" / "a.parquet")
+    return tmp_path / "in" / "a.parquet"
+
+
+def options(source: str | Path, output: str | Path, model: str) -> list[str]:
+    line = ["--input", source, "--output", output, "--model", model, "--shard-rows", 50, "--max-workers", 1]
+    return [str(word) for word in line]
 
 
 def rows_in(folder: Folder) -> list[int]:
@@ -48,51 +60,34 @@ def rows_in(folder: Folder) -> list[int]:
 
 
 @pytest.mark.parametrize("server", ["swift" if Ceph.missing() else "ceph"], indirect=True)
-def test_submitted_with_its_working_dir(bare_python, model, bucket, server, tmp_path):
+def test_submitted_with_its_working_dir(bare, model, corpus, bucket, server):
     """From the checkout, `ray job submit --working-dir . -- python jobs/embed_corpus.py` runs on a cluster that has
     only the dependencies, reads and writes S3, and what was submitted is what runs, in driver and workers."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(corpus(), sink)
-    Folder(f"{bucket}/in").publish("a.parquet", sink.getvalue().to_pybytes())
-    (tmp_path / "empty").mkdir()
-    job = [
-        "--input",
-        f"{bucket}/in",
-        "--output",
-        f"{bucket}/out",
-        "--model",
-        model,
-        "--shard-rows",
-        "50",
-        "--max-workers",
-        "1",
-    ]
-    with Head(tmp_path / "empty", bare_python) as head:
-        environment = json.dumps({"env_vars": server.environment()})  # of a job that brings its own credentials
-        words = ["--working-dir", ".", "--runtime-env-json", environment]
-        done = head.submit(*words, "--", "python", "jobs/embed_corpus.py", *job, cwd=ROOT)
+    Folder(f"{bucket}/in").publish("a.parquet", corpus.read_bytes())
+    environment = json.dumps({"env_vars": server.environment()})  # of a job that brings its own credentials
+    words = ["--working-dir", ".", "--runtime-env-json", environment, "--", "python", "jobs/embed_corpus.py"]
+    done = bare.submit(*words, *options(f"{bucket}/in", f"{bucket}/out", model), cwd=ROOT)
 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "rows      200 (0 kept with an error" in done.stdout
     assert rows_in(Folder(f"{bucket}/out")) == list(range(200))
 
 
-def test_submitted_bare_to_a_head_in_the_checkout(model, tmp_path):
+def test_joined_from_outside_a_job(bare, model, corpus, tmp_path):
+    """With RAY_ADDRESS the command, run in the checkout, sends its code to a cluster that has only the dependencies."""
+    gone = ("RAY_", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
+    environment |= {"RAY_ADDRESS": bare.address, "PYTHONPATH": str(ROOT)}
+    line = [bare.python, str(ROOT / "jobs" / "embed_corpus.py"), *options(corpus, tmp_path / "out", model)]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
+
+
+def test_submitted_bare_to_a_head_in_the_checkout(model, corpus, tmp_path):
     """With a head started in the project's directory, `ray job submit -- python jobs/embed_corpus.py` alone works."""
-    (tmp_path / "in").mkdir()
-    pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
-    job = [
-        "--input",
-        str(tmp_path / "in"),
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        model,
-        "--shard-rows",
-        "50",
-        "--max-workers",
-        "1",
-    ]
+    job = options(corpus, tmp_path / "out", model)
     with Head(ROOT) as head:
         done = head.submit("--", "python", "jobs/embed_corpus.py", *job, cwd=tmp_path)
 
@@ -100,40 +95,10 @@ def test_submitted_bare_to_a_head_in_the_checkout(model, tmp_path):
     assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
 
 
-def test_joined_from_outside_a_job(bare_python, model, tmp_path):
-    """With RAY_ADDRESS the command, run in the checkout, sends its code to a cluster that has only the dependencies."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "empty").mkdir()
-    pq.write_table(corpus(), tmp_path / "in" / "a.parquet")
-    job = [
-        "--input",
-        str(tmp_path / "in"),
-        "--output",
-        str(tmp_path / "out"),
-        "--model",
-        model,
-        "--shard-rows",
-        "50",
-        "--max-workers",
-        "1",
-    ]
-    gone = ("RAY_", "PYTHONPATH")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
-    with Head(tmp_path / "empty", bare_python) as head:
-        line = [bare_python, str(ROOT / "jobs" / "embed_corpus.py"), *job]
-        environment |= {"RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
-
-
-def test_the_address_of_the_dashboard_is_told_apart(model, tmp_path):
+def test_the_address_of_the_dashboard_is_told_apart(model, corpus, tmp_path):
     """RAY_ADDRESS as `ray job submit` takes it is refused with the other form, at once."""
-    pq.write_table(corpus(), tmp_path / "a.parquet")
-    job = ["--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "out"), "--model", model]
     environment = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:8265"}
-    line = [sys.executable, "jobs/embed_corpus.py", *job]
+    line = [sys.executable, "jobs/embed_corpus.py", *options(corpus, tmp_path / "out", model)]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 1

@@ -95,11 +95,8 @@ class Server:
         self._end(signal.SIGKILL, [self.front] if self.front else list(self.processes))
 
     def kill_all(self) -> None:
+        """SIGKILL every process; the data stays."""
         self._end(signal.SIGKILL, list(self.processes))
-
-    def stop(self) -> None:
-        """End every process; the data stays."""
-        self._end(signal.SIGTERM, list(self.processes))
 
     def client(self):
         """A botocore client, for what a test must see or do behind the product's back."""
@@ -131,7 +128,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.kill_all()
 
     def _prepare(self) -> None:
         raise NotImplementedError
