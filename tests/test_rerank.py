@@ -12,8 +12,9 @@ import tiny
 from here import publish_here
 
 from lib.errors import InputError, ModelError, UsageError
-from lib.rerank import checked, dry_run, pair_job, rerank
+from lib.rerank import dry_run, pair_job, rerank
 from lib.reranking import RerankConfig, ranks
+from lib.scoring import resolve
 
 PASSAGES = [f"passage {i} " + "about fish and water " * (i % 9) for i in range(200)]
 QUERIES = [f"which fish is number {i}" for i in range(20)]
@@ -55,7 +56,7 @@ def run(data, directory, **changes):
 
 def run_here(data, directory, **changes):
     options = config(data, directory, **changes)
-    publish_here(pair_job(options, checked(options)), options)
+    publish_here(pair_job(options, resolve(options)), options)
 
 
 def joined(data, model, **changes):
@@ -93,18 +94,36 @@ def test_scores_are_sentence_transformers(cluster, data, model, reference):
 
 def test_candidates_are_joined_by_id(cluster, data, model, reference):
     """Every candidate comes once, with the score of its texts, whatever files they lie in; its query's rows lie side by
-    side. A second identical command does nothing; after a loss, of the scores and of parts of the join, it makes them
-    again, the same."""
+    side. What cannot be joined, unknown ids, null ids, empty texts, stays with its reason; of two passages with one id
+    the first counts. A second identical command does nothing; after a loss, of the scores and of parts of the join, it
+    makes them again, the same."""
+    write(data / "corpus" / "c.parquet", {"id": [5, 900], "text": ["another five", "  "]})
+    odd = [("odd", 5), ("odd", 900), ("odd", 901), ("nobody", 5), (None, None)]
+    pairs = [(f"q{q}", p) for q, p in CANDIDATES] + odd
+    ids = {"query_id": [q for q, _ in pairs], "passage_id": [p for _, p in pairs]}
+    write(data / "candidates" / "a.parquet", ids | {"found": [i / 10 for i in range(len(pairs))]})
+    write(data / "queries.parquet", {"_id": [*(f"q{q}" for q in range(20)), "odd"], "text": [*QUERIES, QUERIES[0]]})
     place = data / "found=9" / "out"  # a folder that looks like a column
     joined(data, model, output=str(place), keep_columns=("found",))
     table = rows(place).to_pylist()
 
-    assert sorted(row["found"] for row in table) == [i / 10 for i in range(len(CANDIDATES))]
-    for row in table:
+    assert sorted(row["found"] for row in table) == [i / 10 for i in range(len(pairs))]
+    whole = [row for row in table if (row["query_id"] or "")[:1] == "q"]
+    assert len(whole) == len(CANDIDATES)
+    for row in whole:
         assert row["error"] is None
         assert row["score"] == pytest.approx(reference[int(row["query_id"][1:]), row["passage_id"]], abs=1e-4)
-    order = [row["query_id"] for row in table]
+    order = [row["query_id"] for row in whole]
     assert len([1 for one, other in pairwise(order) if one != other]) == 19
+    rest = {(row["query_id"], row["passage_id"]): row for row in table if row not in whole}
+    assert {pair: row["error"] for pair, row in rest.items()} == {
+        ("odd", 5): None,
+        ("odd", 900): "passage: empty text",
+        ("odd", 901): "no passage with the id 901",
+        ("nobody", 5): "no query with the id nobody",
+        (None, None): "null passage_id",
+    }
+    assert [row["score"] for row in rest.values()].count(None) == 4
     _, said = joined(data, model, output=str(place), keep_columns=("found",))
     assert "nothing to do" in said[-1]
 
@@ -117,33 +136,21 @@ def test_candidates_are_joined_by_id(cluster, data, model, reference):
     assert sorted(map(str, rows(place).to_pylist())) == sorted(map(str, table))
 
 
-def test_the_best_of_each_query_are_ranked(cluster, data, model, reference):
-    """--top-k keeps the best passages of each query with their rank. What cannot be joined, unknown ids, null ids, empty
-    texts, stays with its reason; of two passages with one id the first counts."""
-    write(data / "corpus" / "c.parquet", {"id": [5, 900], "text": ["another five", "  "]})
-    odd = [("odd", 5), ("odd", 900), ("odd", 901), ("nobody", 5), (None, None)]
-    pairs = [(f"q{q}", p) for q, p in CANDIDATES] + odd
-    ids = {"query_id": [q for q, _ in pairs], "passage_id": [p for _, p in pairs]}
-    write(data / "candidates" / "a.parquet", ids)
-    write(data / "queries.parquet", {"_id": [*(f"q{q}" for q in range(20)), "odd"], "text": [*QUERIES, QUERIES[0]]})
-    joined(data, model, top_k=3)
+def test_the_best_of_each_query_are_ranked(data, model, reference):
+    """--top-k keeps the best passages of each query with their rank; rows with an error stay, without one."""
+    pairs = sorted(CANDIDATES)  # a query's side by side, as the join leaves them
+    texts = {"query": [QUERIES[q] for q, _ in pairs] + [None], "passage": [PASSAGES[p] for _, p in pairs] + ["x"]}
+    write(data / "pairs" / "a.parquet", texts | {"q": [q for q, _ in pairs] + [99]})
+    run_here(data, model, top_k=3, keep_columns=("q",))
     table = rows(data / "out").to_pylist()
 
     for q in range(20):
-        best = {row["rank"]: reference[q, row["passage_id"]] for row in table if row["query_id"] == f"q{q}"}
+        best = {row["rank"]: row["score"] for row in table if row["q"] == q}
         scores = sorted((reference[c] for c in CANDIDATES if c[0] == q), reverse=True)
         assert sorted(best) == [1, 2, 3]
         np.testing.assert_allclose([best[rank] for rank in (1, 2, 3)], scores[:3], atol=1e-5)
-    rest = {(row["query_id"], row["passage_id"]): row for row in table if (row["query_id"] or "")[:1] != "q"}
-    assert {pair: row["error"] for pair, row in rest.items()} == {
-        ("odd", 5): None,
-        ("odd", 900): "passage: empty text",
-        ("odd", 901): "no passage with the id 901",
-        ("nobody", 5): "no query with the id nobody",
-        (None, None): "null passage_id",
-    }
-    assert rest["odd", 5]["rank"] == 1
-    assert [row["score"] for row in rest.values()].count(None) == 4
+    assert [(row["rank"], row["error"]) for row in table if row["q"] == 99] == [(None, "query: null text")]
+    assert len(table) == 61
 
 
 def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
