@@ -122,7 +122,8 @@ def test_a_resumed_run_does_only_what_is_missing(cluster, corpus, tmp_path):
 def test_poison_and_failing_shards_are_quarantined(cluster, corpus, tmp_path, monkeypatch):
     """A shard that kills its worker, its reader or its writer, or raises each time, is given up on with its reason;
     every other shard is done. Mended, the same command does the rest."""
-    monkeypatch.setattr(lib.sharded, "DEATHS", 1)  # a process starts anew in seconds
+    monkeypatch.setattr(lib.sharded, "DEATHS", 1)  # a process takes seconds to start anew
+    monkeypatch.setattr(lib.sharded, "ATTEMPTS", 2)
     trouble = {
         ("work", "text 0"): "die",
         ("prepare", "text 300"): "die",
