@@ -42,8 +42,9 @@ chaos: .venv/ready servers  ## each job, 100,000 rows, local and Ceph, 30 kills 
 scale: .venv/ready  ## plan and resume 200,000 shards; actor memory over 1,000 shards
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
-bench: .venv/ready  ## side by side with sentence-transformers and Ray Data, on this machine
+bench: .venv/ready  ## each job side by side with its peers, on this machine
 	$(BIN)/python -m benchmarks.embed_cpu
+	$(BIN)/python -m benchmarks.rerank_cpu
 
 size:  ## lines a file
 	@git ls-files '*.py' | xargs wc -l | sort -n
