@@ -102,7 +102,7 @@ def _pretend(ledger, folder: Path) -> None:
 
     names = ledger.part_names()
     table = pa.table({"text": ["x"] * SHARD_ROWS})
-    publish_part(Folder(str(folder)), names[0], 0, table, {"rows": SHARD_ROWS})
+    publish_part(Folder(str(folder)), names[0], 0, table, {"rows": SHARD_ROWS, "source_rows": SHARD_ROWS})
     for number in range(1, SHARDS - 10):
         os.link(folder / names[0], folder / names[number]) if number % 60_000 else _copy(folder, names, number)
 
