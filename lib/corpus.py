@@ -117,6 +117,18 @@ def measure_files(
     return Corpus(tuple(files), tuple(measures), schema, options.id_column or automatic)
 
 
+def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
+    """Names of the columns that the files there have. Raises InputError when none can be read."""
+    files = list_files(CorpusOptions(input=url), storage)
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        measures = list(threads.map(partial(_measure, columns=(), storage=storage), files))
+    names = _merged_schema(files, measures).names
+    if not names:
+        reasons = [measure for measure in measures if isinstance(measure, str)] or ["it is empty"]
+        raise InputError(f"nothing can be read of {url}: {reasons[0]}")
+    return names
+
+
 def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
         if name in schema.names and pa.types.is_nested(schema.field(name).type):

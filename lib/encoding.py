@@ -1,5 +1,6 @@
 """Which model encodes, with which prompt: what the command says, over the recipe, over the model's own files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +13,7 @@ Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "we
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class EncoderOptions:
     """The model, and what may be set over its own files."""
 
     model: str | None = field(
@@ -20,11 +21,6 @@ class ModelOptions:
     )
     recipe: str | None = field(
         default=None, metadata={"help": f"Published system: {', '.join(recipes.names(Recipe))}."}
-    )
-    prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
-    prompt_name: str | None = field(
-        default=None,
-        metadata={"help": "Name of a prompt of the recipe or the model, as 'query'. A recipe's default: 'passage'."},
     )
     max_tokens: int | None = field(
         default=None,
@@ -39,13 +35,26 @@ class ModelOptions:
     pooling: Pooling | None = field(default=None, metadata={"help": "Pooling. Default: the model's, else mean."})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(EncoderOptions):
+    """The model, and the prompt of its texts."""
+
+    prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
+    prompt_name: str | None = field(
+        default=None,
+        metadata={"help": "Name of a prompt of the recipe or the model, as 'query'. A recipe's default: 'passage'."},
+    )
+
+
 @dataclass(frozen=True)
 class Encoding:
-    """The decision: the model's files read, the prompt, and the recipe's template if the command gave none."""
+    """The decision: the model's files read, the prompt, and the recipe's template if the command gave none. prompts: all
+    that can be asked for by name."""
 
     spec: ModelSpec
     prompt: str
     text_template: str | None
+    prompts: Mapping[str, str]
 
 
 def resolve(options: ModelOptions) -> Encoding:
@@ -66,17 +75,18 @@ def resolve(options: ModelOptions) -> Encoding:
         append_eos=known.append_eos,
     )
     of_passages = options.prompt_name in (None, PASSAGE)
-    return Encoding(spec, _prompt(options, spec, recipe), known.passage_template if of_passages else None)
+    prompts = spec.prompts | dict(known.prompts)
+    prompt = _prompt(options, prompts, PASSAGE if recipe else spec.default_prompt_name)
+    return Encoding(spec, prompt, known.passage_template if of_passages else None, prompts)
 
 
-def _prompt(options: ModelOptions, spec: ModelSpec, recipe: Recipe | None) -> str:
+def _prompt(options: ModelOptions, prompts: Mapping[str, str], default: str | None) -> str:
     if options.prompt is not None and options.prompt_name is not None:
         raise UsageError("--prompt and --prompt-name exclude each other")
     if options.prompt is not None:
         return options.prompt
-    prompts = spec.prompts | dict(recipe.prompts if recipe else {})
-    name = options.prompt_name or (PASSAGE if recipe else spec.default_prompt_name)
-    if name in prompts:
+    name = options.prompt_name or default
+    if name is not None and name in prompts:
         return prompts[name]
     if options.prompt_name is None:
         return ""

@@ -90,7 +90,7 @@ def _job(
         return Reranking(config, spec, source(config, ledger), workers.threads, device)
 
     name, size = spec.model.name, spec.model.weight_bytes
-    return Job(said=name, settings=_settings(config, spec) | more, verb=verb, model=name, weight_bytes=size)
+    return Job(said=name, settings=settings(config, spec) | more, verb=verb, model=name, weight_bytes=size)
 
 
 def _pair_rows(config: RerankConfig, ledger: Ledger) -> PairRows:
@@ -113,7 +113,7 @@ def _candidate_rows(config: RerankConfig, ledger: Ledger) -> CandidateRows:
     return CandidateRows(candidates.PAIRS, candidates.QUERIES, ledger.columns, storage)
 
 
-def _settings(config: RerankConfig, spec: RerankSpec) -> dict[str, Any]:
+def settings(config: RerankConfig, spec: RerankSpec) -> dict[str, Any]:
     """What fixes the rows and their scores. A run with other settings is another run."""
     fs, path = filesystem(config.input, parse_options(config.storage_option))
     model = {f"model {k}": v for k, v in vars(spec.model).items() if k not in ("name", "path", "revision")}

@@ -12,23 +12,25 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module imports from floors below its own; `models.x` stands for a file of a folder, `models.*`
 # for its other files, and a folder's files may import their own __init__ when that is below them.
 FLOORS = [
-    ["errors"],
-    ["options", "patience", "packing", "texts", "vectors", "progress", "recipes", "models.directory"],
-    ["atomic", "branching"],
+    ["errors", "tasks"],
+    ["options", "patience", "packing", "texts", "vectors", "progress", "recipes", "models.directory", "ranking", "tasks.*"],
+    ["atomic", "branching", "metrics", "nearest"],
     ["storage", "models.modules", "models.attention", "recipes.*"],
     ["listing", "models", "cluster"],
     ["formats"],
     ["formats._lines", "formats.parquet"],
     ["formats.*", "models.forward", "models.pooling", "models.load", "models.precut"],
-    ["corpus", "models.selftest", "models.tokenizer", "models.heads", "models.m3"],
+    ["corpus", "layouts", "models.selftest", "models.tokenizer", "models.heads", "models.m3"],
     ["plan", "parts", "models.pairs"],
-    ["ledger", "rows", "models.encoder", "models.rerank_spec", "encoding"],
-    ["stages", "models.reranker", "models.convert", "models.remote_scores", "scoring", "shuffle"],
-    ["sharded", "dealing"],
+    ["ledger", "rows", "results", "models.encoder", "models.rerank_spec", "encoding"],
+    ["stages", "dataset", "compare", "models.reranker", "models.convert", "models.remote_scores", "scoring", "shuffle"],
+    ["sharded", "dealing", "searching", "evaluating"],
     ["job", "report"],
-    ["embedding", "reranking", "estimate"],
+    ["embedding", "reranking", "estimate", "retrieval"],
     ["embed", "candidates", "convert"],
     ["rerank"],
+    ["rankings"],
+    ["evaluate"],
 ]
 LIGHT = [
     "errors",
@@ -43,6 +45,9 @@ LIGHT = [
     "models",
     "recipes",
     "progress",
+    "metrics",
+    "tasks",
+    "evaluating",
 ]
 
 

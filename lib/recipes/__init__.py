@@ -43,7 +43,8 @@ class Recipe:
 
     models: hub ids that the recipe holds for, the usual one first. prompts: by name; "passage" is put before a corpus,
     "query" before queries, others are asked for by name. passage_template: a passage made of several columns.
-    dtype: of the published run. scores: NDCG@10 by model and task, as their authors published them.
+    dtype: of the published run. scores: by model and task of lib/tasks, in percent: NDCG@10 of a
+    retrieval task, MAP of a reranking task, as their authors published them, or mteb's results repository has them.
     """
 
     models: tuple[str, ...]
@@ -66,7 +67,7 @@ class RerankRecipe:
     segments: a decoder's prompt, stretches tokenised one by one, with {instruction}, {query} and {passage} in them; empty
     for an encoder, whose tokenizer joins the pair. answers: the tokens whose logit, or difference of logits, is the
     score; empty for a classifier. activation: "none" | "sigmoid", as published; None leaves what the files say. beyond:
-    texts whose tokens a pair may have on top of max_tokens, as some implementations count.
+    texts whose tokens a pair may have on top of max_tokens, as some implementations count. scores: as a Recipe's.
     """
 
     models: tuple[str, ...]

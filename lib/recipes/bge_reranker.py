@@ -12,7 +12,17 @@ RECIPE = RerankRecipe(
     max_tokens=512,
     training=(Stage(name="finetune", loss="listwise", learning_rate=6e-5, note="cross-entropy over the group"),),
     scores={
-        "BAAI/bge-reranker-large": {"T2": 67.60, "MMarco": 37.17, "CMedQAv1": 82.14, "CMedQAv2": 84.19},
-        "BAAI/bge-reranker-base": {"T2": 67.28, "MMarco": 35.46, "CMedQAv1": 81.27, "CMedQAv2": 84.10},
+        "BAAI/bge-reranker-large": {
+            "T2Reranking": 67.60,
+            "MMarcoReranking": 37.17,
+            "CMedQAv1-reranking": 82.14,
+            "CMedQAv2-reranking": 84.19,
+        },
+        "BAAI/bge-reranker-base": {
+            "T2Reranking": 67.28,
+            "MMarcoReranking": 35.46,
+            "CMedQAv1-reranking": 81.27,
+            "CMedQAv2-reranking": 84.10,
+        },
     },
 )

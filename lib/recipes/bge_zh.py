@@ -28,14 +28,18 @@ RECIPE = Recipe(
     ),
     scores={
         "BAAI/bge-large-zh-v1.5": {
-            "T2": 83.99,
-            "MMarco": 79.23,
-            "Du": 86.32,
-            "Covid": 73.35,
-            "Cmedqa": 42.57,
-            "Ecom": 65.33,
-            "Medical": 59.59,
-            "Video": 73.32,
+            "T2Retrieval": 83.99,
+            "MMarcoRetrieval": 79.23,
+            "DuRetrieval": 86.32,
+            "CovidRetrieval": 73.35,
+            "CmedqaRetrieval": 42.57,
+            "EcomRetrieval": 65.33,
+            "MedicalRetrieval": 59.59,
+            "VideoRetrieval": 73.32,
+            "T2Reranking": 65.74,
+            "MMarcoReranking": 28.74,
+            "CMedQAv1-reranking": 83.45,
+            "CMedQAv2-reranking": 85.44,
         }
     },
 )

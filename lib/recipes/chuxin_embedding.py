@@ -34,14 +34,14 @@ RECIPE = Recipe(
     ),
     scores={
         "chuxin-llm/Chuxin-Embedding": {
-            "T2": 84.04,
-            "MMarco": 79.06,
-            "Du": 85.65,
-            "Covid": 84.28,
-            "Cmedqa": 56.58,
-            "Ecom": 74.01,
-            "Medical": 75.62,
-            "Video": 83.84,
+            "T2Retrieval": 84.04,
+            "MMarcoRetrieval": 79.06,
+            "DuRetrieval": 85.65,
+            "CovidRetrieval": 84.28,
+            "CmedqaRetrieval": 56.58,
+            "EcomRetrieval": 74.01,
+            "MedicalRetrieval": 75.62,
+            "VideoRetrieval": 83.84,
         }
     },
 )

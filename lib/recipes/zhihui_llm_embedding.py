@@ -7,25 +7,10 @@ its own instruction: `--prompt-name T2Retrieval`. Passages have none.
 Verified here on a tiny random Qwen2 only. No hyperparameter of the training is public.
 """
 
+from ..tasks import instructions
 from . import PASSAGE, QUERY, Recipe, Stage
 
-WEB = "Given a web search query, retrieve relevant passages that answer the query"
-CHINESE = "Given a Chinese search query, retrieve web passages that answer the question"
-MEDICAL = "Given a Chinese community medical question, retrieve replies that best answer the question"
-TASKS = {  # mteb's instruction of each task
-    "T2Retrieval": CHINESE,
-    "DuRetrieval": CHINESE,
-    "T2Reranking": CHINESE,
-    "MMarcoReranking": CHINESE,
-    "MMarcoRetrieval": WEB,
-    "CovidRetrieval": "Given a question on COVID-19, retrieve news articles that answer the question",
-    "CmedqaRetrieval": MEDICAL,
-    "CMedQAv1-reranking": MEDICAL,
-    "CMedQAv2-reranking": MEDICAL,
-    "EcomRetrieval": "Given a user query from an e-commerce website, retrieve description sentences of relevant products",
-    "MedicalRetrieval": "Given a medical question, retrieve user replies that best answer the question",
-    "VideoRetrieval": "Given a video search query, retrieve the titles of relevant videos",
-}
+DEFAULT = "Given a web search query, retrieve relevant passages that answer the query"
 
 RECIPE = Recipe(
     models=("Lenovo-Zhihui/Zhihui_LLM_Embedding", "Alibaba-NLP/gte-Qwen2-7B-instruct"),
@@ -34,7 +19,8 @@ RECIPE = Recipe(
     max_tokens=512,
     bidirectional=True,
     append_eos=True,
-    prompts={PASSAGE: ""} | {name: f"Instruct: {task}\nQuery: " for name, task in ({QUERY: WEB} | TASKS).items()},
+    prompts={PASSAGE: ""}
+    | {name: f"Instruct: {task}\nQuery: " for name, task in ({QUERY: DEFAULT} | instructions()).items()},
     dtype="bfloat16",
     training=(
         Stage(
@@ -48,24 +34,28 @@ RECIPE = Recipe(
     ),
     scores={
         "Lenovo-Zhihui/Zhihui_LLM_Embedding": {
-            "T2": 88.296,
-            "MMarco": 84.772,
-            "Du": 91.338,
-            "Covid": 84.387,
-            "Cmedqa": 48.693,
-            "Ecom": 71.959,
-            "Medical": 65.192,
-            "Video": 79.313,
+            "T2Retrieval": 88.296,
+            "MMarcoRetrieval": 84.772,
+            "DuRetrieval": 91.338,
+            "CovidRetrieval": 84.387,
+            "CmedqaRetrieval": 48.693,
+            "EcomRetrieval": 71.959,
+            "MedicalRetrieval": 65.192,
+            "VideoRetrieval": 79.313,
         },
         "Alibaba-NLP/gte-Qwen2-7B-instruct": {
-            "T2": 87.73,
-            "MMarco": 85.16,
-            "Du": 87.44,
-            "Covid": 83.65,
-            "Cmedqa": 48.69,
-            "Ecom": 71.15,
-            "Medical": 65.59,
-            "Video": 78.84,
+            "T2Retrieval": 87.73,
+            "MMarcoRetrieval": 85.16,
+            "DuRetrieval": 87.44,
+            "CovidRetrieval": 83.65,
+            "CmedqaRetrieval": 48.69,
+            "EcomRetrieval": 71.15,
+            "MedicalRetrieval": 65.59,
+            "VideoRetrieval": 78.84,
+            "T2Reranking": 67.80,
+            "MMarcoReranking": 31.65,
+            "CMedQAv1-reranking": 88.20,
+            "CMedQAv2-reranking": 88.03,
         },
     },
 )

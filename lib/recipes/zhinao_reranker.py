@@ -32,4 +32,12 @@ RECIPE = RerankRecipe(
             "published, listwise is our reading",
         ),
     ),
+    scores={
+        "qihoo360/360Zhinao-1.8B-Reranking": {
+            "T2Reranking": 68.55,
+            "MMarcoReranking": 37.29,
+            "CMedQAv1-reranking": 86.75,
+            "CMedQAv2-reranking": 87.92,
+        }
+    },
 )

@@ -33,14 +33,18 @@ RECIPE = Recipe(
     ),
     scores={
         "qihoo360/360Zhinao-search": {
-            "T2": 87.12,
-            "MMarco": 83.32,
-            "Du": 87.57,
-            "Covid": 85.02,
-            "Cmedqa": 46.73,
-            "Ecom": 68.90,
-            "Medical": 63.69,
-            "Video": 78.09,
+            "T2Retrieval": 87.12,
+            "MMarcoRetrieval": 83.32,
+            "DuRetrieval": 87.57,
+            "CovidRetrieval": 85.02,
+            "CmedqaRetrieval": 46.73,
+            "EcomRetrieval": 68.90,
+            "MedicalRetrieval": 63.69,
+            "VideoRetrieval": 78.09,
+            "T2Reranking": 67.80,
+            "MMarcoReranking": 32.41,
+            "CMedQAv1-reranking": 87.01,
+            "CMedQAv2-reranking": 88.48,
         }
     },
 )

@@ -1,0 +1,157 @@
+"""Where a retrieval dataset keeps its tables: a BEIR folder, a Hugging Face dataset of mteb's or C-MTEB's, a hub's copy.
+
+    BEIR                corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv
+    mteb                folders corpus, queries, qrels or default, top_ranked with SPLIT-*.parquet or .jsonl, or the files
+                        that the README's `configs` name
+    C-MTEB, first form  data/corpus-*.parquet, data/queries-*.parquet, and data/SPLIT-*.parquet in the folder FOLDER-qrels;
+                        reranking: data/SPLIT-*.parquet with columns query, positive, negative
+
+Files may be of any format that a corpus may have.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from .errors import InputError, UsageError
+from .formats import format_of
+from .listing import find
+from .patience import retrying
+from .storage import filesystem
+from .tasks import Task
+
+# The first pattern that any file of a folder matches is the one. Judgments are qrels, or lists of positives and negatives.
+PLACES = {
+    "corpus": ("corpus.*", "corpus/{split}[.-]*", "corpus/corpus[.-]*", "corpus/*", "data/corpus[.-]*"),
+    "queries": ("queries.*", "queries/{split}[.-]*", "queries/queries[.-]*", "queries/*", "data/queries[.-]*"),
+    "judgments": ("qrels/{split}[.-]*", "default/{split}[.-]*", "data/{split}[.-]*", "{split}[.-]*"),
+    "candidates": ("top_ranked/{split}[.-]*",),
+}
+CONFIGS = {
+    "corpus": ["corpus"],
+    "queries": ["queries"],
+    "judgments": ["qrels", "default"],
+    "candidates": ["top_ranked"],
+}
+NO_SPLITS = ("corpus", "queries")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """URLs or globs. judgments: qrels, or lists of positives and negatives, which bring their own queries and passages."""
+
+    judgments: str
+    corpus: str | None = None
+    queries: str | None = None
+    candidates: str | None = None
+
+
+def tables_of(folder: str, split: str, storage: Mapping[str, Any]) -> Tables:
+    """The tables of the dataset in a folder. Raises InputError when there is none, UsageError for a split it lacks."""
+    names = [file.name for file in find(folder, storage) if format_of(file.path)]
+    if not names:
+        raise InputError(
+            f"no dataset at {folder}. A dataset is corpus.jsonl, queries.jsonl and qrels/{split}.tsv (BEIR), or a copy of "
+            "a Hugging Face dataset with Parquet or JSONL in corpus, queries and qrels"
+        )
+    found = _from_readme(folder, split, names, storage)
+    for kind, patterns in PLACES.items():
+        if kind not in found and (pattern := _first(patterns, split, names)):
+            found[kind] = _url(folder, pattern, names)
+    if "judgments" not in found:
+        beside = f"{folder.rstrip('/')}-qrels"
+        others = [file.name for file in find(beside, storage) if format_of(file.path)]
+        pattern = _first(PLACES["judgments"], split, others)
+        if pattern is None:
+            raise _no_split(beside if others else folder, split, others or names)
+        found["judgments"] = _url(beside, pattern, others)
+    return Tables(**found)
+
+
+def locate(task: Task, dataset: str | None, storage: Mapping[str, Any]) -> str:
+    """The folder of a task's dataset: `dataset`, what lies below it under the task's name, or a copy from the hub.
+
+    Raises InputError where there is none, with the line that fetches it.
+    """
+    if dataset is None:
+        return _from_hub(task)
+    places = [f"{dataset.rstrip('/')}/{name}" for name in dict.fromkeys((task.name, task.dataset)) if name]
+    return next((place for place in places if find(place, storage)), dataset)
+
+
+def _from_hub(task: Task) -> str:
+    if not task.dataset:
+        raise UsageError(f"--task {task.name} needs its data: give --dataset, or --corpus, --queries and --qrels")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(task.dataset, repo_type="dataset", revision=task.revision)
+    except Exception as error:
+        raise InputError(
+            f"{task.name}: no copy of {task.dataset} here, and the hub does not give one ({type(error).__name__}). Where "
+            f"there is a hub: hf download {task.dataset} --repo-type dataset --revision {task.revision} --local-dir "
+            f"DIR/{task.name}; then --dataset DIR"
+        ) from error
+
+
+def _first(patterns: Iterable[str], split: str, names: Sequence[str]) -> str | None:
+    filled = (pattern.replace("{split}", split) for pattern in patterns)
+    return next((pattern for pattern in filled if _matching(pattern, names)), None)
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    depth = pattern.count("/")
+    return [name for name in names if name.count("/") == depth and PurePosixPath(name).match(pattern)]
+
+
+def _url(folder: str, pattern: str, names: Sequence[str]) -> str:
+    """One file by its name, several by their pattern."""
+    matching = _matching(pattern, names)
+    return f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
+
+
+def _no_split(folder: str, split: str, names: Sequence[str]) -> UsageError | InputError:
+    places = ("qrels", "default", "data", ".")
+    stems = {
+        re.split(r"[.-]", PurePosixPath(name).name)[0] for name in names if str(PurePosixPath(name).parent) in places
+    }
+    there = sorted(stems - set(NO_SPLITS))
+    if there:
+        return UsageError(f"no split {split!r} in {folder}. Splits there: {', '.join(there)}. Choose one with --split")
+    return InputError(f"no qrels in {folder}: qrels/{split}.tsv or another of the known places. Give --qrels URL")
+
+
+def _from_readme(folder: str, split: str, names: Sequence[str], storage: Mapping[str, Any]) -> dict[str, str]:
+    """What the `configs` in the README's head say, of the tables that they name."""
+    fs, path = filesystem(folder, storage)
+    try:
+        text = retrying(lambda: fs.cat_file(f"{path}/README.md"), folder).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        said = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError as error:
+        raise InputError(f"{folder}/README.md: its head is not YAML ({error}). Mend it, or remove the file") from error
+    configs = {each.get("config_name"): each for each in (said or {}).get("configs", [])}
+    found = {}
+    for kind, known in CONFIGS.items():
+        config = next((configs[name] for name in known if name in configs), None)
+        pattern = _data_files(config.get("data_files"), split, kind) if config else None
+        if pattern and _matching(pattern, names):
+            found[kind] = _url(folder, pattern, names)
+    return found
+
+
+def _data_files(files: Any, split: str, kind: str) -> str | None:
+    """The pattern of a config: of the split, or of the one that corpora and queries have instead."""
+    if isinstance(files, str):
+        return files
+    by_split = {each["split"]: each["path"] for each in files or [] if isinstance(each, dict)}
+    only = next(iter(by_split.values())) if kind in NO_SPLITS and len(by_split) == 1 else None
+    path = by_split.get(split) or by_split.get(kind) or only
+    return path[0] if isinstance(path, list) and len(path) == 1 else path

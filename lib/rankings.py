@@ -1,0 +1,152 @@
+"""From a task's data to a ranking of each query: embedded and searched exactly, or reranked, by the jobs' own engine.
+
+Every stage has a folder named after what fixes it, below that of the task's data: the same command goes on where it stopped,
+and another evaluation of the same model takes what is there.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import embed, rerank
+from .cluster import ClusterOptions
+from .embedding import EmbedConfig
+from .evaluating import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
+from .job import RunOptions
+from .metrics import CUTS
+from .parts import Part, parquet_bytes
+from .reranking import RerankConfig
+from .retrieval import RUN_SCHEMA, Retrieval, fingerprint, retrieve, whole
+from .searching import PASSAGE_ID, QUERY_ID
+from .storage import Folder, absolute, parse_options
+
+QUERIES, CANDIDATES = "queries.parquet", "candidates.parquet"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Log:
+    """What the stages of one task tell of themselves: seconds by stage, counts, sentences."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - began, 3)
+
+
+def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
+    """The run, in tables of RUN_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
+    work.folder.claim(QUERIES, parquet_bytes(work.dataset.queries))
+    if work.dataset.candidates is not None:
+        work.folder.claim(CANDIDATES, parquet_bytes(work.dataset.candidates))
+    if system.encoder is None:
+        log.counts["passages"] = len(work.dataset.candidates["passage_id"].unique())  # type: ignore[index]
+        return _reranked(config, CANDIDATES, work, log, say)
+    retrieval = _embedded(config, system, work, log, say)
+    if system.reranker is None:
+        return retrieve(retrieval, say)
+    if retrieval.candidates is not None:
+        return _reranked(config, CANDIDATES, work, log, say)
+    with log.timed("search"):
+        best = pa.concat_tables(_first(table, config.rerank_top) for table in retrieve(retrieval, say))
+        name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
+        work.folder.claim(name, parquet_bytes(best))
+    return _reranked(config, name, work, log, say)
+
+
+def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[str, EmbedConfig]:
+    """How passages and queries are embedded, and where: in folders named after what fixes their vectors."""
+    assert system.encoder
+    passages = work.dataset.passages
+    rows = {
+        "passages": {
+            "input": absolute(passages.url),
+            "id_column": passages.id_column,
+            "text_template": passages.template,
+        },
+        "queries": {"input": work.folder.path(QUERIES), "id_column": "id", "text_template": "{text}"},
+    }
+    configs = {}
+    for name, prompt in prompts_of(config, system.encoder, work.task).items():
+        model = vars(encoder_options(config, prompt=prompt))
+        options = EmbedConfig(**(_shared(config) | model | rows[name]), output=work.folder.path(f"{name}-0"))
+        _, _, job = embed.prepared(options)
+        configs[name] = replace(options, output=work.folder.path(f"{name}-{fingerprint(job.settings)}"))
+    return configs
+
+
+def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Retrieval:
+    """Embed passages and queries, or find them embedded; what is to be searched."""
+    places = {}
+    for name, options in _embed_configs(config, system, work).items():
+        say(f"embedding the {name} of {work.task.name}")
+        with log.timed(f"embed {name}"):
+            outcome = whole(embed.embed(options, say), options.output)
+        log.counts[name] = sum(part.rows for part in outcome.parts)
+        _note_errors(name, outcome.parts, log)
+        places[name] = options.output
+    retrieval = Retrieval(
+        **places,
+        folder=work.folder,
+        most=max(CUTS),
+        cosine=system.cosine,
+        candidates=CANDIDATES if work.dataset.candidates is not None else None,
+        options=RunOptions(**_shared(config), input=work.folder.url, output=""),
+    )
+    output = work.folder.path(f"search-{fingerprint(retrieval.settings())}")
+    return replace(retrieval, options=replace(retrieval.options, output=output))
+
+
+def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
+    """The candidates with the reranker's scores."""
+    passages = work.dataset.passages
+    options = RerankConfig(
+        **(_shared(config) | vars(reranker_options(config))),
+        input=work.folder.path(candidates),
+        output=work.folder.path("rerank-0"),
+        queries=work.folder.path(QUERIES),
+        corpus=absolute(passages.url),
+        query_column="text",
+        text_template=passages.template,
+    )
+    settings = rerank.settings(options, rerank.checked(options))
+    options = replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
+    say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
+    outcome = whole(rerank.rerank(options, say), options.output)
+    folder = Folder(options.output, parse_options(config.storage_option))
+    _note_errors("pairs", outcome.parts, log)
+    for part in outcome.parts:
+        with folder.open(part.part) as file:
+            yield pq.read_table(file, columns=RUN_SCHEMA.names).cast(RUN_SCHEMA)
+
+
+def _shared(config: EvaluateConfig) -> dict[str, Any]:
+    """What every stage is told."""
+    names = [each.name for each in fields(ClusterOptions)]
+    return {name: getattr(config, name) for name in (*names, "token_budget", "storage_option")}
+
+
+def _note_errors(what: str, parts: list[Part], log: Log) -> None:
+    if errors := sum(part.errors for part in parts):
+        log.notes.append(f"{errors:,} {what} could not be computed (empty or unreadable), and are never found")
+    if truncated := sum(part.truncated for part in parts):
+        log.notes.append(f"{truncated:,} {what} were cut to the model's length")
+
+
+def _first(table: pa.Table, most: int) -> pa.Table:
+    """The first rows of each query; a run has a query's rows together, best first."""
+    queries = table[QUERY_ID].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(queries, prepend=-1))
+    places = np.arange(len(queries)) - np.repeat(starts, np.diff(np.append(starts, len(queries))))
+    return table.filter(pa.array(places < most)).select([QUERY_ID, PASSAGE_ID])
