@@ -1,12 +1,18 @@
 """The steps of a job's shards in this process, where a test is about what a verb makes and not about the engine."""
 
 import json
+from collections.abc import Sequence
+
+import pytest
 
 from lib import errors
 from lib.cluster import Workers
 from lib.job import Job, RunOptions
-from lib.ledger import missing, open_ledger
-from lib.stages import Prepare, Publish, Receipt, Work, pack
+from lib.ledger import Ledger, audit, missing, open_ledger
+from lib.parts import Part
+from lib.progress import Progress
+from lib.sharded import Outcome
+from lib.stages import Prepare, Publish, Receipt, Verb, Work, pack
 from lib.storage import Folder, parse_options
 
 ONE = Workers(minimum=1, initial=1, maximum=1, threads=2, cpus=1.0, gpus=0.0, task_cpus=0.001)
@@ -19,12 +25,29 @@ def publish_here(job: Job, options: RunOptions) -> None:
     folder.probe()
     rows = options.shard_rows or 1000
     ledger = open_ledger(folder, job.settings, options, storage, options.strict, lambda corpus: rows, {})
-    verb, names = job.verb(ledger, ONE), ledger.part_names()
-    steps = Prepare(verb), Work(verb), Publish(verb, folder, names)
-    for shard in ledger.shards(missing(ledger)):
+    steps(job.verb(ledger, ONE), ledger, missing(ledger))
+
+
+def steps(verb: Verb, ledger: Ledger, pending: Sequence[int]) -> dict[int, Part]:
+    """Take the pending shards through all three steps. Raises the first failure."""
+    three, parts = (Prepare(verb), Work(verb), Publish(verb, ledger.folder, ledger.part_names())), {}
+    for shard in ledger.shards(pending):
         row = pack(Receipt(shard.number), shard, {})
-        for step in steps:
+        for step in three:
             row = step(row)
         receipt = Receipt(**json.loads(row["receipt"][0].as_py()))
         if receipt.failure is not None:
             raise getattr(errors, receipt.error or "", RuntimeError)(receipt.failure)
+        parts[shard.number] = Part(**receipt.part)
+    return parts
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Every job of the test runs its shards in this process, one after the other, without Ray."""
+
+    def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
+        return Outcome(audit(ledger, steps(verb, ledger, pending)), {}, progress)
+
+    monkeypatch.setattr("lib.job._connected", lambda job, options: ONE)
+    monkeypatch.setattr("lib.sharded.run", run)

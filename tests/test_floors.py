@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[1]
 # for its other files, and a folder's files may import their own __init__ when that is below them.
 FLOORS = [
     ["errors", "tasks"],
-    ["options", "patience", "packing", "texts", "vectors", "progress", "recipes", "models.directory", "ranking", "tasks.*"],
+    [
+        "options",
+        "patience",
+        "packing",
+        "texts",
+        "vectors",
+        "progress",
+        "recipes",
+        "models.directory",
+        "ranking",
+        "tasks.*",
+    ],
     ["atomic", "branching", "metrics", "nearest"],
     ["storage", "models.modules", "models.attention", "recipes.*"],
     ["listing", "models", "cluster"],

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs the S3 servers of tests/real/s3.py: Ceph (system packages; Debian or Ubuntu, as root) and Swift (in .swift).
+# Installs the S3 servers of tests/real/s3.py: Ceph (system packages; Debian or Ubuntu, as root) and Swift (in .swift), and
+# builds the retrieval tasks of tests/real/tasks.py (in .tasks, from Debian packages).
 # Says in a line each what was done or why not; quick when all is there. Without Ceph its tests skip, Swift's still run.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -28,4 +29,14 @@ elif python3 -m venv .swift && .swift/bin/pip install -q --disable-pip-version-c
 else
     echo "swift: skipped, see above" >&2
     exit 1
+fi
+
+if [ ! -x .venv/bin/python ]; then
+    echo "tasks: skipped, no .venv: run make setup first"
+elif reason=$(.venv/bin/python -c 'from tests.real.tasks import missing; print(missing() or "")') && [ -n "$reason" ]; then
+    echo "tasks: skipped, $reason"
+elif .venv/bin/python -m tests.real.tasks >/dev/null; then
+    echo "tasks: in .tasks"
+else
+    echo "tasks: skipped, see above"
 fi

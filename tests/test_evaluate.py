@@ -1,0 +1,272 @@
+"""The evaluate job: what its scores are, for encoders, rerankers and both; resumed, reused, refused. Without Ray but for one."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import pytrec_eval
+import tiny
+from here import here  # noqa: F401
+from test_dataset import write_jsonl, write_parquet, write_tsv
+
+from lib.errors import RunError, UsageError
+from lib.evaluate import evaluate
+from lib.evaluating import EvaluateConfig
+from lib.metrics import NAMES
+
+WORDS = [word for text in tiny.TEXT for word in text.split()]
+RANDOM = np.random.default_rng(0)
+PASSAGES = [" ".join(RANDOM.choice(WORDS, size=3 + i % 12)) for i in range(160)]
+QRELS = {f"q{i}": {f"p{(7 * i + 13 * j) % 160}": (j % 4) for j in range(1 + i % 9)} for i in range(24)}
+QUERIES = [" ".join(PASSAGES[int(list(QRELS[f"q{i}"])[-1][1:])].split()[:4]) for i in range(24)]
+CUTS = "1,3,5,10,20,100,1000"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return str(tiny.build("bert", tmp_path_factory.mktemp("encoder"), pooling="mean", normalize=True))
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory):
+    return str(tiny.build_reranker("bert", tmp_path_factory.mktemp("reranker")))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A BEIR folder in which two passages are alike, one is empty and a query has the id of a passage."""
+    folder = tmp_path / "data"
+    texts = [*PASSAGES[:-2], PASSAGES[0], ""]
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)])
+    queries = [{"_id": f"q{i}", "text": text} for i, text in enumerate(QUERIES)] + [{"_id": "p7", "text": texts[7]}]
+    write_jsonl(folder / "queries.jsonl", queries)
+    rows = [(query, passage, grade) for query, grades in QRELS.items() for passage, grade in grades.items()]
+    write_tsv(folder / "qrels" / "test.tsv", [*rows, ("p7", "p7", 1), ("p7", "p8", 1), ("lost", "p1", 1)])
+    return folder
+
+
+def run(data, **changes):
+    said: list[str] = []
+    settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "max_workers": 1}
+    results = evaluate(EvaluateConfig(**(settings | changes)), said.append)
+    return {result.task: result for result in results}, said
+
+
+def candidates_of(data):
+    """30 passages for each query, in which the empty one and one that is not there are."""
+    rows = [(f"q{i}", f"p{(i * 11 + 5 * j) % 160}") for i in range(24) for j in range(30)]
+    write_tsv(data / "candidates.tsv", [*rows, ("q0", "gone")], "query-id\tcorpus-id")
+    urls = {
+        "corpus": "corpus.jsonl",
+        "queries": "queries.jsonl",
+        "qrels": "qrels/test.tsv",
+        "candidates": "candidates.tsv",
+    }
+    return {"dataset": None} | {name: str(data / path) for name, path in urls.items()}, rows
+
+
+def scored(run, lost=("lost",)):
+    """pytrec_eval's averages of a run over all judged queries; those it lacks count as 0."""
+    qrels = QRELS | {"p7": {"p7": 1, "p8": 1}} | {query: {"p1": 1} for query in lost}
+    measures = {f"{name}.{CUTS}" for name in ("ndcg_cut", "map_cut", "recall", "P")}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    names = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision"}
+    return {
+        f"{ours}_at_{cut}": sum(each[f"{theirs}_{cut}"] for each in found.values()) / len(qrels)
+        for theirs, ours in names.items()
+        for cut in CUTS.split(",")
+    }
+
+
+def reference_vectors(model, texts):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(model, device="cpu").encode(texts, normalize_embeddings=True)
+
+
+def plain_run(data, model, identical=True):
+    """sentence-transformers and numpy over every passage that has a text."""
+    corpus, queries = ([json.loads(line) for line in (data / f"{n}.jsonl").open()] for n in ("corpus", "queries"))
+    corpus = [row for row in corpus if row["text"]]
+    scores = (
+        reference_vectors(model, [q["text"] for q in queries]) @ reference_vectors(model, [p["text"] for p in corpus]).T
+    )
+    return {
+        query["_id"]: {
+            passage["_id"]: float(score)
+            for passage, score in zip(corpus, row, strict=True)
+            if identical or passage["_id"] != query["_id"]
+        }
+        for query, row in zip(queries, scores, strict=True)
+    }
+
+
+def close(result, wanted):
+    """Every measure is the one wanted; one passage out of its place moves one by more."""
+    for name, value in wanted.items():
+        assert result.scores[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_an_encoder_scores_as_plain_search_does(here, data, encoder):  # noqa: F811
+    """Every measure is that of sentence-transformers, numpy and pytrec_eval; a judged query without a text scores 0 and is
+    counted, an empty passage is never found, and both are told. The same evaluation again gives the same to the last digit
+    and computes nothing; so does one that begins after its results were lost."""
+    results, said = run(data, model=encoder)
+    (result,) = results.values()
+    close(result, scored(plain_run(data, encoder)))
+
+    assert result.counts == {"passages": 160, "queries": 26, "unranked": 1}
+    assert "1 judged queries have no text; each scores 0 (lost)" in result.notes
+    assert any(note.startswith("1 passages could not be computed") for note in result.notes)
+    assert all(low <= result.scores[name] <= high for name, (low, high) in result.intervals.items())
+    out = data.parent / "out"
+    parts = {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*.parquet")}
+    shutil.rmtree(out / "results")
+    again, said = run(data, model=encoder)
+    assert again["data"].scores == result.scores
+    assert again["data"].intervals == result.intervals
+    assert {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*.parquet")} == parts
+    assert sum("nothing to do" in line for line in said) == 3
+
+
+def test_files_of_a_result(here, data, encoder):  # noqa: F811
+    """The results file, the report, every query's measures, mteb's layout: all of one and the same scores."""
+    result = run(data, model=encoder, name="a tiny one")[0]["data"]
+    out = data.parent / "out"
+    told = json.loads((out / "results/a_tiny_one/data.json").read_text())
+    queries = pq.read_table(out / "results/a_tiny_one/data.queries.parquet")
+    (mteb,) = (out / "mteb/a_tiny_one").rglob("data.json")
+
+    assert told["scores"] == result.scores
+    assert queries["query_id"].to_pylist() == [*QRELS, "p7", "lost"]
+    for name in NAMES:
+        assert np.mean(queries[name].to_numpy()) == pytest.approx(result.scores[name], abs=1e-12)
+    assert f"**ndcg_at_10 {result.main:.4f}**" in (out / "results/a_tiny_one/data.md").read_text()
+    layout = json.loads(mteb.read_text())
+    (scores,) = layout["scores"]["test"]
+    assert (layout["task_name"], scores["hf_subset"]) == ("data", "default")
+    assert scores["main_score"] == scores["ndcg_at_10"] == round(result.main, 5)
+
+
+def test_a_passage_with_its_querys_id_may_not_count(here, data, encoder):  # noqa: F811
+    """--ignore-identical-ids takes it out of the ranking, after the search, as mteb does."""
+    result = run(data, model=encoder, ignore_identical_ids=True)[0]["data"]
+    close(result, scored(plain_run(data, encoder, identical=False)))
+    assert result.scores != run(data, model=encoder, name="other")[0]["data"].scores
+
+
+def test_candidates_alone_are_ranked(here, data, encoder):  # noqa: F811
+    """With candidates the encoder orders those and nothing else, and MAP is the main score; ids that the corpus lacks, and
+    queries without candidates, are counted."""
+    urls, rows = candidates_of(data)
+    result = run(data, model=encoder, **urls)[0]["custom"]
+    everything = plain_run(data, encoder)
+    wanted = {query: {} for query, _ in rows}
+    for query, passage in rows:
+        if passage in everything[query]:
+            wanted[query][passage] = everything[query][passage]
+    close(result, scored(wanted))
+
+    assert result.main_score == "map_at_1000"
+    assert "1 candidates are not in the corpus; they are left out (gone)" in result.notes
+    assert "2 queries have no candidates; each scores 0 (lost, p7)" in result.notes
+
+
+def reference_scores(model, pairs):
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(model, device="cpu").predict(pairs)
+
+
+def reranked(data, model, pairs):
+    """CrossEncoder's scores of pairs of ids whose passage has a text."""
+    texts = {
+        row["_id"]: row["text"] for n in ("corpus", "queries") for row in map(json.loads, (data / f"{n}.jsonl").open())
+    }
+    pairs = [pair for pair in pairs if texts.get(pair[1])]
+    found: dict[str, dict[str, float]] = {}
+    for (query, passage), score in zip(
+        pairs, reference_scores(model, [(texts[q], texts[p]) for q, p in pairs]), strict=True
+    ):
+        found.setdefault(query, {})[passage] = float(score)
+    return found
+
+
+def test_a_reranker_alone_orders_candidates(here, data, reranker):  # noqa: F811
+    """Its scores are CrossEncoder's; pairs that could not be scored are told."""
+    urls, rows = candidates_of(data)
+    result = run(data, reranker=reranker, **urls)[0]["custom"]
+    close(result, scored(reranked(data, reranker, rows)))
+    assert any("pairs could not be computed (empty or unreadable)" in note for note in result.notes)
+
+
+def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):  # noqa: F811
+    """Both: the encoder's best N of each query, in the reranker's order; what was below N is not found."""
+    result = run(data, model=encoder, reranker=reranker, rerank_top=12)[0]["data"]
+    first = {
+        query: sorted(found, key=lambda passage: (found[passage], passage), reverse=True)[:12]
+        for query, found in plain_run(data, encoder).items()
+    }
+    close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))
+    assert result.scores["recall_at_1000"] == result.scores["recall_at_20"]
+    assert result.identity["rerank_top"] == 12
+
+
+def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):  # noqa: F811
+    """Split, main score, identical ids and the prompt of the recipe are the task's; several tasks in one go."""
+    lists = [
+        {"query": QUERIES[i], "positive": PASSAGES[i : i + 2], "negative": PASSAGES[40 : 40 + i]} for i in range(1, 6)
+    ]
+    write_parquet(tmp_path / "sets" / "T2Reranking" / "data" / "dev-00000-of-00001.parquet", lists)
+    (data / "qrels" / "test.tsv").rename(data / "qrels" / "dev.tsv")
+    shutil.copytree(data, tmp_path / "sets" / "T2Retrieval")
+    results, _ = run(data, model=encoder, dataset=str(tmp_path / "sets"), task=("T2Retrieval", "T2Reranking"))
+
+    assert {name: result.main_score for name, result in results.items()} == {
+        "T2Retrieval": "ndcg_at_10",
+        "T2Reranking": "map_at_1000",
+    }
+    close(results["T2Retrieval"], scored(plain_run(data, encoder, identical=False)))
+    assert results["T2Reranking"].counts["queries"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "no --model or --recipe"),
+        ({"dataset": None}, "no --task. Known: CMedQAv1-reranking"),
+        ({"dataset": None, "task": ("T3Retrieval",)}, "no task 'T3Retrieval'"),
+        ({"corpus": "c", "queries": "q", "dataset": None}, "--corpus, --queries and --qrels go together"),
+        ({"corpus": "c", "queries": "q", "qrels": "r"}, "--dataset and --corpus exclude each other"),
+        ({"candidates": "c"}, "--candidates goes with"),
+        ({"split": "dev"}, "no split 'dev' in .*Splits there: test"),
+        ({"recipe": "bge-reranker"}, "scores pairs"),
+        ({"reranker": "ENCODER", "model": None}, "has no candidates for a reranker alone"),
+    ],
+)
+def test_a_wrong_command_is_told_at_once(data, encoder, reranker, changes, said):
+    """Models, tasks, splits and inputs that cannot go together are named before anything is computed."""
+    changes = {name: reranker if value == "ENCODER" else value for name, value in changes.items()}
+    base = {} if said.startswith("no --model") else {"model": encoder}
+    with pytest.raises(UsageError, match=said):
+        run(data, **(base | changes))
+    assert not list((data.parent / "out").rglob("part-*"))
+
+
+def test_results_of_another_system_are_not_overwritten(here, data, encoder):  # noqa: F811
+    """The same name for other settings is refused, with what differs, before anything is computed."""
+    run(data, model=encoder, name="mine")
+    with pytest.raises(RunError, match="query_prompt: there '', now 'q: '.*--name"):
+        run(data, model=encoder, name="mine", query_prompt="q: ")
+
+
+def test_the_job_whole(cluster, data, encoder, reranker):
+    """On Ray: the same scores as in one process, for retrieval and reranking together."""
+    result = run(data, model=encoder, reranker=reranker, rerank_top=12)[0]["data"]
+    first = {
+        query: sorted(found, key=lambda passage: (found[passage], passage), reverse=True)[:12]
+        for query, found in plain_run(data, encoder).items()
+    }
+    close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))
