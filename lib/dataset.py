@@ -78,7 +78,7 @@ def checked(dataset: Dataset, storage: Mapping[str, Any]) -> Dataset:
     judged = pa.array({passage for grades in dataset.qrels.values() for passage in grades}, pa.large_string())
     wanted = judged
     if dataset.candidates is not None:
-        wanted = pa.concat_arrays([judged, dataset.candidates["passage_id"].unique().combine_chunks()]).unique()
+        wanted = pa.concat_arrays([judged, dataset.candidates["passage_id"].unique()]).unique()
     there = _known_ids(dataset.passages, wanted, storage)
     absent = sorted(set(judged.to_pylist()) - there)
     if len(judged) and len(absent) == len(judged):
@@ -106,6 +106,8 @@ def checked(dataset: Dataset, storage: Mapping[str, Any]) -> Dataset:
 def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> pa.Table:
     """Columns of all rows in memory. Raises InputError for a row that cannot be read."""
     tables = list(_pieces(url, columns, storage))
+    if not tables:
+        raise InputError(f"{url} has no rows")
     table = pa.concat_tables(tables).combine_chunks()
     if table["_error"].null_count < table.num_rows:
         row = pc.index(pc.is_valid(table["_error"]), True).as_py()
@@ -152,8 +154,6 @@ def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, in
             )
         again.append((query, passage))
     twice = [f"{query} {passage}" for (query, passage), count in Counter(again).items() if count > 1]
-    if not qrels:
-        raise InputError(f"{url} has no judgments")
     note = _note(twice, "judgments come more than once, with one grade")
     return qrels, [note] if note else []
 

@@ -5,6 +5,7 @@ for, and where the last two are equal that query is ranked in full.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,25 +27,24 @@ Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, 
 def nearest(device: str, threads: int) -> Nearest:
     """A function of queries [q, dim], passages [n, dim] (float32), ranks of the passages' ids (int [n]) and a number:
     scores (float32) and ranks (int64), both [q, min(number, n)], best first."""
-    top = _faiss(threads) if device == "cpu" else _torch(device)
+    return partial(ranked, _faiss(threads) if device == "cpu" else _torch(device))
 
-    def search(
-        queries: np.ndarray, passages: np.ndarray, ranks: np.ndarray, most: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        most = min(most, len(passages))
-        if not most or not len(queries):
-            return np.empty((len(queries), most), np.float32), np.empty((len(queries), most), np.int64)
-        scores, places = top(queries, passages, min(most + 1, len(passages)))
-        ordered = keys(scores, ranks[places])
-        loose = np.flatnonzero((scores[:, :-1] == scores[:, 1:]).any(axis=1))  # of the others the order is right
-        ordered[loose] = np.sort(ordered[loose], axis=1)[:, ::-1]
-        if scores.shape[1] > most:
-            for row in np.flatnonzero(scores[:, most - 1] == scores[:, most]):
-                alone = passages @ queries[row]
-                ordered[row, :most] = np.sort(keys(alone, ranks))[::-1][:most]
-        return split(ordered[:, :most])
 
-    return search
+def ranked(
+    top: Top, queries: np.ndarray, passages: np.ndarray, ranks: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `top` selects, in the order of the keys of scores and ranks, as if every score had been sorted."""
+    most = min(most, len(passages))
+    if not most or not len(queries):
+        return np.empty((len(queries), most), np.float32), np.empty((len(queries), most), np.int64)
+    scores, places = top(queries, passages, min(most + 1, len(passages)))
+    found = ranks[places]
+    equal = scores[:, :-1] == scores[:, 1:]
+    for row in np.flatnonzero(equal.any(axis=1)):  # of the others the order is right
+        whole = equal.shape[1] == most and equal[row, most - 1]  # a tie at the end of the list
+        key = keys(passages @ queries[row], ranks) if whole else keys(scores[row], found[row])
+        scores[row], found[row] = split(np.sort(key)[::-1][: scores.shape[1]])
+    return scores[:, :most], found[:, :most]
 
 
 def _faiss(threads: int) -> Top:

@@ -28,8 +28,8 @@ from .searching import PASSAGE_ID, PASSAGES, QUERIES, QUERY_ID, SCORE, Score, Se
 from .sharded import Outcome
 from .storage import Folder, absolute, parse_options
 
-QUERY_BLOCK = 2048
-RANGE_BYTES = 256 << 20  # of vectors in float32; a worker holds some four times as much
+QUERY_BLOCK = 1024
+RANGE_BYTES = 128 << 20  # of vectors in float32; a worker holds some four times as much
 COLUMNS = ("id", "embedding", "error")
 RUN_SCHEMA = pa.schema([(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32())])
 

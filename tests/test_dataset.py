@@ -207,9 +207,9 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ):
             tables_of(str(tmp_path / name), "validation", {})
     shutil.rmtree(tmp_path / "a" / "qrels")
-    with pytest.raises(InputError, match="no qrels in .*qrels/test.tsv"):
+    with pytest.raises(InputError, match=r"no qrels in .*qrels/test\.tsv"):
         tables_of(str(tmp_path / "a"), "test", {})
-    with pytest.raises(InputError, match="no dataset at .*nowhere"):
+    with pytest.raises(InputError, match=r"no dataset at .*nowhere"):
         tables_of(str(tmp_path / "nowhere"), "test", {})
 
 

@@ -258,15 +258,5 @@ def test_a_wrong_command_is_told_at_once(data, encoder, reranker, changes, said)
 def test_results_of_another_system_are_not_overwritten(here, data, encoder):  # noqa: F811
     """The same name for other settings is refused, with what differs, before anything is computed."""
     run(data, model=encoder, name="mine")
-    with pytest.raises(RunError, match="query_prompt: there '', now 'q: '.*--name"):
+    with pytest.raises(RunError, match=r"query_prompt: there '', now 'q: '.*--name"):
         run(data, model=encoder, name="mine", query_prompt="q: ")
-
-
-def test_the_job_whole(cluster, data, encoder, reranker):
-    """On Ray: the same scores as in one process, for retrieval and reranking together."""
-    result = run(data, model=encoder, reranker=reranker, rerank_top=12)[0]["data"]
-    first = {
-        query: sorted(found, key=lambda passage: (found[passage], passage), reverse=True)[:12]
-        for query, found in plain_run(data, encoder).items()
-    }
-    close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))

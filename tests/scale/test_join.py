@@ -1,15 +1,13 @@
 """Candidates joined with a corpus that is larger than what a process may hold. Run by `make scale`."""
 
 import random
-import threading
 import time
-from contextlib import suppress
 
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tiny
+from scale.memory import memory_watched
 
 from lib.rerank import rerank
 from lib.reranking import RerankConfig
@@ -43,14 +41,10 @@ def test_a_million_passages_are_joined_within_4_gb(cluster, tmp_path):
         output=str(tmp_path / "out"),
         model=str(tiny.build_reranker("bert", tmp_path / "model")),
     )
-    seen, over = [0], threading.Event()
-    watch = threading.Thread(target=_watch, args=(seen, over), daemon=True)
-    watch.start()
     began = time.monotonic()
-    rerank(config, print)
+    with memory_watched() as seen:
+        rerank(config, print)
     seconds = time.monotonic() - began
-    over.set()
-    watch.join(timeout=30)
 
     rows = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "out").glob("part-*.parquet"))
     print(f"{seconds:.0f} s, {max(seen) / 2**30:.2f} GiB at most, of it {seen[0] / 2**30:.2f} before")
@@ -58,18 +52,3 @@ def test_a_million_passages_are_joined_within_4_gb(cluster, tmp_path):
     assert rows["error"].null_count == len(pairs)
     assert pc.min(rows["tokens"]).as_py() > WORDS
     assert max(seen) <= MOST_BYTES
-
-
-def _watch(seen: list[int], over: threading.Event) -> None:
-    """Proportional bytes of this process and all below it, twice a second: shared pages are counted once."""
-    seen[0] = _bytes()
-    while not over.wait(0.5):
-        seen.append(_bytes())
-
-
-def _bytes() -> int:
-    total = 0
-    for process in (me := psutil.Process(), *me.children(recursive=True)):
-        with suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total
