@@ -42,11 +42,16 @@ chaos: .venv/ready servers  ## each job, 100,000 rows, local and Ceph, 30 kills 
 scale: .venv/ready  ## plan and resume 200,000 shards; actor memory over 1,000 shards
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
+test-extras: .venv/ready servers  ## the adapter for mteb, with mteb itself (adds it to .venv)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,mteb]'
+	$(BIN)/python -m pytest -o addopts="-q" tests/extras
+
 bench: .venv/ready  ## each job side by side with its peers, on this machine
 	$(BIN)/python -m benchmarks.embed_cpu
 	$(BIN)/python -m benchmarks.rerank_cpu
+	$(BIN)/python -m benchmarks.search_cpu
 
 size:  ## lines a file
 	@git ls-files '*.py' | xargs wc -l | sort -n
 
-.PHONY: help setup demo servers test check format chaos scale bench size
+.PHONY: help setup demo servers test check format chaos scale test-extras bench size

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from . import embed, rerank
 from .cluster import ClusterOptions
+from .dataset import Passages
 from .embedding import EmbedConfig
 from .evaluating import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
 from .job import RunOptions
@@ -65,31 +66,22 @@ def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: S
     return _reranked(config, name, work, log, say)
 
 
-def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[str, EmbedConfig]:
-    """How passages and queries are embedded, and where: in folders named after what fixes their vectors."""
-    assert system.encoder
-    passages = work.dataset.passages
-    rows = {
-        "passages": {
-            "input": absolute(passages.url),
-            "id_column": passages.id_column,
-            "text_template": passages.template,
-        },
-        "queries": {"input": work.folder.path(QUERIES), "id_column": "id", "text_template": "{text}"},
-    }
-    configs = {}
-    for name, prompt in prompts_of(config, system.encoder, work.task).items():
-        model = vars(encoder_options(config, prompt=prompt))
-        options = EmbedConfig(**(_shared(config) | model | rows[name]), output=work.folder.path(f"{name}-0"))
-        _, _, job = embed.prepared(options)
-        configs[name] = replace(options, output=work.folder.path(f"{name}-{fingerprint(job.settings)}"))
-    return configs
+def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: Folder, name: str) -> EmbedConfig:
+    """How texts are embedded, and where: in a folder `name-KEY` that is named after what fixes their vectors."""
+    rows = {"input": absolute(texts.url), "id_column": texts.id_column, "text_template": texts.template}
+    model = vars(encoder_options(config, prompt=prompt))
+    options = EmbedConfig(**(_shared(config) | model | rows), output=folder.path(f"{name}-0"))
+    _, _, job = embed.prepared(options)
+    return replace(options, output=folder.path(f"{name}-{fingerprint(job.settings)}"))
 
 
 def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Retrieval:
     """Embed passages and queries, or find them embedded; what is to be searched."""
+    assert system.encoder
     places = {}
-    for name, options in _embed_configs(config, system, work).items():
+    texts = {"passages": work.dataset.passages, "queries": Passages(work.folder.path(QUERIES), "id", "{text}")}
+    for name, prompt in prompts_of(config, system.encoder, work.task).items():
+        options = embed_options(config, prompt, texts[name], work.folder, name)
         say(f"embedding the {name} of {work.task.name}")
         with log.timed(f"embed {name}"):
             outcome = whole(embed.embed(options, say), options.output)

@@ -22,6 +22,7 @@ from .storage import Folder
 from .tasks import Task
 
 MTEB_FORMAT = "2.26.24"  # the version whose layout is written
+UNKNOWN_LANGUAGE = "und-Zyyy"  # of ISO 639 and 15924; mteb averages over languages, and gives no score where there is none
 NAMED = {"model", "reranker"}  # of an identity: where models were found; their revisions tell them apart
 
 
@@ -98,7 +99,7 @@ def as_mteb(result: Result, task: Task) -> dict[str, Any]:
     scores |= {
         "main_score": round(result.main, 5),
         "hf_subset": "default",
-        "languages": list(task.languages),
+        "languages": list(task.languages) or [UNKNOWN_LANGUAGE],
     }
     return {
         "dataset_revision": task.revision or "local",

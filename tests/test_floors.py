@@ -41,7 +41,7 @@ FLOORS = [
     ["embed", "candidates", "convert"],
     ["rerank"],
     ["rankings"],
-    ["evaluate"],
+    ["evaluate", "mteb_adapter"],
 ]
 LIGHT = [
     "errors",
