@@ -35,11 +35,12 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: .venv/ready servers  ## each job, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server
+chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
+	$(BIN)/python -m tests.chaos.evaluation
 
-scale: .venv/ready  ## plan and resume 200,000 shards; actor memory over 1,000 shards
+scale: .venv/ready  ## 200,000 shards, memory of workers, joins and search; MiniLM on wn-8k
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
 test-extras: .venv/ready servers  ## the adapter for mteb, with mteb itself (adds it to .venv)

@@ -45,9 +45,11 @@ def test_every_command_is_understood(page):
 
 
 def test_every_recipe_of_a_page_is_one():
-    """--recipe NAME in a page names a recipe that its job takes."""
+    """--recipe NAME, or --reranker-recipe NAME, in a page names a recipe that its job takes."""
     for page in PAGES:
         for job, words in COMMAND.findall(page.read_text().replace("\\\n", " ")):
             names = re.findall(r"--recipe (\S+)", words)
             kind = recipes.RerankRecipe if "rerank" in job else recipes.Recipe
+            rerankers = re.findall(r"--reranker-recipe (\S+)", words)
             assert not set(names) - set(recipes.names(kind)), f"{page.name}: {job} {words}"
+            assert not set(rerankers) - set(recipes.names(recipes.RerankRecipe)), f"{page.name}: {job} {words}"

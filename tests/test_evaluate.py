@@ -11,10 +11,12 @@ import tiny
 from here import here  # noqa: F401
 from test_dataset import write_jsonl, write_parquet, write_tsv
 
+from lib.compare import CompareConfig, compare
 from lib.errors import RunError, UsageError
 from lib.evaluate import evaluate
 from lib.evaluating import EvaluateConfig
 from lib.metrics import NAMES
+from lib.storage import filesystem
 
 WORDS = [word for text in tiny.TEXT for word in text.split()]
 RANDOM = np.random.default_rng(0)
@@ -260,3 +262,22 @@ def test_results_of_another_system_are_not_overwritten(here, data, encoder):  # 
     run(data, model=encoder, name="mine")
     with pytest.raises(RunError, match=r"query_prompt: there '', now 'q: '.*--name"):
         run(data, model=encoder, name="mine", query_prompt="q: ")
+
+
+@pytest.mark.parametrize("server", ["ceph"], indirect=True)
+def test_an_evaluation_lives_in_an_object_store(here, bucket, data, encoder):  # noqa: F811
+    """Data and output at s3:// URLs: the scores of the same evaluation on the local disk, to the last digit, and the same
+    files; the second time nothing is computed."""
+    local = run(data, model=encoder, name="tiny")[0]["data"]
+    fs, path = filesystem(bucket, {})
+    fs.put(f"{data}/", f"{path}/sets/data/", recursive=True)
+    settings = {"dataset": f"{bucket}/sets/data", "output": f"{bucket}/out", "model": encoder, "name": "tiny"}
+    remote = run(data, **settings)[0]["data"]
+    _, said = run(data, **settings)
+
+    assert remote.scores == local.scores
+    assert sum("nothing to do" in line for line in said) == 3
+    files = {place.removeprefix(f"{path}/out/results/") for place in fs.find(f"{path}/out/results")}
+    assert files == {"tiny/data.json", "tiny/data.md", "tiny/data.queries.parquet"}
+    text, _ = compare(CompareConfig(input=f"{bucket}/out"))
+    assert text == f"{bucket}/out/comparison.md"
