@@ -12,7 +12,7 @@ from here import here  # noqa: F401
 from test_dataset import write_jsonl, write_parquet, write_tsv
 
 from lib.compare import CompareConfig, compare
-from lib.errors import RunError, UsageError
+from lib.errors import ModelError, RunError, UsageError
 from lib.evaluate import evaluate
 from lib.evaluating import EvaluateConfig
 from lib.metrics import NAMES
@@ -82,19 +82,19 @@ def scored(run, lost=("lost",)):
     }
 
 
-def reference_vectors(model, texts):
+def reference_vectors(model, texts, prompt, normalize):
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(model, device="cpu").encode(texts, normalize_embeddings=True)
+    encoder = SentenceTransformer(model, device="cpu")
+    return encoder.encode(texts, prompt=prompt, normalize_embeddings=normalize)
 
 
-def plain_run(data, model, identical=True):
-    """sentence-transformers and numpy over every passage that has a text."""
+def plain_run(data, model, identical=True, prompts=("", ""), normalize=True):
+    """sentence-transformers and numpy over every passage that has a text. prompts: of queries and of passages."""
     corpus, queries = ([json.loads(line) for line in (data / f"{n}.jsonl").open()] for n in ("corpus", "queries"))
     corpus = [row for row in corpus if row["text"]]
-    scores = (
-        reference_vectors(model, [q["text"] for q in queries]) @ reference_vectors(model, [p["text"] for p in corpus]).T
-    )
+    asked = reference_vectors(model, [query["text"] for query in queries], prompts[0], normalize)
+    scores = asked @ reference_vectors(model, [passage["text"] for passage in corpus], prompts[1], normalize).T
     return {
         query["_id"]: {
             passage["_id"]: float(score)
@@ -131,6 +131,44 @@ def test_an_encoder_scores_as_plain_search_does(here, data, encoder):  # noqa: F
     assert again["data"].intervals == result.intervals
     assert {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*.parquet")} == parts
     assert sum("nothing to do" in line for line in said) == 3
+
+
+def test_many_blocks_and_ranges_give_one_ranking(here, data, encoder, monkeypatch):  # noqa: F811
+    """Queries in blocks of 7 and vectors in ranges of 50 merge into the ranking of all, at any depth."""
+    whole = run(data, model=encoder, name="whole")[0]["data"]
+    monkeypatch.setattr("lib.retrieval.QUERY_BLOCK", 7)
+    monkeypatch.setattr("lib.retrieval.RANGE_BYTES", 50 * 4 * tiny.HIDDEN)
+    results, said = run(data, model=encoder, name="pieces", output=str(data.parent / "pieces"))
+
+    assert any("of 16 shards to do" in line for line in said)
+    close(results["data"], whole.scores)
+    assert results["data"].counts == whole.counts
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_vectors_are_compared_as_the_model_says(here, data, tmp_path, similarity):  # noqa: F811
+    """Vectors that are not normalised: by cosine, or by their product where the model's files name it; what is neither is
+    refused."""
+    model = tiny.build("bert", tmp_path / "model", pooling="mean", normalize=False)
+    head = json.loads((model / "config_sentence_transformers.json").read_text())
+    (model / "config_sentence_transformers.json").write_text(json.dumps(head | {"similarity_fn_name": similarity}))
+    result = run(data, model=str(model))[0]["data"]
+    close(result, scored(plain_run(data, str(model), normalize=similarity == "cosine")))
+
+    (model / "config_sentence_transformers.json").write_text(json.dumps(head | {"similarity_fn_name": "manhattan"}))
+    with pytest.raises(ModelError, match=r"'manhattan'\. Here: cosine or dot"):
+        run(data, model=str(model))
+
+
+def test_prompts_are_the_models_the_tasks_or_the_commands(here, data, tmp_path):  # noqa: F811
+    """Queries and passages take the model's prompts by name, a task's own over `query`, the command's over both."""
+    prompts = {"query": "swim ", "document": "group ", "T2Retrieval": "fish "}
+    model = str(tiny.build("bert", tmp_path / "model", prompts=prompts))
+    close(run(data, model=model)[0]["data"], scored(plain_run(data, model, prompts=("swim ", "group "))))
+    given = run(data, model=model, name="given", query_prompt="none ", passage_prompt="")[0]["data"]
+    close(given, scored(plain_run(data, model, prompts=("none ", ""))))
+    known = run(data, model=model, name="task", task=("T2Retrieval",), split="test")[0]["T2Retrieval"]
+    close(known, scored(plain_run(data, model, identical=False, prompts=("fish ", "group "))))
 
 
 def test_files_of_a_result(here, data, encoder):  # noqa: F811
