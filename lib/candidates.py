@@ -17,7 +17,7 @@ from .cluster import Workers
 from .corpus import Corpus, CorpusOptions, list_files, measure
 from .dealing import Deal, Join
 from .errors import InputError, RunError
-from .job import Job, RunOptions, carry_out, carry_out_planned
+from .job import Job, RunOptions, carry_out, carry_out_planned, whole
 from .ledger import Ledger
 from .plan import Shard, cut, heads
 from .reranking import RerankConfig
@@ -55,7 +55,15 @@ class Table:
 def settings(config: RerankConfig) -> dict[str, Any]:
     """What fixes the joined pairs: the three inputs, by their files' names, sizes and tags, and their columns."""
     storage = parse_options(config.storage_option)
-    names = ("query_column", "text_column", "text_template", "query_id_column", "passage_id_column", "limit")
+    names = (
+        "query_column",
+        "text_column",
+        "text_template",
+        "query_id_column",
+        "passage_id_column",
+        "corpus_id_column",
+        "limit",
+    )
     found: dict[str, Any] = {name: getattr(config, name) for name in names}
     found["carried"] = list(config.keep_columns)
     for name, url in {CANDIDATES: config.input, PASSAGES: config.corpus, QUERIES: config.queries}.items():
@@ -127,7 +135,8 @@ def _tables(config: RerankConfig) -> dict[str, Table]:
     query_text = f"{{{config.query_column or 'text'}}}"
     query_id, passage_id = config.query_id_column, config.passage_id_column
     carried = tuple(dict.fromkeys([query_id, passage_id, *config.keep_columns]))
-    passages = _table(config, PASSAGES, str(config.corpus), [passage_id, *ID_NAMES], passage_text)
+    ids = [config.corpus_id_column] if config.corpus_id_column else [passage_id, *ID_NAMES]
+    passages = _table(config, PASSAGES, str(config.corpus), ids, passage_text)
     queries = _table(config, QUERIES, str(config.queries), [query_id, *ID_NAMES], query_text)
     return {
         PASSAGES: passages,
@@ -196,7 +205,7 @@ def _deal(table: Table, buckets: int, say: Callable[[str], None]) -> Outcome:
     fixed = {"verb": "deal", "key": table.key, "buckets": buckets}
     job = Job(said=f"join: dealing {table.name}", settings=fixed, verb=verb)
     rows = max(1, min(MOST_ROWS, int(piece_bytes(table.bytes) / max(table.corpus.row_bytes, 1.0))))
-    return _whole(carry_out(job, table.options, lambda corpus, workers: rows, say), table.options)
+    return whole(carry_out(job, table.options, lambda corpus, workers: rows, say), table.options.output)
 
 
 def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Outcome:
@@ -213,14 +222,4 @@ def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Out
 
     sources = {name: _folder(config, name) for name in (CANDIDATES, PASSAGES)}
     job = Job(said="join: passages to candidates", settings={"verb": "join", "buckets": buckets}, verb=verb)
-    return _whole(carry_out_planned(job, options, lambda: bucket_plan(sources), say), options)
-
-
-def _whole(outcome: Outcome, options: RunOptions) -> Outcome:
-    """Raises RunError when shards were given up on: nothing can be joined to what is missing."""
-    for number, reason in outcome.quarantined.items():
-        raise RunError(
-            f"{len(outcome.quarantined)} shards of {options.output} failed, the first is {number}: {reason}. Mend the "
-            "cause and start the same command again"
-        )
-    return outcome
+    return whole(carry_out_planned(job, options, lambda: bucket_plan(sources), say), options.output)

@@ -1,9 +1,9 @@
-"""A task's data in memory: queries, qrels, candidates; the corpus stays where it is. Read, checked, what is odd counted."""
+"""A task's data in memory: queries, qrels, candidates; the corpus stays where it is."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,52 +60,23 @@ def read_dataset(tables: Tables, split: str, passage_template: str | None, folde
     """
     storage = folder.options
     if set(LISTS) <= set(columns_at(tables.judgments, storage)):
-        return checked(_from_lists(tables.judgments, split, folder), storage)
+        return _from_lists(tables.judgments, split, folder)
     if tables.corpus is None or tables.queries is None:
+        absent = "corpus" if tables.corpus is None else "queries"
         raise InputError(
-            f"{tables.judgments} is there, but no corpus or no queries. Give --corpus URL and --queries URL"
+            f"{tables.judgments} is there, but no file or folder {absent!r} beside it. Add it, or give --corpus, --queries "
+            "and --qrels"
         )
     qrels, notes = _qrels(tables.judgments, storage)
     queries = _queries(tables.queries, qrels, storage)
     candidates = _candidates(tables.candidates, qrels, storage) if tables.candidates else None
     passages = _passages(tables.corpus, passage_template, storage)
-    return checked(Dataset(passages, queries, qrels, candidates, tuple(notes)), storage)
-
-
-def checked(dataset: Dataset, storage: Mapping[str, Any]) -> Dataset:
-    """The dataset with notes on what is odd in it. Raises InputError for an id that comes twice."""
-    _refuse_twice(dataset.queries["id"].to_pylist(), "query", "the queries")
-    judged = pa.array({passage for grades in dataset.qrels.values() for passage in grades}, pa.large_string())
-    wanted = judged
-    if dataset.candidates is not None:
-        wanted = pa.concat_arrays([judged, dataset.candidates["passage_id"].unique()]).unique()
-    there = _known_ids(dataset.passages, wanted, storage)
-    absent = sorted(set(judged.to_pylist()) - there)
-    if len(judged) and len(absent) == len(judged):
-        raise InputError(
-            f"none of the {len(judged):,} judged passages is in {dataset.passages.url}, among them {absent[0]!r}. Corpus and "
-            f"qrels are of different datasets, or the ids are not in its column {dataset.passages.id_column!r}"
-        )
-    texts = dict(zip(*(dataset.queries[name].to_pylist() for name in ("id", "text")), strict=True))
-    empty = [query for query in dataset.qrels if query in texts and not (texts[query] or "").strip()]
-    hopeless = [query for query, grades in dataset.qrels.items() if not any(grade > 0 for grade in grades.values())]
-    notes = [
-        _note(absent, "judged passages are not in the corpus; they count as never found"),
-        _note([q for q in dataset.qrels if q not in texts], "judged queries have no text; each scores 0"),
-        _note(empty, "queries are empty; each scores 0"),
-        _note(hopeless, "queries have no relevant passage; each scores 0"),
-    ]
-    if dataset.candidates is not None:
-        strangers = sorted(set(dataset.candidates["passage_id"].to_pylist()) - there)
-        without = sorted(set(dataset.qrels) - set(dataset.candidates["query_id"].to_pylist()))
-        notes.append(_note(strangers, "candidates are not in the corpus; they are left out"))
-        notes.append(_note(without, "queries have no candidates; each scores 0"))
-    return replace(dataset, notes=(*dataset.notes, *(note for note in notes if note)))
+    return Dataset(passages, queries, qrels, candidates, tuple(notes))
 
 
 def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> pa.Table:
     """Columns of all rows in memory. Raises InputError for a row that cannot be read."""
-    tables = list(_pieces(url, columns, storage))
+    tables = list(tables_at(url, columns, storage))
     if not tables:
         raise InputError(f"{url} has no rows")
     table = pa.concat_tables(tables).combine_chunks()
@@ -115,7 +86,7 @@ def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> 
     return table
 
 
-def _pieces(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:
+def tables_at(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     options = CorpusOptions(input=url, text_column=columns[0], keep_columns=tuple(columns[1:]))
     corpus = measure_files(list_files(options, storage), options, storage, strict=True)
     for shard in shards(cut(corpus, ROWS_AT_ONCE)):
@@ -131,8 +102,13 @@ def _column(url: str, there: Sequence[str], names: Iterable[str], what: str) -> 
     return found
 
 
-def _strings(column: pa.ChunkedArray) -> pa.Array:
-    return as_text(column)[0]
+def ids_of(table: pa.Table, name: str, url: str) -> pa.Array:
+    """A column of ids as text. Raises InputError for a row without one."""
+    ids = as_text(table[name])[0]
+    if ids.null_count:
+        place = table["_source"][pc.index(pc.is_null(ids), True).as_py()]
+        raise InputError(f"{ids.null_count:,} rows of {url} have no {name!r}, the first is {place}. Give every row one")
+    return ids
 
 
 def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, int]], list[str]]:
@@ -142,8 +118,8 @@ def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, in
         for known, what in ((QUERY_IDS, "query's id"), (PASSAGE_IDS, "passage's id"), (GRADES, "grade"))
     ]
     table = read_table(url, names, storage)
-    queries, passages = (_strings(table[name]).to_pylist() for name in names[:2])
-    grades = _grades(table[names[2]], url)
+    queries, passages = (ids_of(table, name, url).to_pylist() for name in names[:2])
+    grades = _grades(table, names[2], url)
     qrels: dict[str, dict[str, int]] = {}
     again = []
     for query, passage, grade in zip(queries, passages, grades, strict=True):
@@ -154,17 +130,20 @@ def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, in
             )
         again.append((query, passage))
     twice = [f"{query} {passage}" for (query, passage), count in Counter(again).items() if count > 1]
-    note = _note(twice, "judgments come more than once, with one grade")
-    return qrels, [note] if note else []
+    odd = note(twice, "judgments come more than once, with one grade")
+    return qrels, [odd] if odd else []
 
 
-def _grades(column: pa.ChunkedArray, url: str) -> list[int]:
+def _grades(table: pa.Table, name: str, url: str) -> list[int]:
+    """Whole numbers, in whatever type they are written."""
     try:
-        numbers = column.cast(pa.float64())
+        numbers = table[name].cast(pa.float64())
     except pa.ArrowInvalid as error:
-        raise InputError(f"{url}: a grade is not a number ({error})") from error
-    if numbers.null_count or not pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
-        raise InputError(f"{url}: every grade must be a whole number")
+        raise InputError(f"{url}: a {name} is not a number ({error}). Write whole numbers") from error
+    whole = pc.fill_null(pc.equal(pc.floor(numbers), numbers), False)
+    if not pc.all(whole).as_py():
+        row = pc.index(whole, False).as_py()
+        raise InputError(f"{table['_source'][row]}: the {name} {table[name][row]} is not a whole number. Write one")
     return numbers.cast(pa.int64()).to_pylist()
 
 
@@ -173,7 +152,7 @@ def _queries(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> 
     there = columns_at(url, storage)
     names = [_column(url, there, IDS + QUERY_IDS, "query's id"), _column(url, there, TEXTS, "query's text")]
     table = read_table(url, names, storage)
-    queries = pa.table({"id": _strings(table[names[0]]), "text": _strings(table[names[1]])})
+    queries = pa.table({"id": ids_of(table, names[0], url), "text": as_text(table[names[1]])[0]})
     judged = queries.filter(pc.is_in(queries["id"], value_set=pa.array(qrels, pa.large_string())))
     if not judged.num_rows:
         raise InputError(f"none of the {len(qrels):,} judged queries is in {url}, among them {next(iter(qrels))!r}")
@@ -188,13 +167,14 @@ def _candidates(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) 
         _column(url, there, PASSAGE_IDS + MANY_PASSAGE_IDS, "passages' ids"),
     ]
     table = read_table(url, names, storage)
-    queries = _strings(table[names[0]])
-    passages: Any = table[names[1]]
+    queries = ids_of(table, names[0], url)
     if names[1] in MANY_PASSAGE_IDS:
-        lists = [_list(each, url) for each in passages.to_pylist()]
+        lists = [_list(each, url) for each in table[names[1]].to_pylist()]
         queries = queries.take(pa.array(np.repeat(np.arange(len(lists)), [len(each) for each in lists])))
-        passages = pa.chunked_array([pa.array([one for each in lists for one in each], pa.large_string())])
-    pairs = pa.table({"query_id": queries, "passage_id": _strings(passages)})
+        passages = pa.array([one for each in lists for one in each], pa.large_string())
+    else:
+        passages = ids_of(table, names[1], url)
+    pairs = pa.table({"query_id": queries, "passage_id": passages})
     pairs = pairs.filter(pc.is_in(pairs["query_id"], value_set=pa.array(qrels, pa.large_string())))
     return pairs.group_by(["query_id", "passage_id"], use_threads=False).aggregate([])
 
@@ -246,46 +226,19 @@ def _text_table(**columns: Sequence[str | None]) -> pa.Table:
 
 
 def _list(value: Any, url: str) -> list[str]:
-    """A list of texts or ids, as Parquet has it, or as the JSON text that other formats leave."""
+    """A list of texts or ids, as Parquet has it, or as the JSON text that other formats leave; a text alone is one."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.startswith("[") else [value]
-        except ValueError as error:
-            raise InputError(f"{url}: not a list: {value[:80]!r}") from error
-    return [str(each) for each in value or []]
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        value = parsed if isinstance(parsed, list) else [value]
+    if None in (listed := value or []):
+        raise InputError(f"{url}: a null in a list of texts or ids. Leave it out")
+    return [str(each) for each in listed]
 
 
-def _known_ids(passages: Passages, wanted: pa.Array, storage: Mapping[str, Any]) -> set[str]:
-    """Of the wanted ids those that the corpus has. Memory: 8 bytes a passage. Raises InputError for one that comes twice."""
-    from pandas.util import hash_array
-
-    found: set[str] = set()
-    hashes = []
-    for table in _pieces(passages.url, [passages.id_column], storage):
-        ids = _strings(table[passages.id_column])
-        found.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
-        hashes.append(hash_array(ids.drop_null().to_numpy(zero_copy_only=False).astype(object), categorize=False))
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    if (twice := values[counts > 1]).size:
-        suspects: list[str] = []
-        for table in _pieces(passages.url, [passages.id_column], storage):
-            ids = _strings(table[passages.id_column]).drop_null()
-            hashed = hash_array(ids.to_numpy(zero_copy_only=False).astype(object), categorize=False)
-            suspects += ids.filter(pa.array(np.isin(hashed, twice))).to_pylist()
-        _refuse_twice(suspects, "passage", passages.url)
-    return found
-
-
-def _refuse_twice(ids: Iterable[str | None], what: str, where: str) -> None:
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        named = ", ".join(repr(name) for name in twice[:NAMED])
-        raise InputError(
-            f"{len(twice):,} {what} ids come more than once in {where}: {named}. An id must name one {what}"
-        )
-
-
-def _note(ids: Sequence[str], what: str) -> str | None:
+def note(ids: Sequence[str], what: str) -> str | None:
     """'2 queries are empty; each scores 0 (q1, q7)'; None where there is none."""
     if not ids:
         return None

@@ -17,6 +17,7 @@ from .results import Result, averaged, refuse_other, write_result
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 from .storage import Folder, absolute, parse_options
 
+QUERIES_AT_ONCE = 1024  # whose measures are computed together; 60 MB of the widest lists
 VERSIONS = ("torch", "transformers", "faiss-cpu", "ray", "numpy")
 
 
@@ -41,7 +42,7 @@ def evaluate_task(
     for note in log.notes:
         say(f"  {note}")
     run = ranking(config, system, work, log, say)
-    with log.timed("rank and score"):
+    with log.timed("score"):
         values = score(work.dataset, run, work.task.ignore_identical_ids, log)
     means, bounds = averaged(values)
     result = Result(
@@ -73,22 +74,27 @@ def score(dataset: Dataset, run: Iterable[pa.Table], ignore_identical_ids: bool,
         table = table.filter(pc.is_valid(table[SCORE]))
         if ignore_identical_ids:
             table = table.filter(pc.not_equal(table[QUERY_ID], table[PASSAGE_ID]))
-        numbered = table[QUERY_ID].combine_chunks().dictionary_encode()
-        here = numbered.dictionary.to_pylist()
-        rows = pa.table({"query": numbered.indices, "passage": table[PASSAGE_ID], "score": table[SCORE]})
-        found = evaluate_block([dataset.qrels[query] for query in here], rows)
-        for name in NAMES:
-            values[name][[place[query] for query in here]] = found[name]
-        ranked += len(here)
+        queries = table[QUERY_ID].unique()
+        ranked += len(queries)
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            here = queries[start : start + QUERIES_AT_ONCE]
+            number = pc.index_in(table[QUERY_ID], value_set=here)
+            rows = pa.table({"query": number, "passage": table[PASSAGE_ID], "score": table[SCORE]}).drop_null()
+            names = here.to_pylist()
+            found = evaluate_block([dataset.qrels[query] for query in names], rows)
+            for name in NAMES:
+                values[name][[place[query] for query in names]] = found[name]
     log.counts |= {"queries": len(place), "unranked": len(place) - ranked}
     return values
 
 
 def identity(config: EvaluateConfig, system: System, work: Work) -> dict[str, Any]:
     """What is evaluated, and how: two results that differ in it, names apart, are of two systems."""
-    said: dict[str, Any] = {"revision": system.revision, "split": work.task.split, "dtype": config.dtype}
+    task = work.task
+    said: dict[str, Any] = {"revision": system.revision, "dtype": config.dtype, "split": task.split, "data": work.data}
+    said |= {"main_score": task.main_score, "ignore_identical_ids": task.ignore_identical_ids}
     if system.encoder:
-        spec, prompts = system.encoder.spec, prompts_of(config, system.encoder, work.task)
+        spec, prompts = system.encoder.spec, prompts_of(config, system.encoder, task)
         said |= {"model": spec.name, "recipe": config.recipe, "pooling": "+".join(spec.pooling), "dim": spec.dim}
         said |= {
             "max_tokens": spec.max_tokens,
@@ -98,6 +104,5 @@ def identity(config: EvaluateConfig, system: System, work: Work) -> dict[str, An
     if system.reranker:
         said |= {"reranker": system.reranker.model.name, "reranker_recipe": config.reranker_recipe}
         said |= {"instruction": config.instruction, "reranker_max_tokens": system.reranker.limit}
-        if work.dataset.candidates is None:
-            said["rerank_top"] = config.rerank_top
+        said["rerank_top"] = config.rerank_top if system.encoder else None
     return said

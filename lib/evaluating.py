@@ -8,17 +8,18 @@ from typing import Any
 
 from . import layouts, tasks
 from .cluster import ClusterOptions
-from .corpus import CorpusOptions, list_files
 from .dataset import Dataset, read_dataset
 from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
 from .errors import ModelError, UsageError
 from .layouts import Tables
+from .listing import find
 from .models.directory import read_json
 from .models.rerank_spec import RerankSpec
+from .oddities import checked
 from .recipes import PASSAGE, QUERY, RerankRecipe, names
 from .scoring import RerankerOptions
 from .scoring import resolve as resolve_reranker
-from .storage import Folder, absolute
+from .storage import Folder, absolute, parse_options
 from .tasks import Task
 
 PASSAGE_PROMPTS = (PASSAGE, "document", "corpus")  # names that models give it
@@ -93,11 +94,14 @@ class System:
 
 @dataclass(frozen=True)
 class Work:
-    """A task with its data read. folder: of what is made from this data, named after the data's files."""
+    """A task with its data read. folder: of what is made from this data, named after its files. vectors: of what is made from
+    the corpus alone, whatever is asked of it. data: what is judged, by whom and in which candidates, in 12 hex digits."""
 
     task: Task
     dataset: Dataset
     folder: Folder
+    vectors: Folder
+    data: str
 
 
 def read_system(config: EvaluateConfig) -> System:
@@ -107,6 +111,14 @@ def read_system(config: EvaluateConfig) -> System:
     )
     if not has_encoder and not has_reranker:
         raise UsageError("no --model or --recipe, and no --reranker or --reranker-recipe. Give one to evaluate")
+    if not has_encoder and (config.query_prompt or config.passage_prompt):
+        raise UsageError(
+            "--query-prompt and --passage-prompt are an encoder's, and there is no --model. Leave them out"
+        )
+    if not has_reranker and config.instruction:
+        raise UsageError(
+            "--instruction is a reranker's, and there is no --reranker. For an encoder write --query-prompt"
+        )
     encoder = resolve(encoder_options(config)) if has_encoder else None
     reranker = resolve_reranker(reranker_options(config)) if has_reranker else None
     if reranker:
@@ -180,7 +192,8 @@ def _compared_by_cosine(encoding: Encoding) -> bool:
 
 
 def _tasks(config: EvaluateConfig) -> list[Task]:
-    named = config.task or ([_short(config.dataset)] if config.dataset else ["custom"] if config.corpus else [])
+    own = PurePosixPath(config.dataset).name if config.dataset else "custom" if config.corpus else None
+    named = config.task or ([own] if own else [])
     if not named:
         raise UsageError(f"no --task. Known: {', '.join(tasks.names())}. Or give --dataset with a folder of your own")
     chosen = []
@@ -202,19 +215,46 @@ def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[s
     if config.corpus:
         tables = Tables(str(config.qrels), config.corpus, config.queries, config.candidates)
     else:
-        tables = layouts.tables_of(layouts.locate(task, config.dataset, storage), task.split, storage)
-    urls = [url for url in (tables.corpus, tables.queries, tables.judgments, tables.candidates) if url]
-    files = [list_files(CorpusOptions(input=absolute(url)), storage) for url in urls]
+        place = layouts.locate(task, config.dataset, len(config.task) < 2, storage)
+        tables = layouts.tables_of(place, task.split, storage)
+    if config.corpus or config.dataset:
+        task = replace(task, revision="")  # what a copy of one's own is of cannot be told
+    urls = (tables.corpus, tables.queries, tables.judgments, tables.candidates)
+    work = _folder(config, f"{task.name}-{task.split}", urls)
     template = system.encoder.text_template if system.encoder else None
-    seen = hashlib.sha256(repr((urls, files, template, task.split)).encode()).hexdigest()[:12]
-    folder = Folder(f"{absolute(config.output).rstrip('/')}/work/{task.name}-{seen}", dict(storage))
-    dataset = read_dataset(tables, task.split, template, folder)
+    dataset = checked(read_dataset(tables, task.split, template, work), work)
     if dataset.candidates is not None and not tasks.find(task.name):
         task = replace(task, kind="reranking")
+    _refuse_unfit(task, dataset, system)
+    return Work(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset))
+
+
+def _refuse_unfit(task: Task, dataset: Dataset, system: System) -> None:
+    """Raises UsageError where the models and the data do not fit each other."""
+    if dataset.candidates is None and task.kind == "reranking":
+        raise UsageError(f"{task.name} is a reranking task, and its data has no candidates (top_ranked). Get it whole")
     if dataset.candidates is None and system.encoder is None:
         raise UsageError(
             f"{task.name} has no candidates for a reranker alone. Give --model too, which retrieves them, or --candidates"
         )
-    if dataset.candidates is None and task.kind == "reranking":
-        raise UsageError(f"{task.name} is a reranking task, and its data has no candidates (top_ranked). Get it whole")
-    return Work(task, dataset, folder)
+    if dataset.candidates is not None and system.encoder and system.reranker:
+        raise UsageError(
+            f"{task.name} gives the candidates, so that an encoder before the reranker has no part. Leave out --model or "
+            "--reranker, and evaluate the other in a run of its own"
+        )
+
+
+def _folder(config: EvaluateConfig, name: str, urls: Sequence[str | None]) -> Folder:
+    """A folder below the output whose name changes when any file at the URLs does."""
+    storage = parse_options(config.storage_option)
+    seen = [(absolute(url), find(absolute(url), storage)) for url in urls if url]
+    key = hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
+    return Folder(f"{absolute(config.output).rstrip('/')}/work/{name}-{key}", storage)
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of the judgments, queries and candidates themselves, wherever they lie."""
+    tables = [dataset.queries, dataset.candidates]
+    said = [sorted((query, sorted(grades.items())) for query, grades in dataset.qrels.items())]
+    rows = [sorted(map(repr, table.to_pylist())) for table in tables if table is not None]
+    return hashlib.sha256(repr(said + rows).encode()).hexdigest()[:12]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from . import sharded
 from .cluster import ClusterOptions, Workers, connect, decide
 from .corpus import Corpus, CorpusOptions
-from .errors import UsageError
+from .errors import RunError, UsageError
 from .ledger import Ledger, missing, open_ledger, open_planned
 from .listing import covers
 from .parts import read_manifest
@@ -123,6 +123,16 @@ def _do_pending(job: Job, ledger: Ledger, workers: Callable[[], Workers], say: C
     say(f"{job.said}, {len(pending)} of {total} shards to do, {pool}")
     verb: Verb = job.calibrated(job.verb(ledger, pool), ledger, pool)
     return sharded.run(verb, ledger, pool, progress, pending)
+
+
+def whole(outcome: Outcome, output: str) -> Outcome:
+    """Raises RunError when shards were given up on: what is made of a run with holes is wrong."""
+    for number, reason in outcome.quarantined.items():
+        raise RunError(
+            f"{len(outcome.quarantined)} shards of {output} failed, the first is {number}: {reason}. Mend the cause and "
+            "start the same command again"
+        )
+    return outcome
 
 
 def refuse_nested(url: str, options: RunOptions) -> None:

@@ -18,19 +18,21 @@ from typing import Any
 import yaml
 
 from .errors import InputError, UsageError
-from .formats import format_of
+from .formats import COMPRESSIONS, format_of
 from .listing import find
 from .patience import retrying
 from .storage import filesystem
 from .tasks import Task
 
-# The first pattern that any file of a folder matches is the one. Judgments are qrels, or lists of positives and negatives.
+# A place is a folder and the beginning of its files' names, up to the ending or the number of a part; `/` alone is all of a
+# folder. The first place where there is any file is the one. Judgments are qrels, or lists of positives and negatives.
 PLACES = {
-    "corpus": ("corpus.*", "corpus/{split}[.-]*", "corpus/corpus[.-]*", "corpus/*", "data/corpus[.-]*"),
-    "queries": ("queries.*", "queries/{split}[.-]*", "queries/queries[.-]*", "queries/*", "data/queries[.-]*"),
-    "judgments": ("qrels/{split}[.-]*", "default/{split}[.-]*", "data/{split}[.-]*", "{split}[.-]*"),
-    "candidates": ("top_ranked/{split}[.-]*",),
+    "corpus": ("corpus", "corpus/{split}", "corpus/corpus", "corpus/", "data/corpus"),
+    "queries": ("queries", "queries/{split}", "queries/queries", "queries/", "data/queries"),
+    "judgments": ("qrels/{split}", "default/{split}", "data/{split}", "{split}"),
+    "candidates": ("top_ranked/{split}",),
 }
+PART = r"-\d{5}-of-\d{5}"  # of a split in several files, as the hub numbers them
 CONFIGS = {
     "corpus": ["corpus"],
     "queries": ["queries"],
@@ -52,35 +54,39 @@ class Tables:
 
 def tables_of(folder: str, split: str, storage: Mapping[str, Any]) -> Tables:
     """The tables of the dataset in a folder. Raises InputError when there is none, UsageError for a split it lacks."""
-    names = [file.name for file in find(folder, storage) if format_of(file.path)]
-    if not names:
+    files = [file for file in find(folder, storage) if format_of(file.path)]
+    names = [file.name for file in files]
+    if not files or files[0].path.endswith(f"/{folder.rstrip('/').rpartition('/')[2]}"):  # nothing, or a file itself
         raise InputError(
             f"no dataset at {folder}. A dataset is corpus.jsonl, queries.jsonl and qrels/{split}.tsv (BEIR), or a copy of "
             "a Hugging Face dataset with Parquet or JSONL in corpus, queries and qrels"
         )
     found = _from_readme(folder, split, names, storage)
-    for kind, patterns in PLACES.items():
-        if kind not in found and (pattern := _first(patterns, split, names)):
-            found[kind] = _url(folder, pattern, names)
+    for kind in PLACES.keys() - found.keys():
+        if url := _at_places(folder, PLACES[kind], split, names):
+            found[kind] = url
     if "judgments" not in found:
         beside = f"{folder.rstrip('/')}-qrels"
         others = [file.name for file in find(beside, storage) if format_of(file.path)]
-        pattern = _first(PLACES["judgments"], split, others)
-        if pattern is None:
+        url = _at_places(beside, PLACES["judgments"], split, others)
+        if url is None:
             raise _no_split(beside if others else folder, split, others or names)
-        found["judgments"] = _url(beside, pattern, others)
+        found["judgments"] = url
     return Tables(**found)
 
 
-def locate(task: Task, dataset: str | None, storage: Mapping[str, Any]) -> str:
-    """The folder of a task's dataset: `dataset`, what lies below it under the task's name, or a copy from the hub.
-
-    Raises InputError where there is none, with the line that fetches it.
-    """
+def locate(task: Task, dataset: str | None, alone: bool, storage: Mapping[str, Any]) -> str:
+    """The folder of a task's dataset: below `dataset` under the task's name; for a task that is alone `dataset` itself;
+    without one, a copy from the hub. Raises InputError where there is none, with the line that fetches it."""
     if dataset is None:
         return _from_hub(task)
     places = [f"{dataset.rstrip('/')}/{name}" for name in dict.fromkeys((task.name, task.dataset)) if name]
-    return next((place for place in places if find(place, storage)), dataset)
+    if alone:
+        places.append(dataset)
+    found = next((place for place in places if find(place, storage)), None)
+    if found is None:
+        raise InputError(f"no data of {task.name} in {dataset}: looked for {', '.join(places)}. Put it there")
+    return found
 
 
 def _from_hub(task: Task) -> str:
@@ -98,20 +104,29 @@ def _from_hub(task: Task) -> str:
         ) from error
 
 
-def _first(patterns: Iterable[str], split: str, names: Sequence[str]) -> str | None:
-    filled = (pattern.replace("{split}", split) for pattern in patterns)
-    return next((pattern for pattern in filled if _matching(pattern, names)), None)
+def _at_places(folder: str, places: Iterable[str], split: str, names: Sequence[str]) -> str | None:
+    """The URL of the file, or glob of the files, at the first place where there are any."""
+    for place in places:
+        stem = place.replace("{split}", split)
+        if stem.endswith("/") and any(name.startswith(stem) for name in names):
+            return f"{folder.rstrip('/')}/{stem.rstrip('/')}"
+        found = [name for name in names if re.fullmatch(rf"{re.escape(stem)}({PART}[^/]*)?", _bare(name))]
+        if found:
+            parts = f"{stem}-[0-9][0-9][0-9][0-9][0-9]-of-*"
+            return f"{folder.rstrip('/')}/{found[0] if len(found) == 1 else parts}"
+    return None
+
+
+def _bare(name: str) -> str:
+    """Without the endings of compression and format."""
+    for ending in COMPRESSIONS:
+        name = name.removesuffix(ending)
+    return name.rpartition(".")[0]
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     depth = pattern.count("/")
     return [name for name in names if name.count("/") == depth and PurePosixPath(name).match(pattern)]
-
-
-def _url(folder: str, pattern: str, names: Sequence[str]) -> str:
-    """One file by its name, several by their pattern."""
-    matching = _matching(pattern, names)
-    return f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
 
 
 def _no_split(folder: str, split: str, names: Sequence[str]) -> UsageError | InputError:
@@ -137,13 +152,15 @@ def _from_readme(folder: str, split: str, names: Sequence[str], storage: Mapping
         said = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError as error:
         raise InputError(f"{folder}/README.md: its head is not YAML ({error}). Mend it, or remove the file") from error
-    configs = {each.get("config_name"): each for each in (said or {}).get("configs", [])}
+    listed = said.get("configs") if isinstance(said, dict) else None
+    configs = {each.get("config_name"): each for each in listed or [] if isinstance(each, dict)}
     found = {}
     for kind, known in CONFIGS.items():
         config = next((configs[name] for name in known if name in configs), None)
         pattern = _data_files(config.get("data_files"), split, kind) if config else None
-        if pattern and _matching(pattern, names):
-            found[kind] = _url(folder, pattern, names)
+        matching = _matching(pattern, names) if pattern else []
+        if matching:
+            found[kind] = f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
     return found
 
 
@@ -151,7 +168,8 @@ def _data_files(files: Any, split: str, kind: str) -> str | None:
     """The pattern of a config: of the split, or of the one that corpora and queries have instead."""
     if isinstance(files, str):
         return files
-    by_split = {each["split"]: each["path"] for each in files or [] if isinstance(each, dict)}
+    listed = files if isinstance(files, list) else []
+    by_split = {each.get("split"): each.get("path") for each in listed if isinstance(each, dict)}
     only = next(iter(by_split.values())) if kind in NO_SPLITS and len(by_split) == 1 else None
     path = by_split.get(split) or by_split.get(kind) or only
-    return path[0] if isinstance(path, list) and len(path) == 1 else path
+    return path[0] if isinstance(path, list) and len(path) == 1 else path if isinstance(path, str) else None

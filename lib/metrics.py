@@ -20,25 +20,6 @@ RESAMPLES = 1000
 Grades = Mapping[str, int]  # of passages, by id
 
 
-def evaluate_run(qrels: Mapping[str, Grades], run: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Every measure of NAMES for every query of the qrels: {query: {name: value}}.
-
-    run: {query: {passage: score}}; the order within it means nothing. Raises InputError for a score that is NaN.
-    """
-    queries = list(qrels)
-    rows = [(i, passage, score) for i, query in enumerate(queries) for passage, score in run.get(query, {}).items()]
-    numbers, passages, scores = zip(*rows, strict=True) if rows else ((), (), ())
-    table = pa.table(
-        {
-            "query": pa.array(numbers, pa.int64()),
-            "passage": pa.array(passages, pa.large_string()),
-            "score": pa.array(np.array(scores, np.float32)),
-        }
-    )
-    found = evaluate([qrels[query] for query in queries], table)
-    return {query: {name: float(found[name][i]) for name in NAMES} for i, query in enumerate(queries)}
-
-
 def evaluate(qrels: Sequence[Grades], run: pa.Table) -> dict[str, np.ndarray]:
     """Every measure of NAMES, float64 [queries].
 

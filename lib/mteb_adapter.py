@@ -21,10 +21,10 @@ from . import embed
 from .dataset import Dataset, Passages
 from .errors import UsageError
 from .evaluating import EvaluateConfig, System, Work, prompts_of, read_system
+from .job import whole
 from .parts import parquet_bytes
-from .rankings import Log, embed_options, ranking
-from .retrieval import RUN_SCHEMA, whole
-from .searching import PASSAGE_ID, QUERY_ID, SCORE, matrix
+from .rankings import MOST, Log, embed_options, ranking
+from .searching import PASSAGE_ID, QUERY_ID, RUN_SCHEMA, SCORE, matrix
 from .storage import Folder, absolute, parse_options
 from .tasks import Task
 
@@ -62,9 +62,13 @@ class MtebSearch:
         candidates = None if top_ranked is None else _pairs(top_ranked)
         if candidates is None and self._system.encoder is None:
             raise UsageError(f"{task_metadata.name} gives no candidates to a reranker alone. Give a --model too")
-        folder = _kept(self._config, self._corpus, *(each for each in (table, candidates) if each is not None))
-        passages = Passages(folder.path(FILE), "id", self._template())
-        work = Work(_task(task_metadata), Dataset(passages, table, {}, candidates), folder)
+        if top_k > MOST:
+            raise UsageError(f"top_k={top_k}: the engine searches for {MOST:,} at most. Ask for no more")
+        vectors = _kept(self._config, self._corpus)
+        asked = [each for each in (self._corpus, table, candidates) if each is not None]
+        passages = Passages(vectors.path(FILE), "id", self._template())
+        dataset = Dataset(passages, table, {}, candidates)
+        work = Work(_task(task_metadata), dataset, _kept(self._config, *asked), vectors, data="")
         found: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
         for run in ranking(self._config, self._system, work, Log(), _say):
             best = run.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])

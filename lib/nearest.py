@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import InputError
 from .ranking import keys, split
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def ranked(
     if not most or not len(queries):
         return np.empty((len(queries), most), np.float32), np.empty((len(queries), most), np.int64)
     scores, places = top(queries, passages, min(most + 1, len(passages)))
+    if np.isnan(scores).any() or (places < 0).any():  # faiss leaves out what is not a number
+        raise InputError(
+            "a score is not a number: a vector has NaN or infinite values. Mend the vectors or their model"
+        )
     found = ranks[places]
     equal = scores[:, :-1] == scores[:, 1:]
     for row in np.flatnonzero(equal.any(axis=1)):  # of the others the order is right

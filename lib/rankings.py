@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from . import embed, rerank
 from .cluster import ClusterOptions
 from .dataset import Passages
 from .embedding import EmbedConfig
 from .evaluating import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
-from .job import RunOptions
+from .job import RunOptions, whole
 from .metrics import CUTS
 from .parts import Part, parquet_bytes
 from .reranking import RerankConfig
-from .retrieval import RUN_SCHEMA, Retrieval, fingerprint, retrieve, whole
-from .searching import PASSAGE_ID, QUERY_ID
-from .storage import Folder, absolute, parse_options
+from .retrieval import Retrieval, fingerprint, retrieve
+from .searching import PASSAGE_ID, QUERY_ID, read_run
+from .storage import Folder, absolute
 
 QUERIES, CANDIDATES = "queries.parquet", "candidates.parquet"
+MOST = max(CUTS)  # passages a query that are searched for
 Say = Callable[[str], None]
 
 
@@ -51,18 +51,18 @@ def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: S
     work.folder.claim(QUERIES, parquet_bytes(work.dataset.queries))
     if work.dataset.candidates is not None:
         work.folder.claim(CANDIDATES, parquet_bytes(work.dataset.candidates))
+        log.counts["candidates"] = len(work.dataset.candidates)
     if system.encoder is None:
-        log.counts["passages"] = len(work.dataset.candidates["passage_id"].unique())  # type: ignore[index]
         return _reranked(config, CANDIDATES, work, log, say)
     retrieval = _embedded(config, system, work, log, say)
-    if system.reranker is None:
-        return retrieve(retrieval, say)
-    if retrieval.candidates is not None:
-        return _reranked(config, CANDIDATES, work, log, say)
+    name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
+    if system.reranker and work.folder.exists(name):
+        return _reranked(config, name, work, log, say)
     with log.timed("search"):
-        best = pa.concat_tables(_first(table, config.rerank_top) for table in retrieve(retrieval, say))
-        name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
-        work.folder.claim(name, parquet_bytes(best))
+        run = retrieve(retrieval, say)
+    if system.reranker is None:
+        return run
+    work.folder.claim(name, parquet_bytes(pa.concat_tables(_first(table, config.rerank_top) for table in run)))
     return _reranked(config, name, work, log, say)
 
 
@@ -79,9 +79,10 @@ def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say:
     """Embed passages and queries, or find them embedded; what is to be searched."""
     assert system.encoder
     places = {}
-    texts = {"passages": work.dataset.passages, "queries": Passages(work.folder.path(QUERIES), "id", "{text}")}
+    queries = Passages(work.folder.path(QUERIES), "id", "{text}")
+    texts = {"passages": (work.dataset.passages, work.vectors), "queries": (queries, work.folder)}
     for name, prompt in prompts_of(config, system.encoder, work.task).items():
-        options = embed_options(config, prompt, texts[name], work.folder, name)
+        options = embed_options(config, prompt, *texts[name], name)
         say(f"embedding the {name} of {work.task.name}")
         with log.timed(f"embed {name}"):
             outcome = whole(embed.embed(options, say), options.output)
@@ -91,7 +92,7 @@ def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say:
     retrieval = Retrieval(
         **places,
         folder=work.folder,
-        most=max(CUTS),
+        most=MOST,
         cosine=system.cosine,
         candidates=CANDIDATES if work.dataset.candidates is not None else None,
         options=RunOptions(**_shared(config), input=work.folder.url, output=""),
@@ -111,16 +112,16 @@ def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say
         corpus=absolute(passages.url),
         query_column="text",
         text_template=passages.template,
+        corpus_id_column=passages.id_column,
     )
     settings = rerank.settings(options, rerank.checked(options))
     options = replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
     say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
-    outcome = whole(rerank.rerank(options, say), options.output)
-    folder = Folder(options.output, parse_options(config.storage_option))
+    with log.timed("rerank"):
+        outcome = whole(rerank.rerank(options, say), options.output)
+    folder = Folder(options.output, work.folder.options)
     _note_errors("pairs", outcome.parts, log)
-    for part in outcome.parts:
-        with folder.open(part.part) as file:
-            yield pq.read_table(file, columns=RUN_SCHEMA.names).cast(RUN_SCHEMA)
+    return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
 
 
 def _shared(config: EvaluateConfig) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _shared(config: EvaluateConfig) -> dict[str, Any]:
 
 def _note_errors(what: str, parts: list[Part], log: Log) -> None:
     if errors := sum(part.errors for part in parts):
-        log.notes.append(f"{errors:,} {what} could not be computed (empty or unreadable), and are never found")
+        log.notes.append(f"{errors:,} {what} could not be computed: empty, unreadable, or not in the corpus")
     if truncated := sum(part.truncated for part in parts):
         log.notes.append(f"{truncated:,} {what} were cut to the model's length")
 

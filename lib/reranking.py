@@ -46,6 +46,10 @@ class RerankConfig(RunOptions, RerankerOptions):
     queries: str | None = field(default=None, metadata={"help": "Queries by id, with --corpus."})
     query_id_column: str = field(default="query_id", metadata={"help": "Column with the query's id."})
     passage_id_column: str = field(default="passage_id", metadata={"help": "Column with the passage's id."})
+    corpus_id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the id in --corpus. Default: as in the candidates, else _id or id."},
+    )
     top_k: int | None = field(
         default=None, metadata={"help": "Rank each query's passages and keep the best N.", "min": 1}
     )

@@ -22,7 +22,9 @@ from .storage import Folder
 from .tasks import Task
 
 MTEB_FORMAT = "2.26.24"  # the version whose layout is written
-UNKNOWN_LANGUAGE = "und-Zyyy"  # of ISO 639 and 15924; mteb averages over languages, and gives no score where there is none
+UNKNOWN_LANGUAGE = (
+    "und-Zyyy"  # of ISO 639 and 15924; mteb averages over languages, and gives no score where there is none
+)
 NAMED = {"model", "reranker"}  # of an identity: where models were found; their revisions tell them apart
 
 
@@ -118,7 +120,7 @@ def markdown(result: Result) -> str:
         f"# {result.system} on {result.task} ({result.split})",
         "",
         f"**{result.main_score} {result.main:.4f}** (95 % interval {low:.4f} to {high:.4f}), "
-        f"{result.counts['queries']:,} queries, {result.counts['passages']:,} passages.",
+        f"{', '.join(f'{count:,} {name}' for name, count in result.counts.items())}.",
         "",
         f"| | {' | '.join(f'@{cut}' for cut in CUTS)} |",
         f"|---|{'---|' * len(CUTS)}",
@@ -127,7 +129,7 @@ def markdown(result: Result) -> str:
         cells = " | ".join(f"{result.scores[f'{measure}_at_{cut}']:.4f}" for cut in CUTS)
         lines.append(f"| {measure} | {cells} |")
     lines += ["", *(f"- {note}" for note in result.notes)]
-    lines += [f"- {name}: {value}" for name, value in result.identity.items() if value not in (None, "")]
+    lines += [f"- {name}: {value!r}" for name, value in result.identity.items() if value not in (None, "")]
     took = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.seconds.items())
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return "\n".join([*lines, f"- time of this run: {took}", f"- versions: {versions}"]) + "\n"

@@ -1,23 +1,26 @@
-"""What exact search does with one shard: a block of queries against a range of passages, both read as vectors."""
+"""What exact search does with one shard: a block of queries against a range of passages, or the lists of several ranges."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from .nearest import nearest
 from .plan import Shard
-from .ranking import rank_ids
+from .ranking import best, rank_ids
 from .rows import read
 from .stages import Bundle
-from .storage import Folder
+from .storage import Folder, open_file
 
 QUERIES, PASSAGES, CANDIDATES = "queries", "passages", "candidates"
 QUERY_ID, PASSAGE_ID, SCORE = "query_id", "passage_id", "score"  # columns of a run
+RUN_SCHEMA = pa.schema([(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32())])
 PAIRS_AT_ONCE = 65_536
 
 
@@ -68,25 +71,24 @@ class Search:
             ranks, ids = rank_ids(passages["id"].combine_chunks())
             scores, places = search(matrix(queries["vector"]), matrix(passages["vector"]), ranks, self.most)
             rows = np.repeat(np.arange(len(queries)), scores.shape[1])
-            return {"rows": _run(queries["id"], rows, ids, places.reshape(-1), scores.reshape(-1))}
+            return {"rows": _run(queries["id"], ids, rows, scores.reshape(-1), places.reshape(-1))}
 
         return work
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+        return _counted(shard, bundle)
 
 
 @dataclass(frozen=True)
 class Score:
-    """The verb: the score of each candidate pair whose query and passage are in a shard."""
+    """The verb: the score of each candidate pair whose query and passage are in a shard, the `most` best of each query."""
 
     vectors: Vectors
+    most: int
     folder: Folder
     candidates: str  # Parquet in `folder`, columns QUERY_ID and PASSAGE_ID
 
     def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        import pyarrow.parquet as pq
-
         began = time.perf_counter()
         tables = {source: self.vectors.read(shard, source) for source in (QUERIES, PASSAGES)}
         pairs = pq.read_table(pa.BufferReader(self.folder.read(self.candidates)))
@@ -106,10 +108,38 @@ class Score:
         for start in range(0, len(rows), PAIRS_AT_ONCE):
             piece = slice(start, start + PAIRS_AT_ONCE)
             scores[piece] = np.einsum("nd,nd->n", queries[rows[piece]], passages[places[piece]])
-        return {"rows": _run(bundle[QUERIES]["id"], rows, bundle[PASSAGES]["id"], places, scores)}
+        ranks, ids = rank_ids(bundle[PASSAGES]["id"].combine_chunks())
+        return {"rows": _run(bundle[QUERIES]["id"], ids, *best(rows, scores, ranks[places], self.most))}
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+        return _counted(shard, bundle)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The verb: of the lists of several ranges for the same queries, the `most` best of each query. Its work is reading."""
+
+    most: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        """Memory: two lists, whatever the number of ranges."""
+        began = time.perf_counter()
+        lists = (read_run(piece.path, self.storage) for piece in shard.slices)
+        merged = reduce(lambda left, right: _best_of(left, right, self.most), lists)
+        return {"rows": merged}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        return lambda bundle: bundle
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return _counted(shard, bundle)
+
+
+def read_run(path: str, storage: Mapping[str, Any]) -> pa.Table:
+    """A part of a run, as RUN_SCHEMA types it."""
+    with open_file(path, storage) as file:
+        return pq.read_table(file, columns=RUN_SCHEMA.names).cast(RUN_SCHEMA)
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -119,6 +149,20 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return flat.reshape(len(array), array.type.list_size)
 
 
-def _run(queries: pa.ChunkedArray, rows: np.ndarray, ids: Any, places: np.ndarray, scores: np.ndarray) -> pa.Table:
-    taken = {QUERY_ID: queries.take(pa.array(rows)), PASSAGE_ID: ids.take(pa.array(places)), SCORE: scores}
-    return pa.table(taken)
+def _run(queries: Any, ids: Any, rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray) -> pa.Table:
+    """Rows of a run: queries and ids by their places in the two lists."""
+    taken = {QUERY_ID: queries.take(pa.array(rows)), PASSAGE_ID: ids.take(pa.array(ranks)), SCORE: scores}
+    return pa.table(taken).cast(RUN_SCHEMA)
+
+
+def _best_of(left: pa.Table, right: pa.Table, most: int) -> pa.Table:
+    """Of each query of two lists its `most` best."""
+    rows = pa.concat_tables([left, right])
+    numbered = rows[QUERY_ID].combine_chunks().dictionary_encode()
+    ranks, ids = rank_ids(rows[PASSAGE_ID].combine_chunks())
+    queries = numbered.indices.to_numpy().astype(np.int64)
+    return _run(numbered.dictionary, ids, *best(queries, rows[SCORE].to_numpy(), ranks, most))
+
+
+def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}

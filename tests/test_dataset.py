@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.dataset import read_dataset
+from lib.dataset import Dataset
+from lib.dataset import read_dataset as read_unchecked
 from lib.errors import InputError, UsageError
 from lib.layouts import Tables, locate, tables_of
+from lib.oddities import checked
 from lib.storage import Folder
 from lib.tasks import find
 
@@ -23,6 +25,10 @@ QUERIES = [
 ]
 QRELS = [("q1", "p1", 2), ("q1", "p3", 0), ("q2", "p2", 1)]
 JUDGED = {"q1": {"p1": 2, "p3": 0}, "q2": {"p2": 1}}
+
+
+def read_dataset(tables: Tables, split: str, template: str | None, folder: Folder) -> Dataset:
+    return checked(read_unchecked(tables, split, template, folder), folder)
 
 
 def write_jsonl(path, rows):
@@ -145,6 +151,45 @@ def test_lists_of_positives_and_negatives_become_candidates(tmp_path, write):
     assert found.notes == ("1 rows without a positive or without a negative are left out, as mteb does",)
 
 
+def test_a_text_that_looks_like_a_list_is_a_text(tmp_path):
+    """A positive alone may be given without a list, and begin with a bracket; a null in a list is refused."""
+    write_jsonl(tmp_path / "data" / "dev.jsonl", [{"query": "q", "positive": "[a] b", "negative": ["c", "[1]"]}])
+    tables, made = tables_of(str(tmp_path), "dev", {}), Folder(str(tmp_path / "made"))
+    found = read_dataset(tables, "dev", None, made)
+    assert pq.read_table(found.passages.url)["text"].to_pylist() == ["[a] b", "c", "[1]"]
+
+    write_jsonl(tmp_path / "data" / "dev.jsonl", [{"query": "q", "positive": ["a", None], "negative": ["c"]}])
+    with pytest.raises(InputError, match="a null in a list"):
+        read_dataset(tables, "dev", None, Folder(str(tmp_path / "other")))
+
+
+def test_a_split_is_not_the_beginning_of_another(tmp_path):
+    """`test` is test.tsv, or its numbered parts; test-hard.tsv and test.small.tsv are other splits."""
+    beir(tmp_path)
+    write_tsv(tmp_path / "qrels" / "test-hard.tsv", [("q3", "p1", 1)])
+    write_tsv(tmp_path / "qrels" / "test.small.tsv", [("q3", "p1", 1)])
+    assert tables_of(str(tmp_path), "test", {}).judgments == f"{tmp_path}/qrels/test.tsv"
+    assert tables_of(str(tmp_path), "test-hard", {}).judgments == f"{tmp_path}/qrels/test-hard.tsv"
+
+
+def test_rows_that_cannot_be_read_have_no_id_to_miss(tmp_path):
+    """A broken line of the corpus is no duplicate and no missing id: the embed job keeps it, with its reason."""
+    beir(tmp_path)
+    with (tmp_path / "corpus.jsonl").open("a") as file:
+        file.write("{broken\n{broken\n")
+    found = read_dataset(tables_of(str(tmp_path), "test", {}), "test", None, Folder(str(tmp_path / "made")))
+    assert found.notes == ()
+
+
+def test_the_ids_of_a_corpus_are_read_once(tmp_path, monkeypatch):
+    """What was found odd is kept beside what is made of the data; the next evaluation does not read the corpus for it."""
+    damaged(tmp_path, qrels=[*QRELS, ("q1", "gone", 1)])
+    tables, made = tables_of(str(tmp_path), "test", {}), Folder(str(tmp_path / "made"))
+    first = read_dataset(tables, "test", None, made)
+    monkeypatch.setattr("lib.oddities._known_ids", None)
+    assert read_dataset(tables, "test", None, made).notes == first.notes != ()
+
+
 def damaged(folder, **changes):
     beir(folder)
     for name, rows in changes.items():
@@ -160,8 +205,14 @@ def damaged(folder, **changes):
         ({"corpus": [*CORPUS, CORPUS[2]]}, r"1 passage ids come more than once in .*corpus.jsonl: 'p3'"),
         ({"queries": [*QUERIES, QUERIES[0]]}, "1 query ids come more than once in the queries: 'q1'"),
         ({"qrels": [*QRELS, ("q1", "p1", 1)]}, "query 'q1' and passage 'p1' have the grades 2 and 1"),
-        ({"qrels": [("q1", "p1", "good")]}, "a grade is not a number"),
-        ({"qrels": [("q1", "p1", "0.5")]}, "every grade must be a whole number"),
+        ({"qrels": [("q1", "p1", "good")]}, "a score is not a number.*Write whole numbers"),
+        ({"qrels": [("q1", "p1", "0.5")]}, r"test.tsv#0: the score 0.5 is not a whole number"),
+        ({"qrels": [*QRELS, ("q1",)]}, "fields where the header has 3"),
+        (
+            {"corpus": [*CORPUS, {"text": "who am I"}]},
+            r"1 rows of .*corpus.jsonl have no '_id', the first is corpus.jsonl#",
+        ),
+        ({"queries": [*QUERIES, {"text": "who am I"}]}, r"1 rows of .*queries.jsonl have no '_id'"),
         ({"qrels": [("q1", "nothing", 1)]}, "none of the 1 judged passages is in .*corpus.jsonl, among them 'nothing'"),
         ({"qrels": [("who", "p1", 1)]}, "none of the 1 judged queries is in .*queries.jsonl, among them 'who'"),
         ({"qrels": []}, "qrels.*has no rows"),
@@ -209,8 +260,14 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
     shutil.rmtree(tmp_path / "a" / "qrels")
     with pytest.raises(InputError, match=r"no qrels in .*qrels/test\.tsv"):
         tables_of(str(tmp_path / "a"), "test", {})
-    with pytest.raises(InputError, match=r"no dataset at .*nowhere"):
-        tables_of(str(tmp_path / "nowhere"), "test", {})
+    for nothing in ("nowhere", "a/corpus.jsonl"):
+        with pytest.raises(InputError, match=rf"no dataset at .*{nothing}"):
+            tables_of(str(tmp_path / nothing), "test", {})
+    (tmp_path / "b" / "README.md").write_text("---\nconfigs:\n- corpus\n---\n")  # what says nothing is passed over
+    assert tables_of(str(tmp_path / "b"), "test", {}).corpus
+    (tmp_path / "b" / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(InputError, match="its head is not YAML"):
+        tables_of(str(tmp_path / "b"), "test", {})
 
 
 def test_a_task_is_found_under_its_name_or_told_how_to_get(tmp_path):
@@ -219,10 +276,12 @@ def test_a_task_is_found_under_its_name_or_told_how_to_get(tmp_path):
     task = find("T2Retrieval")
     (tmp_path / "T2Retrieval").mkdir()
     beir(tmp_path / "T2Retrieval")
-    assert locate(task, str(tmp_path), {}) == f"{tmp_path}/T2Retrieval"
-    assert locate(task, f"{tmp_path}/T2Retrieval", {}) == f"{tmp_path}/T2Retrieval"
+    assert locate(task, str(tmp_path), False, {}) == f"{tmp_path}/T2Retrieval"
+    assert locate(task, f"{tmp_path}/T2Retrieval", True, {}) == f"{tmp_path}/T2Retrieval"
+    with pytest.raises(InputError, match=r"no data of T2Retrieval in .*looked for"):
+        locate(task, f"{tmp_path}/T2Retrieval", False, {})  # one folder cannot be that of several tasks
     (tmp_path / "mteb").mkdir()
     beir(tmp_path / "mteb" / "DuRetrieval")
-    assert locate(find("DuRetrieval"), str(tmp_path), {}) == f"{tmp_path}/mteb/DuRetrieval"
+    assert locate(find("DuRetrieval"), str(tmp_path), True, {}) == f"{tmp_path}/mteb/DuRetrieval"
     with pytest.raises(InputError, match="hf download mteb/T2Retrieval --repo-type dataset --revision cf778c0"):
-        locate(task, None, {})
+        locate(task, None, True, {})

@@ -12,7 +12,7 @@ from here import here  # noqa: F401
 from test_dataset import write_jsonl, write_parquet, write_tsv
 
 from lib.compare import CompareConfig, compare
-from lib.errors import ModelError, RunError, UsageError
+from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.evaluate import evaluate
 from lib.evaluating import EvaluateConfig
 from lib.metrics import NAMES
@@ -134,15 +134,23 @@ def test_an_encoder_scores_as_plain_search_does(here, data, encoder):  # noqa: F
 
 
 def test_many_blocks_and_ranges_give_one_ranking(here, data, encoder, monkeypatch):  # noqa: F811
-    """Queries in blocks of 7 and vectors in ranges of 50 merge into the ranking of all, at any depth."""
-    whole = run(data, model=encoder, name="whole")[0]["data"]
+    """Queries in blocks of 7 and vectors in ranges of 50 merge into the ranking of all, cut to the same length, whether the
+    corpus is searched or candidates are scored."""
+    urls, _ = candidates_of(data)
+    monkeypatch.setattr("lib.rankings.MOST", 20)
+    asked = ({}, urls)
+    whole = [one for more in asked for one in run(data, model=encoder, **more)[0].values()]
     monkeypatch.setattr("lib.retrieval.QUERY_BLOCK", 7)
     monkeypatch.setattr("lib.retrieval.RANGE_BYTES", 50 * 4 * tiny.HIDDEN)
-    results, said = run(data, model=encoder, name="pieces", output=str(data.parent / "pieces"))
-
-    assert any("of 16 shards to do" in line for line in said)
-    close(results["data"], whole.scores)
-    assert results["data"].counts == whole.counts
+    for more, wanted in zip(asked, whole, strict=True):
+        (found,), said = (
+            found.values() if isinstance(found, dict) else found for found in run(data, model=encoder, **more)
+        )
+        assert any("of 16 shards to do" in line for line in said)
+        assert any("merging the ranges, 4 of 4 shards" in line for line in said)
+        close(found, wanted.scores)
+        assert found.counts == wanted.counts
+        assert found.scores["recall_at_1000"] == found.scores["recall_at_20"] > 0
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -194,6 +202,8 @@ def test_a_passage_with_its_querys_id_may_not_count(here, data, encoder):  # noq
     """--ignore-identical-ids takes it out of the ranking, after the search, as mteb does."""
     result = run(data, model=encoder, ignore_identical_ids=True)[0]["data"]
     close(result, scored(plain_run(data, encoder, identical=False)))
+    with pytest.raises(RunError, match="ignore_identical_ids: there True, now False"):
+        run(data, model=encoder)
     assert result.scores != run(data, model=encoder, name="other")[0]["data"].scores
 
 
@@ -239,7 +249,7 @@ def test_a_reranker_alone_orders_candidates(here, data, reranker):  # noqa: F811
     urls, rows = candidates_of(data)
     result = run(data, reranker=reranker, **urls)[0]["custom"]
     close(result, scored(reranked(data, reranker, rows)))
-    assert any("pairs could not be computed (empty or unreadable)" in note for note in result.notes)
+    assert any("pairs could not be computed: empty, unreadable, or not in the corpus" in note for note in result.notes)
 
 
 def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):  # noqa: F811
@@ -252,6 +262,32 @@ def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):  # noqa:
     close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))
     assert result.scores["recall_at_1000"] == result.scores["recall_at_20"]
     assert result.identity["rerank_top"] == 12
+
+
+def test_another_split_takes_the_vectors_that_are_there(here, data, encoder):  # noqa: F811
+    """Vectors of passages depend on the corpus alone: other judgments of it cost only their own queries."""
+    run(data, model=encoder)
+    write_tsv(data / "qrels" / "dev.tsv", [("q1", "p1", 1)])
+    _, said = run(data, model=encoder, split="dev", name="dev")
+    place = said.index("embedding the passages of data")
+    assert said[place + 1].startswith("nothing to do")
+    assert not said[said.index("embedding the queries of data") + 1].startswith("nothing to do")
+
+
+def test_any_column_of_ids_is_joined(here, data, reranker):  # noqa: F811
+    """A corpus whose ids are in `docid`, with a column `passage_id` of something else, is reranked by its ids."""
+    urls, rows = candidates_of(data)
+    renamed = [
+        {"docid": row["_id"], "passage_id": i, "text": row["text"]}
+        for i, row in enumerate(lines(data / "corpus.jsonl"))
+    ]
+    write_parquet(data / "renamed.parquet", renamed)
+    result = run(data, reranker=reranker, **(urls | {"corpus": str(data / "renamed.parquet")}))[0]["custom"]
+    close(result, scored(reranked(data, reranker, rows)))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.open()]
 
 
 def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):  # noqa: F811
@@ -283,21 +319,42 @@ def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):  # no
         ({"candidates": "c"}, "--candidates goes with"),
         ({"split": "dev"}, "no split 'dev' in .*Splits there: test"),
         ({"recipe": "bge-reranker"}, "scores pairs"),
-        ({"reranker": "ENCODER", "model": None}, "has no candidates for a reranker alone"),
+        ({"reranker": "RERANKER", "model": None}, "has no candidates for a reranker alone"),
+        (
+            {"reranker": "RERANKER", "dataset": None}
+            | dict.fromkeys(["corpus", "queries", "qrels", "candidates"], "DATA"),
+            "has no part",
+        ),
+        ({"instruction": "judge"}, "--instruction is a reranker's"),
+        (
+            {"reranker": "RERANKER", "model": None, "query_prompt": "q"},
+            "--query-prompt and --passage-prompt are an encoder's",
+        ),
+        ({"task": ("T2Retrieval", "DuRetrieval")}, "no data of T2Retrieval in"),
     ],
 )
 def test_a_wrong_command_is_told_at_once(data, encoder, reranker, changes, said):
     """Models, tasks, splits and inputs that cannot go together are named before anything is computed."""
-    changes = {name: reranker if value == "ENCODER" else value for name, value in changes.items()}
+    places = {"RERANKER": reranker} | (candidates_of(data)[0] if "candidates" in said or "no part" in said else {})
+    changes = {
+        name: places.get(name if value == "DATA" else value, value) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
     base = {} if said.startswith("no --model") else {"model": encoder}
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises((UsageError, InputError), match=said):
         run(data, **(base | changes))
     assert not list((data.parent / "out").rglob("part-*"))
 
 
 def test_results_of_another_system_are_not_overwritten(here, data, encoder):  # noqa: F811
-    """The same name for other settings is refused, with what differs, before anything is computed."""
+    """The same name for other settings, or for other data of the same name, is refused, with what differs, before anything
+    is computed; the same data at another place is the same."""
     run(data, model=encoder, name="mine")
+    other = shutil.copytree(data, data.parent / "copy" / "data")
+    run(other, model=encoder, name="mine", output=str(data.parent / "out"))
+    write_tsv(other / "qrels" / "test.tsv", [("q1", "p1", 1)])
+    with pytest.raises(RunError, match=r"data: there '\w+', now '\w+'"):
+        run(other, model=encoder, name="mine", output=str(data.parent / "out"))
     with pytest.raises(RunError, match=r"query_prompt: there '', now 'q: '.*--name"):
         run(data, model=encoder, name="mine", query_prompt="q: ")
 

@@ -1,17 +1,29 @@
 """Metrics are trec_eval's, to the ninth decimal, whatever the run looks like."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.errors import InputError
-from lib.metrics import CUTS, NAMES, evaluate_run, intervals
+from lib.metrics import CUTS, NAMES, evaluate, intervals
 
 PASSAGES = [f"d{i}" for i in range(1500)] + ["é", "中文", "Ünïcode", "d-7", "10", "9"]
 QUERIES = [f"q{i}" for i in range(12)]
 TREC = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}
+
+
+def evaluate_run(qrels, run):
+    """Every measure of every query of the qrels: {query: {name: value}}. run: {query: {passage: score}}."""
+    queries = list(qrels)
+    rows = [(i, passage, score) for i, query in enumerate(queries) for passage, score in run.get(query, {}).items()]
+    numbers, passages, scores = zip(*rows, strict=True)
+    passages = pa.array(passages, pa.large_string())
+    table = pa.table({"query": numbers, "passage": passages, "score": np.array(scores, np.float32)})
+    found = evaluate([qrels[query] for query in queries], table)
+    return {query: {name: float(found[name][i]) for name in NAMES} for i, query in enumerate(queries)}
 
 
 @st.composite

@@ -1,26 +1,24 @@
 """Exact search in memory: the right passages in the right order, ties too, by either library."""
 
+from functools import partial
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from lib import nearest as module
+from lib.errors import InputError
 from lib.nearest import nearest
 from lib.ranking import best, keys, rank_ids, split
 
-WAYS = {"faiss": lambda: nearest("cpu", 2), "torch": lambda: _torch_here()}
 
-
-def _torch_here():
-    """What a GPU worker runs, on this CPU, in blocks that the test's data has several of."""
-    from lib import nearest as module
-
-    module.CUDA_BLOCK = 7, 100
-    top = module._torch("cpu")
-    return lambda q, p, r, k: module.ranked(top, q, p, r, k)
-
-
-@pytest.fixture(params=WAYS)
-def search(request):
-    return WAYS[request.param]()
+@pytest.fixture(params=["faiss", "torch"])
+def search(request, monkeypatch):
+    """What a CPU worker runs, and what a GPU worker runs, on this CPU, in blocks that the test's data has several of."""
+    if request.param == "faiss":
+        return nearest("cpu", 2)
+    monkeypatch.setattr(module, "CUDA_BLOCK", (7, 100))
+    return partial(module.ranked, module._torch("cpu"))
 
 
 def plain(queries, passages, ranks, most):
@@ -62,6 +60,14 @@ def test_nothing_to_search_gives_nothing(search):
     assert search(none, some, np.arange(3), 2)[0].shape == (0, 2)
 
 
+def test_what_is_not_a_number_raises(search):
+    """A NaN in a vector is told, and takes no passage's place."""
+    queries, passages = np.ones((3, 4), np.float32), np.ones((6, 4), np.float32)
+    passages[2, 1] = np.nan
+    with pytest.raises(InputError, match="not a number"):
+        search(queries, passages, np.arange(6), 6)
+
+
 def test_lists_merge_into_the_list_of_all():
     """The best of parts, put together in any order, are the best of the whole; a query may have fewer rows than others."""
     random = np.random.default_rng(2)
@@ -80,8 +86,6 @@ def test_lists_merge_into_the_list_of_all():
 
 def test_ids_are_ordered_by_their_bytes():
     """As strcmp does: upper case before lower, Latin before Chinese, "10" before "9"; -0.0 ties with 0.0."""
-    import pyarrow as pa
-
     ids = ["b", "B", "中", "é", "10", "9", "b"]
     ranks, sorted_ids = rank_ids(pa.array(ids))
     assert sorted_ids.to_pylist() == sorted(set(ids), key=str.encode)

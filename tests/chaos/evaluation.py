@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Fire:
         self.command, self.head, self.output, self.log = command, head, output, log
         self.wanted, self.random = kills, random.Random(seed)
         self.kills = {"driver": 0, "worker": 0}
+        self.stages: Counter[str] = Counter()  # the newest folder of parts at each kill
         self.seen: dict[Path, tuple[int, int]] = {}
         self.rewritten: list[Path] = []
         self.lives = 0
@@ -86,6 +88,7 @@ class Fire:
                 return f"exit {driver.returncode}" if driver.returncode else early
 
     def look(self) -> None:
+        """Often: a part put twice while one driver lives is seen too."""
         now = parts(self.output)
         self.rewritten += [path for path, stamp in self.seen.items() if now.get(path) != stamp]
         self.seen = now
@@ -95,7 +98,8 @@ class Fire:
         began = time.monotonic()
         due = began + self.random.uniform(*LIFE)
         while driver.poll() is None:
-            time.sleep(0.1)
+            time.sleep(0.2)
+            self.look()
             now = time.monotonic()
             if now > began + PATIENCE:
                 driver.kill()
@@ -105,14 +109,19 @@ class Fire:
             if workers and self.random.random() < WORKER_SHARE:
                 with suppress(psutil.NoSuchProcess):
                     self.random.choice(workers).kill()
-                    self.kills["worker"] += 1
+                    self._count("worker")
                 due = now + self.random.uniform(*LIFE)
                 continue
             driver.send_signal(signal.SIGKILL)
             driver.wait()
-            self.kills["driver"] += 1
+            self._count("driver")
             return True
         return False
+
+    def _count(self, victim: str) -> None:
+        self.kills[victim] += 1
+        newest = max(self.seen, key=lambda path: self.seen[path][1], default=None)
+        self.stages[newest.parent.name.rpartition("-")[0] or newest.parent.name if newest else "nothing"] += 1
 
     def _environment(self) -> dict[str, str]:
         return environment() | {"RAY_ADDRESS": self.head.address}
@@ -148,6 +157,7 @@ def main(kills: int, seed: int) -> None:
         fire = Fire([*command, str(folder / "out")], head, folder / "out", folder / "out.log", kills, seed)
         problems.append(fire.burn())
         click.echo(f"under fire: {time.monotonic() - began:.0f} s, {fire.lives} drivers, kills {fire.kills}")
+        click.echo(f"newest parts at the kills: {dict(fire.stages)}")
     problems += [f"{len(fire.rewritten)} parts were made again: {fire.rewritten[:3]}"] if fire.rewritten else []
     names = [{path.relative_to(each.output).name for path in each.seen} for each in (calm, fire)]
     click.echo(f"{len(fire.seen)} parts, {len(fire.rewritten)} made again, {len(names[0])} of them undisturbed")
