@@ -192,7 +192,7 @@ def _compared_by_cosine(encoding: Encoding) -> bool:
 
 
 def _tasks(config: EvaluateConfig) -> list[Task]:
-    own = PurePosixPath(config.dataset).name if config.dataset else "custom" if config.corpus else None
+    own = PurePosixPath(absolute(config.dataset)).name if config.dataset else "custom" if config.corpus else None
     named = config.task or ([own] if own else [])
     if not named:
         raise UsageError(f"no --task. Known: {', '.join(tasks.names())}. Or give --dataset with a folder of your own")
@@ -225,11 +225,11 @@ def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[s
     dataset = checked(read_dataset(tables, task.split, template, work), work)
     if dataset.candidates is not None and not tasks.find(task.name):
         task = replace(task, kind="reranking")
-    _refuse_unfit(task, dataset, system)
+    refuse_unfit(task, dataset, system)
     return Work(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset))
 
 
-def _refuse_unfit(task: Task, dataset: Dataset, system: System) -> None:
+def refuse_unfit(task: Task, dataset: Dataset, system: System) -> None:
     """Raises UsageError where the models and the data do not fit each other."""
     if dataset.candidates is None and task.kind == "reranking":
         raise UsageError(f"{task.name} is a reranking task, and its data has no candidates (top_ranked). Get it whole")

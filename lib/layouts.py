@@ -111,6 +111,10 @@ def _at_places(folder: str, places: Iterable[str], split: str, names: Sequence[s
         if stem.endswith("/") and any(name.startswith(stem) for name in names):
             return f"{folder.rstrip('/')}/{stem.rstrip('/')}"
         found = [name for name in names if re.fullmatch(rf"{re.escape(stem)}({PART}[^/]*)?", _bare(name))]
+        if len(found) > 1 and any(_bare(name) == stem for name in found):
+            raise InputError(
+                f"{folder} has {' and '.join(sorted(found))}, and only one can be meant. Move the others away"
+            )
         if found:
             parts = f"{stem}-[0-9][0-9][0-9][0-9][0-9]-of-*"
             return f"{folder.rstrip('/')}/{found[0] if len(found) == 1 else parts}"
@@ -131,9 +135,8 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
 
 def _no_split(folder: str, split: str, names: Sequence[str]) -> UsageError | InputError:
     places = ("qrels", "default", "data", ".")
-    stems = {
-        re.split(r"[.-]", PurePosixPath(name).name)[0] for name in names if str(PurePosixPath(name).parent) in places
-    }
+    bare = [PurePosixPath(_bare(name)) for name in names]
+    stems = {re.split(PART, path.name)[0] for path in bare if str(path.parent) in places}
     there = sorted(stems - set(NO_SPLITS))
     if there:
         return UsageError(f"no split {split!r} in {folder}. Splits there: {', '.join(there)}. Choose one with --split")

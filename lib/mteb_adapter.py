@@ -20,7 +20,7 @@ from mteb.models import ModelMeta
 from . import embed
 from .dataset import Dataset, Passages
 from .errors import UsageError
-from .evaluating import EvaluateConfig, System, Work, prompts_of, read_system
+from .evaluating import EvaluateConfig, System, Work, prompts_of, read_system, refuse_unfit
 from .job import whole
 from .parts import parquet_bytes
 from .rankings import MOST, Log, embed_options, ranking
@@ -34,7 +34,8 @@ FILE = "texts.parquet"
 class MtebSearch:
     """mteb's SearchProtocol: the config's encoder, reranker, or both in turn.
 
-    Raises what the evaluate job raises; UsageError for a reranker alone where a task has no candidates.
+    Raises what the evaluate job raises; UsageError for a reranker alone where a task has no candidates, and for both where it
+    has some.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
@@ -60,15 +61,14 @@ class MtebSearch:
         """The scores of the `top_k` best passages of every query, of its candidates where mteb gives some."""
         table = _columns(queries, ("id", "text"))
         candidates = None if top_ranked is None else _pairs(top_ranked)
-        if candidates is None and self._system.encoder is None:
-            raise UsageError(f"{task_metadata.name} gives no candidates to a reranker alone. Give a --model too")
         if top_k > MOST:
             raise UsageError(f"top_k={top_k}: the engine searches for {MOST:,} at most. Ask for no more")
         vectors = _kept(self._config, self._corpus)
         asked = [each for each in (self._corpus, table, candidates) if each is not None]
         passages = Passages(vectors.path(FILE), "id", self._template())
-        dataset = Dataset(passages, table, {}, candidates)
-        work = Work(_task(task_metadata), dataset, _kept(self._config, *asked), vectors, data="")
+        task, dataset = _task(task_metadata), Dataset(passages, table, {}, candidates)
+        refuse_unfit(task, dataset, self._system)
+        work = Work(task, dataset, _kept(self._config, *asked), vectors, data="")
         found: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
         for run in ranking(self._config, self._system, work, Log(), _say):
             best = run.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])

@@ -172,6 +172,14 @@ def test_a_split_is_not_the_beginning_of_another(tmp_path):
     assert tables_of(str(tmp_path), "test-hard", {}).judgments == f"{tmp_path}/qrels/test-hard.tsv"
 
 
+def test_two_files_of_one_table_are_refused(tmp_path):
+    """corpus.jsonl beside corpus.parquet, as a copy in another format: which one is meant cannot be told."""
+    beir(tmp_path)
+    write_parquet(tmp_path / "corpus.parquet", CORPUS)
+    with pytest.raises(InputError, match=r"has corpus.jsonl and corpus.parquet, and only one can be meant"):
+        tables_of(str(tmp_path), "test", {})
+
+
 def test_rows_that_cannot_be_read_have_no_id_to_miss(tmp_path):
     """A broken line of the corpus is no duplicate and no missing id: the embed job keeps it, with its reason."""
     beir(tmp_path)
