@@ -249,7 +249,7 @@ def _folder(config: EvaluateConfig, name: str, urls: Sequence[str | None]) -> Fo
     storage = parse_options(config.storage_option)
     seen = [(absolute(url), find(absolute(url), storage)) for url in urls if url]
     key = hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
-    return Folder(f"{absolute(config.output).rstrip('/')}/work/{name}-{key}", storage)
+    return Folder(f"{absolute(config.output).rstrip('/')}/stages/{name}-{key}", storage)
 
 
 def _digest(dataset: Dataset) -> str:

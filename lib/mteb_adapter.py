@@ -158,7 +158,7 @@ def _kept(config: EvaluateConfig, rows: pa.Table, *others: pa.Table) -> Folder:
     """The rows in FILE of a folder named after all the tables, so that the same ones find what was made of them."""
     data = parquet_bytes(rows)
     digest = hashlib.sha256(b"".join([data, *map(parquet_bytes, others)])).hexdigest()[:12]
-    folder = Folder(f"{absolute(config.output).rstrip('/')}/work/mteb-{digest}", parse_options(config.storage_option))
+    folder = Folder(f"{absolute(config.output).rstrip('/')}/stages/mteb-{digest}", parse_options(config.storage_option))
     folder.claim(FILE, data)
     return folder
 

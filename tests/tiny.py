@@ -32,10 +32,12 @@ QWEN_SPLIT = (
 
 def word_piece() -> PreTrainedTokenizerFast:
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.train_from_iterator(TEXT, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials))
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in TEXT for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    pieces = sorted({piece for number, word in enumerate(sorted(words)) for piece in _pieces(word, number)})
+    vocabulary = {piece: number for number, piece in enumerate([*specials, *pieces])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizer, splitter
     _template(backend, "[CLS]", "[SEP]")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -45,6 +47,12 @@ def word_piece() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _pieces(word: str, number: int) -> list[str]:
+    """A word's letters, and every other word whole, the rest in two pieces. A trainer's choice would differ in each process."""
+    letters = [*word, *(f"##{letter}" for letter in word)]
+    return [*letters, word] if number % 2 else [*letters, word[:3], f"##{word[3:]}" if word[3:] else word]
 
 
 def unigram() -> PreTrainedTokenizerFast:

@@ -154,7 +154,7 @@ def test_mteb_scores_our_vectors_alike(data, config, retrieved, ranked):
     """mteb searches and scores the vectors that our evaluations left: every measure of retrieval and of reranking is ours,
     to the five decimals that it rounds to."""
     for result, reranking in ((retrieved, False), (ranked, True)):
-        stored = StoredVectors(Path(config.output, "work"), result.task)
+        stored = StoredVectors(Path(config.output, "stages"), result.task)
         same(by_mteb(stored, data, reranking), result, ROUNDED)
     assert retrieved.main_score == "ndcg_at_10"
     assert ranked.main_score == "map_at_1000"
