@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from lib.evaluate import evaluate
+from lib.evaluate import dry_run, evaluate
 from lib.evaluating import EvaluateConfig
 from lib.options import command
 
@@ -16,6 +16,9 @@ Exit codes: 0 every task has its result, 1 error, 2 wrong command."""
 @command(EvaluateConfig, "evaluate_model.py", EPILOG)
 def main(config: EvaluateConfig) -> int:
     """Score an embedding model, a reranker or both on retrieval and reranking tasks. Stopped, the same command goes on."""
+    if config.dry_run:
+        click.echo("\n".join(dry_run(config)))
+        return 0
     for result in evaluate(config, lambda sentence: click.echo(sentence, err=True)):
         low, high = result.intervals[result.main_score]
         place = f"{config.output.rstrip('/')}/results/{result.system}/{result.task}.md"

@@ -12,7 +12,7 @@ from .dataset import Dataset
 from .evaluating import EvaluateConfig, System, Work, prompts_of, read_system, read_works
 from .metrics import NAMES
 from .metrics import evaluate as evaluate_block
-from .rankings import Log, ranking
+from .rankings import Log, estimates, ranking
 from .results import Result, averaged, refuse_other, write_result
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 from .storage import Folder, absolute, parse_options
@@ -23,6 +23,28 @@ VERSIONS = ("torch", "transformers", "faiss-cpu", "ray", "numpy")
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> list[Result]:
     """Evaluate on every task, and write the results. Raises ShoalError before anything scales, for what cannot work."""
+    system, works, output = _ready(config)
+    return [evaluate_task(config, system, work, output, say) for work in works]
+
+
+def dry_run(config: EvaluateConfig) -> list[str]:
+    """What an evaluation would compute, in lines: no result is written, and of the data no more than what was checked.
+
+    Raises ShoalError as the evaluation itself would.
+    """
+    system, works, _ = _ready(config)
+    lines = []
+    for work in works:
+        for what, estimate in estimates(config, system, work):
+            lines += [f"{work.task.name}: {what}", *(f"  {line}" for line in estimate.lines(config.price_per_hour))]
+        if system.encoder and system.reranker:
+            pairs = config.rerank_top * len(work.dataset.queries)
+            lines.append(f"{work.task.name}: rerank {pairs:,} pairs of what is retrieved")
+    return lines
+
+
+def _ready(config: EvaluateConfig) -> tuple[System, list[Work], Folder]:
+    """Models and data read, and held against what the output has already."""
     system = read_system(config)
     storage = parse_options(config.storage_option)
     output = Folder(absolute(config.output), storage)
@@ -30,7 +52,7 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> list[Result]
     works = read_works(config, system, storage)
     for work in works:
         refuse_other(output, system.name, work.task.name, identity(config, system, work))
-    return [evaluate_task(config, system, work, output, say) for work in works]
+    return system, works, output
 
 
 def evaluate_task(

@@ -75,6 +75,10 @@ class EvaluateConfig(EncoderOptions, ClusterOptions):
         default=(),
         metadata={"help": "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", "many": True},
     )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print plan, tokens, memory and cost of each task, and stop."}
+    )
+    price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
 
 
 @dataclass(frozen=True)

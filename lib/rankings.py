@@ -17,6 +17,7 @@ from . import embed, rerank
 from .cluster import ClusterOptions
 from .dataset import Passages
 from .embedding import EmbedConfig
+from .estimate import Estimate
 from .evaluating import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
 from .job import RunOptions, whole
 from .metrics import CUTS
@@ -48,9 +49,8 @@ class Log:
 
 def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
     """The run, in tables of RUN_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
-    work.folder.claim(QUERIES, parquet_bytes(work.dataset.queries))
+    _keep(work)
     if work.dataset.candidates is not None:
-        work.folder.claim(CANDIDATES, parquet_bytes(work.dataset.candidates))
         log.counts["candidates"] = len(work.dataset.candidates)
     if system.encoder is None:
         return _reranked(config, CANDIDATES, work, log, say)
@@ -66,6 +66,16 @@ def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: S
     return _reranked(config, name, work, log, say)
 
 
+def estimates(config: EvaluateConfig, system: System, work: Work) -> Iterator[tuple[str, Estimate]]:
+    """What the models would compute for a task, from samples; not the pairs of what is not retrieved yet."""
+    _keep(work)
+    if system.encoder:
+        for name, options in _embed_configs(config, system, work).items():
+            yield f"embed {name}", embed.dry_run(options)
+    elif work.dataset.candidates is not None:
+        yield "rerank candidates", rerank.dry_run(_rerank_config(config, CANDIDATES, work))
+
+
 def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: Folder, name: str) -> EmbedConfig:
     """How texts are embedded, and where: in a folder `name-KEY` that is named after what fixes their vectors."""
     rows = {"input": absolute(texts.url), "id_column": texts.id_column, "text_template": texts.template}
@@ -75,14 +85,18 @@ def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: 
     return replace(options, output=folder.path(f"{name}-{fingerprint(job.settings)}"))
 
 
-def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Retrieval:
-    """Embed passages and queries, or find them embedded; what is to be searched."""
+def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[str, EmbedConfig]:
     assert system.encoder
-    places = {}
     queries = Passages(work.folder.path(QUERIES), "id", "{text}")
     texts = {"passages": (work.dataset.passages, work.vectors), "queries": (queries, work.folder)}
-    for name, prompt in prompts_of(config, system.encoder, work.task).items():
-        options = embed_options(config, prompt, *texts[name], name)
+    prompts = prompts_of(config, system.encoder, work.task)
+    return {name: embed_options(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
+
+
+def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Retrieval:
+    """Embed passages and queries, or find them embedded; what is to be searched."""
+    places = {}
+    for name, options in _embed_configs(config, system, work).items():
         say(f"embedding the {name} of {work.task.name}")
         with log.timed(f"embed {name}"):
             outcome = whole(embed.embed(options, say), options.output)
@@ -103,6 +117,16 @@ def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say:
 
 def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
     """The candidates with the reranker's scores."""
+    options = _rerank_config(config, candidates, work)
+    say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
+    with log.timed("rerank"):
+        outcome = whole(rerank.rerank(options, say), options.output)
+    folder = Folder(options.output, work.folder.options)
+    _note_errors("pairs", outcome.parts, log)
+    return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
+
+
+def _rerank_config(config: EvaluateConfig, candidates: str, work: Work) -> RerankConfig:
     passages = work.dataset.passages
     options = RerankConfig(
         **(_shared(config) | vars(reranker_options(config))),
@@ -115,13 +139,14 @@ def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say
         corpus_id_column=passages.id_column,
     )
     settings = rerank.settings(options, rerank.checked(options))
-    options = replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
-    say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
-    with log.timed("rerank"):
-        outcome = whole(rerank.rerank(options, say), options.output)
-    folder = Folder(options.output, work.folder.options)
-    _note_errors("pairs", outcome.parts, log)
-    return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
+    return replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
+
+
+def _keep(work: Work) -> None:
+    """What the models read, beside what they make of it."""
+    work.folder.claim(QUERIES, parquet_bytes(work.dataset.queries))
+    if work.dataset.candidates is not None:
+        work.folder.claim(CANDIDATES, parquet_bytes(work.dataset.candidates))
 
 
 def _shared(config: EvaluateConfig) -> dict[str, Any]:

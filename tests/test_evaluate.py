@@ -25,6 +25,8 @@ from test_dataset import write_parquet, write_tsv
 
 from lib.compare import CompareConfig, compare
 from lib.errors import InputError, ModelError, RunError, UsageError
+from lib.evaluate import dry_run
+from lib.evaluating import EvaluateConfig
 from lib.metrics import NAMES
 from lib.storage import filesystem
 
@@ -197,6 +199,20 @@ def test_any_column_of_ids_is_joined(here, data, reranker):  # noqa: F811
     write_parquet(data / "renamed.parquet", renamed)
     result = run(data, reranker=reranker, **(urls | {"corpus": str(data / "renamed.parquet")}))[0]["custom"]
     close(result, scored(reranked(data, reranker, rows)))
+
+
+def test_dry_run_tells_tokens_and_cost(here, data, encoder, reranker):  # noqa: F811
+    """--dry-run prices passages, queries, or the pairs of given candidates, and counts those that are not retrieved yet;
+    nothing is computed for good."""
+    out = {"output": str(data.parent / "out"), "price_per_hour": 2.0}
+    both = EvaluateConfig(dataset=str(data), model=encoder, reranker=reranker, rerank_top=12, **out)
+    text = "\n".join(dry_run(both))
+    for line in ("data: embed passages\n  plan      160 rows", "data: embed queries\n  plan      25 rows", "$"):
+        assert line in text
+    assert text.endswith("data: rerank 300 pairs of what is retrieved")
+    alone = EvaluateConfig(**(candidates_of(data)[0] | {"reranker": reranker} | out))
+    assert "custom: rerank candidates\n  plan      721 rows" in "\n".join(dry_run(alone))
+    assert not list((data.parent / "out").rglob("part-*"))
 
 
 def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):  # noqa: F811
