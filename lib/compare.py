@@ -74,6 +74,7 @@ def table(results: Sequence[Result], systems: Sequence[str]) -> list[Row]:
     there = sorted({result.system for result in results})
     if unknown := [name for name in systems if name not in there]:
         raise InputError(f"no results of {unknown[0]!r}. Systems there: {', '.join(there)}")
+    _refuse_mixed([result for result in results if result.system in (systems or there)])
     rows = []
     for name in systems or there:
         mine = [result for result in results if result.system == name]
@@ -82,10 +83,29 @@ def table(results: Sequence[Result], systems: Sequence[str]) -> list[Row]:
                 name,
                 {each.task: 100 * each.main for each in mine},
                 {each.task: _percent(each.intervals[each.main_score]) for each in mine},
-                _published(mine[0].identity),
+                _published(mine[0].identity) if all(map(_as_published, mine)) else {},
             )
         )
     return rows
+
+
+def _refuse_mixed(results: Sequence[Result]) -> None:
+    """Raises InputError where one task's name stands for two data: their scores do not compare."""
+    first: dict[str, Result] = {}
+    for result in results:
+        other = first.setdefault(result.task, result)
+        for what in ("split", "data", "main_score"):
+            here, there = result.identity.get(what), other.identity.get(what)
+            if here != there:
+                raise InputError(
+                    f"{result.system} and {other.system} were evaluated on other data, both named {result.task} ({what} {here!r} "
+                    f"and {there!r}). Choose systems with --system, or evaluate one of them anew with a --task of its own"
+                )
+
+
+def _as_published(result: Result) -> bool:
+    known = tasks.find(result.task)
+    return known is None or known.split == result.split
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

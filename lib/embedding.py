@@ -20,7 +20,7 @@ from .models.tokenizer import Tokenizer
 from .packing import padding_waste
 from .plan import Shard
 from .rows import read
-from .stages import Bundle
+from .stages import NOT_FINITE, Bundle
 from .texts import as_text, chunk_spans, compose
 from .vectors import OutputDtype, quantise, to_column
 
@@ -155,7 +155,7 @@ class Embedding:
         rows, facts = bundle["rows"], bundle["vectors"]
         index = rows["_unique"].combine_chunks()
         broken = pc.and_(pc.invert(facts["finite"].combine_chunks().take(index)), pc.is_valid(index)).fill_null(False)
-        error = pc.if_else(broken, "the model gave a vector that is not finite", rows["error"]).cast(pa.string())
+        error = pc.if_else(broken, f"the model gave a vector {NOT_FINITE}", rows["error"]).cast(pa.string())
         lengths = facts["tokens"].combine_chunks()
         tokens = lengths.take(index).fill_null(0)
         data = {"id": rows["id"]}

@@ -12,7 +12,8 @@ from .dataset import Dataset, read_dataset
 from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
 from .errors import ModelError, UsageError
 from .layouts import Tables
-from .listing import find
+from .listing import WILDCARDS, find
+from .metrics import CUTS
 from .models.directory import read_json
 from .models.rerank_spec import RerankSpec
 from .oddities import checked
@@ -119,6 +120,14 @@ def read_system(config: EvaluateConfig) -> System:
         raise UsageError(
             "--query-prompt and --passage-prompt are an encoder's, and there is no --model. Leave them out"
         )
+    if not has_encoder and (config.max_tokens or config.truncate_dim or config.pooling):
+        raise UsageError(
+            "--max-tokens, --truncate-dim and --pooling are an encoder's, and there is no --model. Leave them out"
+        )
+    if config.rerank_top > max(CUTS):
+        raise UsageError(
+            f"--rerank-top {config.rerank_top}: {max(CUTS):,} passages a query are retrieved. Ask for no more"
+        )
     if not has_reranker and config.instruction:
         raise UsageError(
             "--instruction is a reranker's, and there is no --reranker. For an encoder write --query-prompt"
@@ -177,8 +186,10 @@ def prompts_of(config: EvaluateConfig, encoding: Encoding, task: Task) -> dict[s
 
 
 def safe_name(name: str) -> str:
-    """As mteb names folders: no slash, no space."""
-    return name.replace("/", "__").replace(" ", "_")
+    """As mteb names folders: no slash, no space; and not hidden. Raises UsageError where nothing is left of it."""
+    if not (safe := name.replace("/", "__").replace(" ", "_").lstrip("._")):
+        raise UsageError(f"{name!r} is no name for a folder. Give a --name, or --task, with letters")
+    return safe
 
 
 def _short(name: str) -> str:
@@ -219,7 +230,8 @@ def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[s
     if config.corpus:
         tables = Tables(str(config.qrels), config.corpus, config.queries, config.candidates)
     else:
-        place = layouts.locate(task, config.dataset, len(config.task) < 2, storage)
+        named = bool(config.task) or config.dataset is None  # else the task is named after the folder
+        place = layouts.locate(task, config.dataset, len(config.task) < 2, storage) if named else str(config.dataset)
         tables = layouts.tables_of(place, task.split, storage)
     if config.corpus or config.dataset:
         task = replace(task, revision="")  # what a copy of one's own is of cannot be told
@@ -230,7 +242,7 @@ def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[s
     if dataset.candidates is not None and not tasks.find(task.name):
         task = replace(task, kind="reranking")
     refuse_unfit(task, dataset, system)
-    return Work(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset))
+    return Work(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset, storage))
 
 
 def refuse_unfit(task: Task, dataset: Dataset, system: System) -> None:
@@ -253,12 +265,18 @@ def _folder(config: EvaluateConfig, name: str, urls: Sequence[str | None]) -> Fo
     storage = parse_options(config.storage_option)
     seen = [(absolute(url), find(absolute(url), storage)) for url in urls if url]
     key = hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
-    return Folder(f"{absolute(config.output).rstrip('/')}/stages/{name}-{key}", storage)
+    place = f"{absolute(config.output).rstrip('/')}/stages/{name}-{key}"
+    if any(letter in place for letter in WILDCARDS):
+        raise UsageError(
+            f"{place} would be read as a pattern. Choose an --output, --task and --split without any of {WILDCARDS}"
+        )
+    return Folder(place, storage)
 
 
-def _digest(dataset: Dataset) -> str:
-    """Of the judgments, queries and candidates themselves, wherever they lie."""
+def _digest(dataset: Dataset, storage: Mapping[str, Any]) -> str:
+    """Of judgments, queries and candidates themselves, and of names and sizes of the corpus's files, wherever they lie."""
     tables = [dataset.queries, dataset.candidates]
-    said = [sorted((query, sorted(grades.items())) for query, grades in dataset.qrels.items())]
+    said: list[Any] = [(file.name, file.size) for file in find(absolute(dataset.passages.url), storage)]
+    said += sorted((query, sorted(grades.items())) for query, grades in dataset.qrels.items())
     rows = [sorted(map(repr, table.to_pylist())) for table in tables if table is not None]
     return hashlib.sha256(repr(said + rows).encode()).hexdigest()[:12]

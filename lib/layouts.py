@@ -19,7 +19,7 @@ import yaml
 
 from .errors import InputError, UsageError
 from .formats import COMPRESSIONS, format_of
-from .listing import find
+from .listing import WILDCARDS, find
 from .patience import retrying
 from .storage import filesystem
 from .tasks import Task
@@ -80,6 +80,10 @@ def locate(task: Task, dataset: str | None, alone: bool, storage: Mapping[str, A
     without one, a copy from the hub. Raises InputError where there is none, with the line that fetches it."""
     if dataset is None:
         return _from_hub(task)
+    if any(letter in dataset for letter in WILDCARDS):
+        raise UsageError(
+            f"--dataset {dataset} is a pattern. Give the folder itself; rename one whose name has any of {WILDCARDS}"
+        )
     places = [f"{dataset.rstrip('/')}/{name}" for name in dict.fromkeys((task.name, task.dataset)) if name]
     if alone:
         places.append(dataset)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError
 from .ranking import keys, split
 
 if TYPE_CHECKING:
@@ -34,15 +33,11 @@ def nearest(device: str, threads: int) -> Nearest:
 def ranked(
     top: Top, queries: np.ndarray, passages: np.ndarray, ranks: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `top` selects, in the order of the keys of scores and ranks, as if every score had been sorted."""
+    """What `top` selects, in the order of the keys of scores and ranks, as if every score had been sorted. All must be finite."""
     most = min(most, len(passages))
     if not most or not len(queries):
         return np.empty((len(queries), most), np.float32), np.empty((len(queries), most), np.int64)
     scores, places = top(queries, passages, min(most + 1, len(passages)))
-    if np.isnan(scores[:, 0]).any() or (places[:, -1] < 0).any():  # torch lists NaN first, faiss leaves it out
-        raise InputError(
-            "a score is not a number: a vector has NaN or infinite values. Mend the vectors or their model"
-        )
     found = ranks[places]
     equal = scores[:, :-1] == scores[:, 1:]
     for row in np.flatnonzero(equal.any(axis=1)):  # of the others the order is right

@@ -5,6 +5,7 @@ and another evaluation of the same model takes what is there.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -12,22 +13,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from . import embed, rerank
 from .cluster import ClusterOptions
-from .dataset import Passages
+from .dataset import NAMED, Passages
 from .embedding import EmbedConfig
+from .errors import InputError
 from .estimate import Estimate
 from .evaluating import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
 from .job import RunOptions, whole
 from .metrics import CUTS
-from .parts import Part, parquet_bytes
+from .parts import parquet_bytes
 from .reranking import RerankConfig
 from .retrieval import Retrieval, fingerprint, retrieve
 from .searching import PASSAGE_ID, QUERY_ID, read_run
+from .sharded import Outcome
+from .stages import NOT_FINITE
 from .storage import Folder, absolute
 
-QUERIES, CANDIDATES = "queries.parquet", "candidates.parquet"
+QUERIES_FILE, CANDIDATES_FILE = "queries.parquet", "candidates.parquet"
 MOST = max(CUTS)  # passages a query that are searched for
 Say = Callable[[str], None]
 
@@ -53,7 +58,7 @@ def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: S
     if work.dataset.candidates is not None:
         log.counts["candidates"] = len(work.dataset.candidates)
     if system.encoder is None:
-        return _reranked(config, CANDIDATES, work, log, say)
+        return _reranked(config, CANDIDATES_FILE, work, log, say)
     retrieval = _embedded(config, system, work, log, say)
     name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
     if system.reranker and work.folder.exists(name):
@@ -73,7 +78,7 @@ def estimates(config: EvaluateConfig, system: System, work: Work) -> Iterator[tu
         for name, options in _embed_configs(config, system, work).items():
             yield f"embed {name}", embed.dry_run(options)
     elif work.dataset.candidates is not None:
-        yield "rerank candidates", rerank.dry_run(_rerank_config(config, CANDIDATES, work))
+        yield "rerank candidates", rerank.dry_run(_rerank_config(config, CANDIDATES_FILE, work))
 
 
 def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: Folder, name: str) -> EmbedConfig:
@@ -87,7 +92,7 @@ def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: 
 
 def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[str, EmbedConfig]:
     assert system.encoder
-    queries = Passages(work.folder.path(QUERIES), "id", "{text}")
+    queries = Passages(work.folder.path(QUERIES_FILE), "id", "{text}")
     texts = {"passages": (work.dataset.passages, work.vectors), "queries": (queries, work.folder)}
     prompts = prompts_of(config, system.encoder, work.task)
     return {name: embed_options(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
@@ -101,14 +106,14 @@ def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say:
         with log.timed(f"embed {name}"):
             outcome = whole(embed.embed(options, say), options.output)
         log.counts[name] = sum(part.rows for part in outcome.parts)
-        _note_errors(name, outcome.parts, log)
+        _note_errors(name, outcome, Folder(options.output, work.folder.options), log)
         places[name] = options.output
     retrieval = Retrieval(
         **places,
         folder=work.folder,
         most=MOST,
         cosine=system.cosine,
-        candidates=CANDIDATES if work.dataset.candidates is not None else None,
+        candidates=CANDIDATES_FILE if work.dataset.candidates is not None else None,
         options=RunOptions(**_shared(config), input=work.folder.url, output=""),
     )
     output = work.folder.path(f"search-{fingerprint(retrieval.settings())}")
@@ -122,7 +127,7 @@ def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say
     with log.timed("rerank"):
         outcome = whole(rerank.rerank(options, say), options.output)
     folder = Folder(options.output, work.folder.options)
-    _note_errors("pairs", outcome.parts, log)
+    _note_errors("pairs", outcome, folder, log)
     return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
 
 
@@ -132,7 +137,7 @@ def _rerank_config(config: EvaluateConfig, candidates: str, work: Work) -> Reran
         **(_shared(config) | vars(reranker_options(config))),
         input=work.folder.path(candidates),
         output=work.folder.path("rerank-0"),
-        queries=work.folder.path(QUERIES),
+        queries=work.folder.path(QUERIES_FILE),
         corpus=absolute(passages.url),
         query_column="text",
         text_template=passages.template,
@@ -144,9 +149,9 @@ def _rerank_config(config: EvaluateConfig, candidates: str, work: Work) -> Reran
 
 def _keep(work: Work) -> None:
     """What the models read, beside what they make of it."""
-    work.folder.claim(QUERIES, parquet_bytes(work.dataset.queries))
+    work.folder.claim(QUERIES_FILE, parquet_bytes(work.dataset.queries))
     if work.dataset.candidates is not None:
-        work.folder.claim(CANDIDATES, parquet_bytes(work.dataset.candidates))
+        work.folder.claim(CANDIDATES_FILE, parquet_bytes(work.dataset.candidates))
 
 
 def _shared(config: EvaluateConfig) -> dict[str, Any]:
@@ -155,10 +160,23 @@ def _shared(config: EvaluateConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in (*names, "token_budget", "storage_option")}
 
 
-def _note_errors(what: str, parts: list[Part], log: Log) -> None:
-    if errors := sum(part.errors for part in parts):
-        log.notes.append(f"{errors:,} {what} could not be computed: empty, unreadable, or not in the corpus")
-    if truncated := sum(part.truncated for part in parts):
+def _note_errors(what: str, outcome: Outcome, folder: Folder, log: Log) -> None:
+    """Rows without a vector or score, and rows that were cut. Raises InputError where a model gave what is not a number."""
+    reasons: Counter[str] = Counter()
+    for part in outcome.parts:
+        if part.errors:
+            with folder.open(part.part) as file:
+                reasons.update(pq.read_table(file, columns=["error"])["error"].drop_null().to_pylist())
+    if broken := [reason for reason in reasons if NOT_FINITE in reason]:
+        raise InputError(
+            f"{reasons[broken[0]]:,} {what}: {broken[0]}, so there is no fair score. Try --dtype float32; else mend the model"
+        )
+    if reasons:
+        named = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(NAMED))
+        log.notes.append(
+            f"{reasons.total():,} {what} could not be computed ({named}{'; ...' * (len(reasons) > NAMED)})"
+        )
+    if truncated := sum(part.truncated for part in outcome.parts):
         log.notes.append(f"{truncated:,} {what} were cut to the model's length")
 
 

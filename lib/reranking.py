@@ -23,7 +23,7 @@ from .plan import Shard
 from .rows import read
 from .scoring import RerankerOptions
 from .shuffle import KEY, REASON, attach
-from .stages import Bundle
+from .stages import NOT_FINITE, Bundle
 from .texts import as_text, compose
 
 PAIRS_AT_ONCE = 4096
@@ -184,7 +184,7 @@ class Reranking:
         pair = rows["_pair"].combine_chunks()
         score = facts["score"].combine_chunks().take(pair)
         broken = pc.invert(pc.is_finite(score)).fill_null(False)
-        error = pc.if_else(broken, "the model gave a score that is not finite", rows["error"]).cast(pa.string())
+        error = pc.if_else(broken, f"the model gave a score {NOT_FINITE}", rows["error"]).cast(pa.string())
         data = {name: rows[name] for name in rows.column_names if name not in ("_pair", "error")}
         data["score"] = pc.if_else(broken, pa.scalar(None, pa.float32()), score)
         if self.config.top_k:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .errors import InputError
 from .nearest import nearest
 from .plan import Shard
 from .ranking import best, rank_ids
@@ -43,6 +44,8 @@ class Vectors:
         vectors = matrix(table["embedding"])
         if self.cosine:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        if not np.isfinite(vectors).all():
+            raise InputError(f"a vector of the {source} is not finite, so its scores are not numbers. Mend the vectors")
         column = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors.reshape(-1)), self.columns.field("embedding").type.list_size
         )

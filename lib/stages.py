@@ -19,6 +19,7 @@ from .parts import publish_part
 from .plan import Shard, Slice
 from .storage import Folder
 
+NOT_FINITE = "that is not finite"  # in the reason of a row whose model gave NaN or an infinity
 Bundle = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer
 
 

@@ -16,12 +16,16 @@ RANDOM = np.random.default_rng(0)
 PASSAGES = [" ".join(RANDOM.choice(WORDS, size=3 + i % 12)) for i in range(160)]
 QRELS = {f"q{i}": {f"p{(7 * i + 13 * j) % 160}": (j % 4) for j in range(1 + i % 9)} for i in range(24)}
 QUERIES = [" ".join(PASSAGES[int(list(QRELS[f"q{i}"])[-1][1:])].split()[:4]) for i in range(24)]
+TWINS = [p for p in range(160) if not any(f"p{p}" in grades for grades in QRELS.values())][
+    :2
+]  # alike, judged by nobody
 CUTS = "1,3,5,10,20,100,1000"
 
 
 def write_data(folder):
     """A BEIR folder in which two passages are alike, one is empty and a query has the id of a passage."""
-    texts = [*PASSAGES[:-2], PASSAGES[0], ""]
+    texts = [*PASSAGES[:-1], ""]
+    texts[TWINS[1]] = texts[TWINS[0]]
     write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)])
     queries = [{"_id": f"q{i}", "text": text} for i, text in enumerate(QUERIES)] + [{"_id": "p7", "text": texts[7]}]
     write_jsonl(folder / "queries.jsonl", queries)

@@ -109,6 +109,17 @@ def test_systems_are_chosen_by_name(folder):
         compare(CompareConfig(input=folder.url, system=("other",)))
 
 
+def test_other_data_under_one_name_is_not_compared(folder):
+    """Two systems on two data of the same name are refused, with both; a choice of systems that agree is not."""
+    made, task, values = result("other", "T2Retrieval", 0.5, data="1234")
+    write_result(folder, made, task, [f"q{i}" for i in range(8)], values)
+    with pytest.raises(
+        InputError, match=r"both named T2Retrieval \(data '1234' and None\). Choose systems with --system"
+    ):
+        compare(CompareConfig(input=folder.url))
+    compare(CompareConfig(input=folder.url, system=("piccolo",)))
+
+
 def test_what_is_no_result_is_told(folder, tmp_path):
     """A folder without results, and a file among them that is none."""
     with pytest.raises(InputError, match="evaluate_model"):

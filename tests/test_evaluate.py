@@ -4,9 +4,11 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 from evaluated import (
     PASSAGES,
     QRELS,
@@ -22,13 +24,16 @@ from evaluated import (
 )
 from here import here  # noqa: F401
 from test_dataset import write_parquet, write_tsv
+from transformers import AutoModel
 
 from lib.compare import CompareConfig, compare
 from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.evaluate import dry_run
 from lib.evaluating import EvaluateConfig
+from lib.job import RunOptions
 from lib.metrics import NAMES
-from lib.storage import filesystem
+from lib.retrieval import Retrieval, retrieve
+from lib.storage import Folder, filesystem
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +169,7 @@ def test_a_reranker_alone_orders_candidates(here, data, reranker):  # noqa: F811
     urls, rows = candidates_of(data)
     result = run(data, reranker=reranker, **urls)[0]["custom"]
     close(result, scored(reranked(data, reranker, rows)))
-    assert any("pairs could not be computed: empty, unreadable, or not in the corpus" in note for note in result.notes)
+    assert "5 pairs could not be computed (passage: empty text: 4; no passage with the id gone: 1)" in str(result.notes)
 
 
 def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):  # noqa: F811
@@ -177,6 +182,31 @@ def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):  # noqa:
     close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))
     assert result.scores["recall_at_1000"] == result.scores["recall_at_20"]
     assert result.identity["rerank_top"] == 12
+
+
+def test_what_is_not_a_number_raises(here, data, tmp_path, encoder):  # noqa: F811
+    """A model that gives NaN for a text, and vectors of NaN from elsewhere, have no fair score: told, with what to do."""
+    model = tiny.build("bert", tmp_path / "model")
+    network = AutoModel.from_pretrained(model)
+    with torch.no_grad():
+        network.embeddings.word_embeddings.weight[tiny.word_piece()("lazy")["input_ids"][1]] = float("nan")
+    network.save_pretrained(model)
+    with pytest.raises(InputError, match=r"passages: the model gave a vector that is not finite.*--dtype float32"):
+        run(data, model=str(model))
+
+    for name, value in (("queries", 1.0), ("passages", np.nan)):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(np.full(12, value, np.float32)), 4)
+        table = {"id": ["a", "b", "c"], "embedding": column, "error": pa.nulls(3, pa.string())}
+        write_table(tmp_path / "vectors" / name / "part-000000.parquet", table)
+    places = [str(tmp_path / "vectors" / name) for name in ("queries", "passages")]
+    options = RunOptions(input=str(tmp_path), output=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="a vector of the passages is not finite"):
+        retrieve(Retrieval(*places, Folder(str(tmp_path)), 2, False, None, options), print)
+
+
+def write_table(path, columns):
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table(columns), path)
 
 
 def test_another_split_takes_the_vectors_that_are_there(here, data, encoder):  # noqa: F811
@@ -252,6 +282,14 @@ def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):  # no
         ),
         ({"instruction": "judge"}, "--instruction is a reranker's"),
         (
+            {"reranker": "RERANKER", "model": None, "max_tokens": 9},
+            "--max-tokens, --truncate-dim and --pooling are an enc",
+        ),
+        ({"reranker": "RERANKER", "rerank_top": 1001}, "--rerank-top 1001: 1,000 passages"),
+        ({"output": "out[1]"}, "would be read as a pattern"),
+        ({"dataset": "data[1]", "task": ("mine",)}, "--dataset .* is a pattern"),
+        ({"name": "_"}, "'_' is no name for a folder"),
+        (
             {"reranker": "RERANKER", "model": None, "query_prompt": "q"},
             "--query-prompt and --passage-prompt are an encoder's",
         ),
@@ -280,6 +318,10 @@ def test_results_of_another_system_are_not_overwritten(here, data, encoder):  # 
     write_tsv(other / "qrels" / "test.tsv", [("q1", "p1", 1)])
     with pytest.raises(RunError, match=r"data: there '\w+', now '\w+'"):
         run(other, model=encoder, name="mine", output=str(data.parent / "out"))
+    with (data / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "one more", "text": "fish"}\n')
+    with pytest.raises(RunError, match=r"data: there '\w+', now '\w+'"):
+        run(data, model=encoder, name="mine")
     with pytest.raises(RunError, match=r"query_prompt: there '', now 'q: '.*--name"):
         run(data, model=encoder, name="mine", query_prompt="q: ")
 

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from lib import nearest as module
-from lib.errors import InputError
 from lib.nearest import nearest
 from lib.ranking import best, keys, rank_ids, split
 
@@ -58,14 +57,6 @@ def test_nothing_to_search_gives_nothing(search):
     some, none = np.ones((3, 4), np.float32), np.empty((0, 4), np.float32)
     assert search(some, none, np.empty(0, np.int64), 5)[0].shape == (3, 0)
     assert search(none, some, np.arange(3), 2)[0].shape == (0, 2)
-
-
-def test_what_is_not_a_number_raises(search):
-    """A NaN in a vector is told, and takes no passage's place."""
-    queries, passages = np.ones((3, 4), np.float32), np.ones((6, 4), np.float32)
-    passages[2, 1] = np.nan
-    with pytest.raises(InputError, match="not a number"):
-        search(queries, passages, np.arange(6), 6)
 
 
 def test_lists_merge_into_the_list_of_all():

@@ -8,6 +8,7 @@ published once must never be made again.
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,11 @@ def parts(output: Path) -> dict[Path, tuple[int, int]]:
             stat = path.stat()
             found[path] = stat.st_ino, stat.st_mtime_ns
     return found
+
+
+def stage(part: Path) -> str:
+    """The part's folder without its key, which has the place of the data in it."""
+    return re.sub(r"-[0-9a-f]{12}", "", part.parent.name)
 
 
 def scores(output: Path) -> dict[str, float]:
@@ -121,7 +127,7 @@ class Fire:
     def _count(self, victim: str) -> None:
         self.kills[victim] += 1
         newest = max(self.seen, key=lambda path: self.seen[path][1], default=None)
-        self.stages[newest.parent.name.rpartition("-")[0] or newest.parent.name if newest else "nothing"] += 1
+        self.stages[stage(newest) if newest else "nothing"] += 1
 
     def _environment(self) -> dict[str, str]:
         return environment() | {"RAY_ADDRESS": self.head.address}
@@ -159,8 +165,9 @@ def main(kills: int, seed: int) -> None:
         click.echo(f"under fire: {time.monotonic() - began:.0f} s, {fire.lives} drivers, kills {fire.kills}")
         click.echo(f"newest parts at the kills: {dict(fire.stages)}")
     problems += [f"{len(fire.rewritten)} parts were made again: {fire.rewritten[:3]}"] if fire.rewritten else []
-    names = [{path.relative_to(each.output).name for path in each.seen} for each in (calm, fire)]
-    click.echo(f"{len(fire.seen)} parts, {len(fire.rewritten)} made again, {len(names[0])} of them undisturbed")
+    made = [Counter(map(stage, each.seen)) for each in (calm, fire)]
+    problems += [f"parts by stage: {dict(made[1])}, undisturbed {dict(made[0])}"] if made[0] != made[1] else []
+    click.echo(f"{len(fire.seen)} parts, {len(fire.rewritten)} made again; {len(calm.seen)} undisturbed")
     if not any(problems):
         problems += ["other scores"] if scores(folder / "calm") != scores(folder / "out") else []
         click.echo(
