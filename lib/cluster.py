@@ -144,6 +144,13 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
+def largest_node() -> float | None:
+    """CPUs of the node that has most of them, where no node has a GPU: None where one has."""
+    alive, to_come = _nodes()
+    nodes = [*alive, *to_come]
+    return None if any(node.get("GPU", 0) >= 1 for node in nodes) else max(node.get("CPU", 1) for node in nodes)
+
+
 def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     """Hold what was asked against the nodes there are, or may come. Raises RunError saying what to change."""
     alive, to_come = _nodes()

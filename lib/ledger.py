@@ -33,6 +33,7 @@ from .corpus import (
 from .errors import InputError, RunError
 from .parts import FOOTER_THREADS, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
 from .plan import Shard, changed_files, count_shards, cut, shards
+from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder
 
 QUARANTINE, PLAN = "_quarantine.json", "_plan-{:04d}.parquet"
@@ -76,7 +77,7 @@ def open_ledger(
     Raises RunError when the folder holds a run with other settings, InputError when a planned file has changed.
     """
     files = list_files(options, storage)
-    record, corpus = _read_record(folder), None
+    record, corpus = read_record(folder), None
     if record is None:
         _refuse_stray_parts(folder)
         corpus = measure(files, options, storage, strict)
@@ -85,8 +86,8 @@ def open_ledger(
         if not corpus.rows:
             raise InputError(f"{options.input} has no rows")
         found = {"columns": schema_text(corpus.schema), "id_column": corpus.id_column, "shard_rows": shard_rows(corpus)}
-        record = _claim_record(folder, {"settings": settings, "about": about} | found)
-    _refuse_other_settings(folder, record["settings"], settings)
+        record = claim_record(folder, {"settings": settings, "about": about} | found)
+    refuse_other_settings(folder, record["settings"], settings)
     tables = list(_plans(folder))
     planned = pa.concat_tables(tables) if tables else None
     if planned is not None and (complaints := changed_files(planned, files)):
@@ -115,14 +116,14 @@ def open_planned(
 
     plan: called while there is none; what fixes it belongs into the settings. Raises RunError for other settings.
     """
-    record, made = _read_record(folder), cache(plan)
+    record, made = read_record(folder), cache(plan)
     if record is not None:
-        _refuse_other_settings(folder, record["settings"], settings)
+        refuse_other_settings(folder, record["settings"], settings)
     else:
         _refuse_stray_parts(folder)
         found = {"columns": schema_text(made()[1]), "id_column": None, "shard_rows": 0}
-        record = _claim_record(folder, {"settings": settings, "about": about} | found)
-        _refuse_other_settings(folder, record["settings"], settings)
+        record = claim_record(folder, {"settings": settings, "about": about} | found)
+        refuse_other_settings(folder, record["settings"], settings)
     tables = list(_plans(folder)) or [_claim_plan(folder, 0, made()[0])]
     return Ledger(folder, pa.concat_tables(tables), schema_from(record["columns"]), record)
 
@@ -163,13 +164,6 @@ def write_quarantine(folder: Folder, reasons: Mapping[int, str]) -> None:
         folder.publish(QUARANTINE, json.dumps({str(k): v for k, v in reasons.items()}, indent=1).encode())
 
 
-def _read_record(folder: Folder) -> dict[str, Any] | None:
-    try:
-        return json.loads(folder.read(RUN))
-    except FileNotFoundError:
-        return None
-
-
 def _plans(folder: Folder) -> Iterator[pa.Table]:
     with suppress(FileNotFoundError):
         for number in count():
@@ -190,21 +184,6 @@ def _refuse_stray_parts(folder: Folder) -> None:
             f"{folder.url} holds {len(stray)} parts but no {RUN}: it is not a run of this job, or a damaged one. "
             "Choose an empty --output"
         )
-
-
-def _claim_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
-    """Create _run.json unless another driver was first; what is stored is what counts."""
-    key = hashlib.sha256(json.dumps(record["settings"], sort_keys=True).encode()).hexdigest()[:16]
-    folder.claim(RUN, json.dumps(record | {"key": key}, indent=1, sort_keys=True).encode())
-    return json.loads(folder.read(RUN))
-
-
-def _refuse_other_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    new = json.loads(json.dumps(new))
-    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if differing:
-        said = "; ".join(f"{name}: there {old.get(name)!r}, asked {new.get(name)!r}" for name in differing)
-        raise RunError(f"{folder.url} holds another run ({said}). Choose a new --output, or ask for the same")
 
 
 def _extend(

@@ -46,7 +46,7 @@ class Part:
 def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers: Mapping[str, int]) -> Part:
     """Write `table` as one Parquet object in one step; numbers and checksum stand in its footer. Raises StorageError.
 
-    With GROUPS in its metadata no row group holds rows of two groups.
+    With GROUPS in its metadata each group is one row group.
     """
     if folder.is_local and not folder.exists(RUN):
         raise StorageError(
@@ -57,9 +57,10 @@ def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers
     vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]  # noise to a compressor
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    grouped = GROUPS in (table.schema.metadata or {})
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
         for group in _groups(table):
-            writer.write_table(group, row_group_size=ROW_GROUP)
+            writer.write_table(group, row_group_size=max(1, group.num_rows) if grouped else ROW_GROUP)
         with sink.getbuffer() as data:  # every column chunk is there; what close adds is the footer
             data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
         seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import fsspec
@@ -90,6 +90,10 @@ class Folder:
     def path(self, name: str) -> str:
         return f"{self.url.rstrip('/')}/{name}"
 
+    def below(self, name: str) -> "Folder":
+        """A folder in this one."""
+        return replace(self, url=self.path(name))
+
     def probe(self) -> None:
         """Ask once whether the store is there and lets us in. Raises StorageError within seconds."""
         fs, path = self._open()
@@ -162,6 +166,26 @@ class Folder:
 
         retrying(attempt, self.path(name))
         return self.read(name) == data
+
+    def remove(self, name: str) -> None:
+        """Delete an object; nothing to do when it is not there."""
+        fs, path = self._open()
+
+        def attempt() -> None:
+            with suppress(FileNotFoundError):
+                fs.rm_file(f"{path}/{name}")
+
+        retrying(attempt, self.path(name))
+
+    def remove_all(self) -> None:
+        """Delete every object below the folder."""
+        fs, path = self._open()
+
+        def attempt() -> None:
+            with suppress(FileNotFoundError):
+                fs.rm(path, recursive=True)
+
+        retrying(attempt, self.url)
 
     def sweep(self, done: Container[str]) -> None:
         """Remove what killed writers left of unfinished local files: of names in `done`, which are published, and of

@@ -91,7 +91,7 @@ def packed_attention(
     reach = _reach(module, sliding_window, is_causal)
     if any(group.prefix[1] for group in packed.groups) and (reach is not None or not is_causal):
         raise CannotPack("a shared beginning needs a causal mask without a window")
-    if _has_kernel(query):
+    if _has_kernel(query) and not dropout:  # the kernel has none
         output = _by_kernel(query, key, value, packed, scaling, is_causal, reach)
     else:
         output = _by_group(query, key, value, packed, scaling, is_causal, reach, dropout)

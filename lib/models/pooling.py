@@ -23,15 +23,20 @@ def pool(hidden: Tensor, offsets: Tensor, modes: tuple[str, ...], skip: int = 0)
     return torch.cat([_POOLS[mode](hidden, offsets, skip) for mode in modes], dim=1)
 
 
+def _wide(states: Tensor) -> Tensor:
+    """In float32, or in float64 where they are in it."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
 def _cls(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
     """The first token that is not skipped; the first of all when every token is."""
     lengths = offsets.diff()
-    return hidden[offsets[:-1] + torch.where(lengths > skip, skip, 0)].float()
+    return _wide(hidden[offsets[:-1] + torch.where(lengths > skip, skip, 0)])
 
 
 def _last(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
     """The last token; zeros when every token is skipped."""
-    return hidden[offsets[1:] - 1].float() * (offsets.diff() > skip).unsqueeze(1)
+    return _wide(hidden[offsets[1:] - 1]) * (offsets.diff() > skip).unsqueeze(1)
 
 
 def _mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
@@ -43,7 +48,7 @@ def _mean_sqrt(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
 
 
 def _max(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    states = hidden.float()
+    states = _wide(hidden)
     if skip:
         states = states.masked_fill(_positions(hidden, offsets).unsqueeze(1) < skip, float("-inf"))
     return torch.segment_reduce(states, "max", offsets=offsets, unsafe=True)
@@ -52,13 +57,13 @@ def _max(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
 def _weighted_mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
     """Token i counts i + 1 times, i counted from the document's head even where a prompt is skipped."""
     positions = _positions(hidden, offsets)
-    weights = ((positions + 1) * (positions >= skip)).float().unsqueeze(1)
+    weights = ((positions + 1) * (positions >= skip)).to(_wide(hidden[:0]).dtype).unsqueeze(1)
     total = torch.segment_reduce(weights, "sum", offsets=offsets, unsafe=True)
-    return torch.segment_reduce(hidden.float() * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(min=1e-9)
+    return torch.segment_reduce(_wide(hidden) * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(min=1e-9)
 
 
 def _sum(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    states = hidden.float()
+    states = _wide(hidden)
     if skip:
         states = states * (_positions(hidden, offsets) >= skip).unsqueeze(1)
     return torch.segment_reduce(states, "sum", offsets=offsets, unsafe=True)

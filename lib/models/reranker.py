@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ LENGTHS = (31, 12, 12, 7, 5)  # tokens of the self-test's pairs
 BEGINNING = 4  # tokens that they share
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # of the largest score, at least of 1
 Picker = Callable[[Tensor, Tensor], Tensor]
+
+
+class Parts(NamedTuple):
+    """A loaded reranker, for training: the network in `mode`, whose picked states the head scores."""
+
+    network: torch.nn.Module
+    head: torch.nn.Module
+    pick: Picker
+    mode: str
+    padding_id: int | None
 
 
 def first_token(states: Tensor, offsets: Tensor) -> Tensor:
@@ -80,13 +91,17 @@ class Reranker:
         logits = self._logits(pairs, groups)
         return 1 / (1 + np.exp(-logits)) if self.spec.activation == "sigmoid" else logits
 
+    def parts(self) -> Parts:
+        mode = "packed" if self.mode == "shared" else self.mode
+        return Parts(self._network, self._head, self._pick, mode, self._padding_id)
+
     def _load_language_model(self, precision: torch.dtype) -> None:
         self._network = load_network(self.spec.model, precision, self.device)
         self._head: torch.nn.Module = TokenLogits(self._network, self.spec.model.folder, *self._answer_ids())
         self._head.to(self.device)
         self._kinds = False
         pairs = self._sample()
-        with torch.inference_mode():
+        with torch.no_grad():  # what inference mode leaves in buffers could not be trained with
             expected = self._alone(
                 pairs, lambda ids, _: self._head(self._network(input_ids=ids).last_hidden_state[:, -1])
             )
@@ -97,7 +112,7 @@ class Reranker:
         self._kinds = int(getattr(whole.config, "type_vocab_size", 0) or 0) > 1
         self._network = getattr(whole, whole.base_model_prefix)
         pairs = self._sample()
-        with torch.inference_mode():
+        with torch.no_grad():  # what inference mode leaves in buffers could not be trained with
             expected = self._alone(pairs, lambda ids, kinds: whole(input_ids=ids, **kinds).logits.float()[:, 0])
             self._head = Classifier(whole)
             self._choose(pairs, expected, (first_token, last_token, mean_of_tokens))

@@ -17,23 +17,38 @@ PASSAGE, QUERY = "passage", "query"  # the prompts of a corpus and of its querie
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of training, as published; None where no source tells.
+    """How a system was trained, or one stage of it: every published number, and ours where there is none.
 
-    loss: by the name of its formula. group: passages a query, one of them positive. gathered: whether the passages of
-    other devices are negatives too. batch: queries a step, all devices together. lengths are in tokens.
+    name: what `--recipe` of the training calls it. start: hub id that it began from; None for the recipe's own model.
+    loss, dataset_loss: as losses.parse reads them, the second ones as NAME=LOSS. batch: rows a step, all devices
+    together. group: passages a query, one of them positive. Lengths are in tokens. warmup: a share of all steps.
+    precision: of the published run; Shoal trains in bfloat16 or float32. chosen: the fields whose value is our choice,
+    since no source gives it.
     """
 
     name: str
-    loss: str
-    temperature: float | None = None
-    learning_rate: float | None = None
-    epochs: float | None = None
-    batch: int | None = None
-    group: int | None = None
-    gathered: bool | None = None
+    loss: tuple[str, ...]
+    start: str | None = None
+    dataset_loss: tuple[str, ...] = ()
+    matryoshka: tuple[int, ...] = ()
+    batch: int
+    group: int = 1
+    epochs: int = 1
     query_tokens: int | None = None
     passage_tokens: int | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    learning_rate: float
+    schedule: str = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    lora_alpha: int | None = None
+    lora_targets: str | None = None
     precision: str | None = None
+    chosen: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -86,6 +101,19 @@ def names(kind: type | None = None) -> list[str]:
     """Of all recipes, or of those of one kind: Recipe or RerankRecipe."""
     found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
     return [name for name in found if kind is None or isinstance(_load(name), kind)]
+
+
+def stages() -> dict[str, str]:
+    """Stages of training by name, each with the recipe that it is in."""
+    return {stage.name: name for name in names() for stage in _load(name).training}
+
+
+def stage(name: str) -> tuple[str, Stage]:
+    """The recipe that the stage is in, and the stage. Raises UsageError naming those there are."""
+    known = stages()
+    if name not in known:
+        raise UsageError(f"no training recipe {name!r}. There are {', '.join(known)}")
+    return known[name], next(stage for stage in _load(known[name]).training if stage.name == name)
 
 
 def load(name: str) -> "Recipe | RerankRecipe":

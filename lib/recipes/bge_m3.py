@@ -15,16 +15,19 @@ RECIPE = Recipe(
     dtype="float16",
     training=(
         Stage(
-            name="unified finetune",
-            loss="m3_unified",
-            temperature=0.02,
-            learning_rate=5e-6,
+            name="bge-m3-unified",
+            loss=("m3-unified:temperature=0.02",),
+            batch=256,  # ours
             group=2,
-            gathered=False,
             query_tokens=512,
             passage_tokens=8192,
+            learning_rate=5e-6,
+            warmup=0.1,
+            weight_decay=0.01,
+            gradient_checkpointing=True,
             precision="float16",
-            note="FlagEmbedding's example: warm-up 0.1, weight decay 0.01, self-distillation on",
+            chosen=("batch",),
+            note="FlagEmbedding's example, with self-distillation; negatives do not cross devices",
         ),
     ),
 )

@@ -10,7 +10,18 @@ RECIPE = RerankRecipe(
     models=("BAAI/bge-reranker-v2-m3", "BAAI/bge-reranker-large", "BAAI/bge-reranker-base"),
     activation="none",
     max_tokens=512,
-    training=(Stage(name="finetune", loss="listwise", learning_rate=6e-5, note="cross-entropy over the group"),),
+    training=(
+        Stage(
+            name="bge-reranker",
+            loss=("listwise",),
+            batch=64,  # ours
+            group=8,  # ours
+            passage_tokens=512,
+            learning_rate=6e-5,
+            chosen=("batch", "group"),
+            note="cross-entropy over the group",
+        ),
+    ),
     scores={
         "BAAI/bge-reranker-large": {
             "T2Reranking": 67.60,

@@ -13,16 +13,16 @@ RECIPE = Recipe(
     prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
     training=(
         Stage(
-            name="finetune",
-            loss="infonce",
-            temperature=0.02,
-            learning_rate=1e-5,
-            epochs=5,
+            name="bge-zh",
+            loss=("infonce:temperature=0.02",),
+            batch=1024,  # ours
             group=2,
-            gathered=True,
+            epochs=5,
             query_tokens=64,
             passage_tokens=256,
+            learning_rate=1e-5,
             precision="float16",
+            chosen=("batch",),
             note="lengths of FlagEmbedding's example; two models, with and without instruction, are merged",
         ),
     ),

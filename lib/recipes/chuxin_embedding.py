@@ -16,20 +16,48 @@ RECIPE = Recipe(
     dtype="float16",
     training=(
         Stage(
-            name="pretrain",
-            loss="retromae",
-            learning_rate=2e-5,
+            name="chuxin-pretrain",
+            loss=("retromae",),
+            start="BAAI/bge-m3-retromae",
+            batch=256,  # ours
             epochs=2,
             passage_tokens=512,
-            note="from BAAI/bge-m3-retromae, about 100 million texts; encoder mask 0.30, decoder mask 0.50; rate, "
-            "epochs and length are RetroMAE's own",
+            learning_rate=2e-5,
+            warmup=0.1,  # ours
+            precision="float16",
+            chosen=("batch", "warmup"),
+            note="about 100 million texts; encoder mask 0.30, decoder mask 0.50; rate, epochs and length are RetroMAE's own",
         ),
-        Stage(name="pairs", loss="infonce", note="about 100 million public pairs, as BGE is finetuned"),
         Stage(
-            name="refine",
-            loss="m3_unified",
-            note="about a million public and a million synthetic pairs, mined at ranks 20 to 200 with 15 negatives, "
-            "then cleaned by a reranker: cleaning is the gain",
+            name="chuxin-finetune",
+            loss=("infonce:temperature=0.02",),
+            batch=1024,  # ours
+            group=8,
+            query_tokens=512,
+            passage_tokens=512,
+            learning_rate=1e-5,
+            warmup=0.1,
+            gradient_checkpointing=True,
+            precision="float16",
+            chosen=("batch",),
+            note="about 100 million public pairs, as BGE is finetuned: all other numbers are BGE's. Begins from what "
+            "chuxin-pretrain gives: --model",
+        ),
+        Stage(
+            name="chuxin-unified",
+            loss=("m3-unified:temperature=0.02",),
+            batch=256,  # ours
+            group=2,
+            query_tokens=512,
+            passage_tokens=8192,
+            learning_rate=5e-6,
+            warmup=0.1,
+            weight_decay=0.01,
+            gradient_checkpointing=True,
+            precision="float16",
+            chosen=("batch",),
+            note="about a million public and a million synthetic pairs, mined at ranks 20 to 200 with 15 negatives, then cleaned "
+            "by a reranker: cleaning is the gain. Numbers are those of FlagEmbedding's example of unified finetuning",
         ),
     ),
     scores={

@@ -32,22 +32,56 @@ RECIPE = Recipe(
     dtype="float16",
     training=(
         Stage(
-            name="weak pairs",
-            loss="infonce",
+            name="piccolo-stage1",
+            loss=("infonce:temperature=0.01",),  # ours: piccolo2's; the first version's is not published
             batch=32 * 1024,
-            group=1,
             query_tokens=128,
             passage_tokens=128,
+            query_prompt="",  # the card tells of prompts for the second stage only
+            passage_prompt="",
+            learning_rate=2e-4,  # ours: usual for weak pairs at this batch
+            warmup=0.05,  # ours
+            gradient_checkpointing=True,
             precision="float16",
-            note="400 million pairs, in-batch negatives only; whether they cross devices is not stated",
+            chosen=("loss", "learning_rate", "warmup", "epochs"),
+            note="400 million weak pairs, in-batch negatives only, 32 A100 with 1,024 rows each; whether negatives cross the "
+            "devices is not stated, here they do: 32,768 passages a query",
         ),
         Stage(
-            name="labelled triplets",
-            loss="gte",
+            name="piccolo-stage2",
+            loss=("gte:temperature=0.01",),  # the improved contrastive loss of GTE; its temperature is GTE's
+            batch=128,  # ours: GTE's in this stage
+            group=8,  # 2 to 7 hard negatives
+            epochs=3,  # ours: piccolo2's
             query_tokens=64,
             passage_tokens=512,
+            learning_rate=1e-5,  # ours: piccolo2's
+            gradient_checkpointing=True,
             precision="float16",
-            note="20 million pairs with 2 to 7 hard negatives; a prompt on every text; ZeRO-1, gradient checkpointing",
+            chosen=("batch", "epochs", "learning_rate"),
+            note="20 million labelled pairs as triplets, the prompts on every text, more short-to-passage data; ZeRO-1",
+        ),
+        Stage(
+            name="piccolo2",
+            loss=("infonce:temperature=0.01",),
+            dataset_loss=(
+                "sts=cosent:temperature=0.05,weight=0.04",
+                "classification=classification:temperature=0.05,weight=0.2",
+            ),
+            matryoshka=(256, 512, 768, 1024, 1280, 1536, 1792),
+            batch=128,  # ours: the published example has 8, on one device
+            group=2,
+            epochs=3,
+            query_tokens=64,
+            passage_tokens=512,
+            query_prompt="",
+            passage_prompt="",
+            learning_rate=1e-5,
+            gradient_checkpointing=True,
+            precision="float16",
+            chosen=("batch",),
+            note="arXiv 2405.06932; a model with a layer of 1,792 dimensions after the pooling; the datasets of the two other "
+            "losses are to be named `sts` and `classification`; the published positions are frozen, here they are not",
         ),
     ),
     scores={

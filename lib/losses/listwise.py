@@ -1,0 +1,26 @@
+"""Listwise softmax cross entropy of a reranker: the positive against the negatives of its row.
+
+L = -log e^{s+/t} / sum_j e^{s_j/t} over the row's passages (bge-reranker and bge-reranker-v2-gemma, t 1; ListNet with all
+weight on one passage). A row counts once, however many passages it has.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from . import RERANKING, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Listwise:
+    temperature: float = 1.0
+    weight: float = 1.0
+    of: ClassVar[str] = RERANKING
+
+    def __call__(self, batch: Scores) -> "Tensor":
+        return self.weight * batch.rows.mean(-(batch.precise() / self.temperature).log_softmax(-1)[:, 0])
+
+
+LOSS = Listwise

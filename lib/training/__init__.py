@@ -1,0 +1,1 @@
+"""Training: pairs become a plan of global batches, the plan becomes a model."""

@@ -1,0 +1,289 @@
+"""What every worker of a training run does: load, resume, step by step, checkpoint, export."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..losses import Rows
+from ..storage import Folder
+from ..trees import upload
+from . import checkpoint
+from .chunks import Cutter
+from .collectives import Place, average
+from .optimizer import Optimization, set_rate
+from .order import Order
+from .parallel import Alone, wrapped
+from .step import Work, seed_of
+from .trainee import Inputs, Subject, Trainee
+from .watch import publish_metrics
+
+FAILURE, EXPORTS = "_failure.json", "exports"
+AHEAD = 2  # batches read and tokenised while one is computed
+DRAWN = 1  # what seeds are of: the dropout of a step
+NAMED = 5  # rows of a batch that a failure names
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run, or a leg of it, as a worker needs to know it.
+
+    losses: by dataset, "" for all others. steps: of the whole run; until: of this leg; epoch_steps: of one pass over the
+    data. slices: see collectives.Place. dtype: "float32" | "bfloat16". parallel: see parallel.wrapped. checkpoint_steps:
+    between two checkpoints.
+    """
+
+    subject: Subject
+    losses: Mapping[str, Any]
+    plan: Folder
+    output: Folder
+    steps: int
+    until: int
+    epoch_steps: float
+    global_batch: int
+    slices: int
+    seed: int
+    optimization: Optimization
+    dtype: str = "float32"
+    parallel: str = "ddp"
+    token_budget: int = 4096
+    gradient_checkpointing: bool = False
+    learn_temperature: bool = False
+    checkpoint_steps: int = 100
+    threads: int | None = None
+
+
+@dataclass
+class Run:
+    """A rank's state."""
+
+    course: Course
+    place: Place
+    device: torch.device
+    trainee: Trainee
+    network: Alone
+    optimizer: torch.optim.Optimizer
+    sharpness: torch.Tensor | None
+    steps: Mapping[str, Any]
+    step: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def first(self) -> bool:
+        return self.place.rank == 0
+
+
+def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
+    """The loop of one worker inside Ray Train. said: what the first rank tells of its steps while they are done."""
+    from ray import train
+
+    context = train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
+    run = start(course, place, _device())
+    found = train.get_checkpoint()
+    if found is not None:
+        with found.as_directory() as folder:
+            run.step = checkpoint.load(Path(folder), run.trainee.network, run.optimizer, run.sharpness)
+    for row in advance(run):
+        said([row] if run.first else [])
+        if not np.isfinite(row["loss"]) or not np.isfinite(row["gradient_norm"]):
+            return
+        if run.step % course.checkpoint_steps == 0 or run.step == course.until:
+            _save(run)
+    export(run)
+
+
+def start(course: Course, place: Place, device: torch.device) -> Run:
+    """Load and wrap the network. Raises ModelError."""
+    if course.threads:
+        torch.set_num_threads(course.threads)
+    torch.manual_seed(course.seed)  # of layers that begin at random
+    trainee = course.subject.load(device)
+    trainee.network.train()
+    if course.gradient_checkpointing:
+        trainee.backbone.network.gradient_checkpointing_enable({"use_reentrant": False})
+    network = wrapped(trainee.network, course.parallel, device, place.world)
+    sharpness = torch.zeros((), device=device, requires_grad=True) if course.learn_temperature else None
+    cutter = Cutter(course.token_budget, device, trainee.padding_id)
+    autocast = _autocast(course.dtype, device)
+    steps = {
+        name: course.subject.step(loss)(network, loss, cutter, autocast, sharpness)
+        for name, loss in course.losses.items()
+    }
+    optimizer = course.optimization.optimizer(trainee.network, sharpness)
+    return Run(course, place, device, trainee, network, optimizer, sharpness, steps)
+
+
+def advance(run: Run) -> Iterator[dict[str, Any]]:
+    """Do the steps that are left of the leg; what is told of each. Ends before a step whose gradients are not finite."""
+    course = run.course
+    with Reader(course, run.place) as reader:
+        while run.step < course.until:
+            began = time.perf_counter()
+            batch = reader.get(run.step)
+            dataset = batch.dataset
+            step = run.steps.get(dataset, run.steps[""])
+            run.optimizer.zero_grad()
+            value = step(batch.work(run.place, seed_of(course.seed, run.step, DRAWN), run.device))
+            if run.sharpness is not None and run.sharpness.grad is not None:
+                average(run.sharpness.grad)
+            norm = run.network.clip(course.optimization.clip)
+            sums = average(
+                torch.tensor(
+                    [float(value), float(len(batch.inputs.tokens.ids))], dtype=torch.float64, device=run.device
+                )
+            )
+            loss, tokens = float(sums[0]), round(float(sums[1]) * run.place.world)
+            if not np.isfinite(loss) or not np.isfinite(norm):
+                _fail(run, batch, loss, norm)
+            else:
+                rate = course.optimization.rate(run.step + 1, course.steps)
+                set_rate(run.optimizer, rate)
+                run.optimizer.step()
+                run.step += 1
+                row: dict[str, Any] = {
+                    "step": run.step,
+                    "epoch": run.step / course.epoch_steps,
+                    "loss": loss,
+                    "lr": rate,
+                    "gradient_norm": norm,
+                }
+                row |= {"tokens": tokens, "rows": course.global_batch, "dataset": dataset}
+                row["seconds"] = time.perf_counter() - began
+                run.metrics.append(row)
+                yield row
+                continue
+            yield {"step": run.step + 1, "loss": loss, "gradient_norm": norm}
+            return
+
+
+def export(run: Run) -> None:
+    """Write the model as it is after this step to OUTPUT/exports/step-N; the file that says it is whole comes last."""
+    weights = checkpoint.whole_weights(run.trainee.network)
+    if not run.first:
+        return
+    course = run.course
+    fresh = course.subject.load(torch.device("cpu"))  # whole and without wrappers, whatever shared it here
+    fresh.network.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as temporary:
+        course.subject.save(fresh.network.eval(), Path(temporary))
+        upload(Path(temporary), course.output.below(f"{EXPORTS}/step-{run.step:07d}"))
+
+
+@dataclass(frozen=True)
+class Read:
+    """A global batch as one rank reads it: the plan's table, and the inputs of this rank's rows."""
+
+    table: pa.Table
+    inputs: Inputs
+
+    @property
+    def dataset(self) -> str:
+        return self.table["dataset"][0].as_py()
+
+    def work(self, place: Place, seed: int, device: torch.device) -> Work:
+        count = len(place.own_slices()) * place.length
+        return Work(rows_of(self.table, place.first, count, place.world, device), place, self.inputs, seed)
+
+
+class Reader:
+    """Batches in the plan's order, read and tokenised by a thread ahead of their use."""
+
+    def __init__(self, course: Course, place: Place) -> None:
+        self._order = Order(course.plan.url, course.plan.options)
+        self._texts = course.subject.texts()
+        self._place, self._until = place, course.until
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: dict[int, Future[Read]] = {}
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def get(self, step: int) -> Read:
+        """The batch of step `step` + 1; the next ones are begun."""
+        for coming in range(step, min(step + 1 + AHEAD, self._until)):
+            if coming not in self._coming:
+                self._coming[coming] = self._thread.submit(self._read, coming)
+        return self._coming.pop(step).result()
+
+    def _read(self, step: int) -> Read:
+        table = self._order.read(step)
+        count = len(self._place.own_slices()) * self._place.length
+        inputs = self._texts(table.slice(self._place.first, count))
+        return Read(table, inputs)
+
+
+def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> Rows:
+    """What the losses need to know of a global batch."""
+    teacher = None
+    if table["teacher"].null_count == 0:
+        teacher = torch.tensor(np.array(table["teacher"].to_pylist(), dtype=np.float32), device=device)
+    known = table["positive_keys"].to_pylist()
+    most = max(map(len, known))
+    positives = np.array([keys + keys[:1] * (most - len(keys)) for keys in known], dtype=np.int64)
+    passages = np.array(table["passage_keys"].to_pylist(), dtype=np.int64)
+    return Rows(
+        query_keys=torch.tensor(table["query_key"].to_numpy(), device=device),
+        passage_keys=torch.tensor(passages, device=device),
+        positive_keys=torch.tensor(positives, device=device),
+        teacher=teacher,
+        in_batch=table["in_batch"][0].as_py(),
+        first=first,
+        count=count,
+        world=world,
+    )
+
+
+def _device() -> torch.device:
+    from ray.train.torch import get_device
+
+    device = get_device()
+    assert isinstance(device, torch.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _autocast(dtype: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    if dtype == "float32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def _save(run: Run) -> None:
+    """Metrics first: what a checkpoint is of is told before it can be resumed from."""
+    from ray import train
+    from ray.train import CheckpointUploadMode
+
+    if run.first:
+        publish_metrics(run.course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
+    run.metrics.clear()
+    folder = Path(tempfile.mkdtemp(prefix="shoal-checkpoint-"))
+    checkpoint.save(folder, run.step, run.trainee.network, run.optimizer, run.sharpness)
+    train.report(
+        {"step": run.step},
+        checkpoint=train.Checkpoint.from_directory(str(folder)),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _fail(run: Run, batch: Read, loss: float, norm: float) -> None:
+    """Every rank sees the same numbers, and so comes here; the first one tells the driver."""
+    if run.first:
+        sources = batch.table["source"].to_pylist()
+        said = {"step": run.step + 1, "loss": str(loss), "gradient_norm": str(norm), "dataset": batch.dataset}
+        said |= {"rows": sources[:NAMED], "count": len(sources)}
+        run.course.output.publish(FAILURE, json.dumps(said).encode())

@@ -1,0 +1,61 @@
+"""AdamW, its learning rate by step, and the clipping of gradients."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """schedule: "linear" | "cosine" | "constant" after the warm-up, which is a share of all steps. clip: of the norm of all
+    gradients. Weights of one dimension (norms, biases) do not decay."""
+
+    learning_rate: float
+    schedule: str = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float = 1.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step 1 to `steps`."""
+        warm = math.ceil(self.warmup * steps)
+        if step <= warm:
+            return self.learning_rate * step / max(warm, 1)
+        return self.learning_rate * SCHEDULES[self.schedule]((step - warm) / max(steps - warm, 1))
+
+    def optimizer(self, network: nn.Module, sharpness: Tensor | None) -> torch.optim.AdamW:
+        """Over all weights that are trained. sharpness: a learned temperature, which does not decay."""
+        trained = [weight for weight in network.parameters() if weight.requires_grad]
+        groups = [
+            {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
+        ]
+        if sharpness is not None:
+            groups.append({"params": [sharpness], "weight_decay": 0.0})
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            betas=(0.9, self.beta2),
+            eps=self.epsilon,
+        )
+
+
+SCHEDULES = {
+    "linear": lambda share: 1.0 - share,
+    "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),
+    "constant": lambda share: 1.0,
+}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in _groups(optimizer):
+        group["lr"] = rate
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> Iterator[dict]:
+    yield from optimizer.param_groups

@@ -1,0 +1,205 @@
+"""The training plan: pairs from many files become global batches in the order in which they are trained on.
+
+    OUTPUT/plan/_run.json         what was asked; another plan is refused
+    OUTPUT/plan/dealt-NAME/       a run over the rows of each --data: checked, and dealt into buckets
+    OUTPUT/plan/batches/          a run over buckets, once for every pass over them: a row group a global batch
+    OUTPUT/plan/order.parquet     which row group is the batch of each step; put last
+
+The same command resumes each of them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..cluster import Workers
+from ..errors import UsageError
+from ..job import Job, RunOptions, carry_out, carry_out_planned, even_rows, whole
+from ..ledger import Ledger
+from ..parts import parquet_bytes
+from ..plan import PLAN_SCHEMA, count_shards
+from ..record import claim_record, read_record, refuse_other_settings
+from ..shuffle import MOST_RANGES, bucket_plan
+from ..storage import Folder, absolute, parse_options
+from .batches import MakeBatches
+from .counts import Counts, check_batches, check_dealt, count, summaries
+from .entries import Entry, open_entry, parse_data, parse_weights
+from .order import BATCHES_FOLDER, ORDER
+from .ordering import Stream, make_order, passes_of
+from .pairs import DealPairs, merged
+
+MOST_BATCH = 65_536  # rows
+SHARD_ROWS = 100_000
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which pairs are trained on, and how they are put together."""
+
+    data: tuple[str, ...] = field(
+        metadata={"help": "Training pairs, as URL or NAME=URL: query, pos, neg, ... Repeat it for more.", "many": True}
+    )
+    weight: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "How often an epoch goes through a --data, or a dataset in it, as NAME=0.5. Default: 1. Repeat it.",
+            "many": True,
+        },
+    )
+    global_batch: int = field(metadata={"help": "Rows of a step, over all workers; all of one dataset.", "min": 1})
+    group: int = field(metadata={"help": "Passages of a row: a positive, the others negatives.", "min": 1})
+    epochs: int = field(default=1, metadata={"help": "Times that training goes through the data.", "min": 1})
+    max_steps: int | None = field(default=None, metadata={"help": "Stop the plan after N steps.", "min": 1})
+    seed: int = field(default=0, metadata={"help": "Of every shuffle and draw."})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A finished plan: its folder, for order.Order; its steps; what it is made of."""
+
+    url: str
+    steps: int
+    counts: Counts
+
+
+def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say: Say) -> Planned:
+    """Make the plan in OUTPUT/plan, or what is left of it. Raises UsageError, InputError or RunError, see counts too."""
+    _check_numbers(options)
+    urls, weights = parse_data(options.data), parse_weights(options.weight)
+    folder = Folder(absolute(f"{output.rstrip('/')}/plan"), parse_options(storage_option))
+    folder.probe()
+    entries = [open_entry(name, url, output, storage_option) for name, url in urls.items()]
+    if not any(entry.by_dataset for entry in entries):
+        _check_names(weights, list(urls))
+    fixed = _fixed(options, entries, weights)
+    if (record := read_record(folder)) is not None:
+        refuse_other_settings(folder, record["settings"], fixed)
+    dealt = {entry.name: _deal(entry, options, say) for entry in entries}
+    datasets = {name for found in dealt.values() for name, _ in found["sets"]}
+    _check_names(weights, [*urls, *sorted(datasets - set(urls))])
+    for name, found in dealt.items():
+        check_dealt(name, found, options.global_batch)
+    # Only now, so that after a mistake that the first map finds the command may be mended in the same place.
+    record = claim_record(folder, {"settings": fixed})
+    refuse_other_settings(folder, record["settings"], fixed)
+    streams = [
+        Stream(name, dataset, in_batch, weights.get(dataset, weights.get(name, 1.0)))
+        for name, found in dealt.items()
+        for dataset, in_batch in sorted(found["sets"])
+    ]
+    parts, batched = _batch(entries, options, dealt, streams, fixed, say)
+    for name, found in dealt.items():
+        check_batches(name, [s for s in streams if s.entry == name], found, options.global_batch)
+    order = make_order(streams, parts, options.epochs, options.seed, options.max_steps)
+    folder.claim(ORDER, parquet_bytes(order))
+    steps = pq.read_metadata(pa.BufferReader(folder.read(ORDER))).num_rows
+    return Planned(folder.url, steps, count(dealt, batched, streams, options.global_batch))
+
+
+def _check_numbers(options: DataOptions) -> None:
+    for name, most in {"global_batch": MOST_BATCH, "group": None, "epochs": None, "max_steps": None}.items():
+        value = getattr(options, name)
+        if value is not None and (value < 1 or (most and value > most)):
+            bounds = f"1 to {most:,}" if most else "1 or more"
+            raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: give {bounds}")
+
+
+def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
+    unknown = next((name for name in weights if name not in names), None)
+    if unknown is not None:
+        some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UsageError(f"--weight names {unknown!r}, which is no --data and no dataset in one. Choose from: {some}")
+
+
+def _fixed(options: DataOptions, entries: Sequence[Entry], weights: Mapping[str, float]) -> dict[str, Any]:
+    """What fixes the plan."""
+    return {
+        **{f"files of {entry.name}": entry.fingerprint for entry in entries},
+        **{f"weight of {name}": weight for name, weight in sorted(weights.items())},
+        "data": [entry.name for entry in entries],
+        **{name: getattr(options, name) for name in ("global_batch", "group", "epochs", "max_steps", "seed")},
+    }
+
+
+def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
+    """The first map over one entry; what its rows are, see pairs.merged."""
+    storage, buckets = parse_options(entry.options.storage_option), entry.buckets(options.global_batch)
+
+    def verb(ledger: Ledger, workers: Workers) -> DealPairs:
+        return DealPairs(entry.name, options.seed, buckets, entry.by_dataset, entry.columns, entry.odd, storage)
+
+    fixed = {"verb": "deal pairs", "files": entry.fingerprint, "buckets": buckets, "seed": options.seed}
+    job = Job(
+        said=f"plan: dealing {entry.name}",
+        settings=fixed,
+        verb=verb,
+    )
+    done = carry_out(job, entry.options, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS), say)
+    parts = whole(done, entry.options.output).parts
+    return merged(summaries(Folder(absolute(entry.options.output), storage), parts))
+
+
+def _batch(
+    entries: Sequence[Entry],
+    options: DataOptions,
+    dealt: Mapping[str, Mapping[str, Any]],
+    streams: Sequence[Stream],
+    fixed: Mapping[str, Any],
+    say: Say,
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The second map over all buckets: its parts' names and summaries, in order. Fills the streams with its batches."""
+    storage = parse_options(entries[0].options.storage_option)
+    passes = {
+        entry.name: max(passes_of(s.weight, options.epochs) for s in streams if s.entry == entry.name)
+        for entry in entries
+    }
+    sources = {entry.name: Folder(absolute(entry.options.output), storage) for entry in entries}
+    having = frozenset((n, *key) for n, found in dealt.items() for key, (_, having) in found["sets"].items() if having)
+
+    def verb(ledger: Ledger, workers: Workers) -> MakeBatches:
+        return MakeBatches(options.seed, options.global_batch, options.group, having, ledger.columns, storage)
+
+    output = f"{entries[0].options.output.rpartition('/')[0]}/{BATCHES_FOLDER}"
+    run = RunOptions(
+        input=entries[0].options.input,
+        output=output,
+        gpus_per_worker=0.0,
+        storage_option=entries[0].options.storage_option,
+    )
+    job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": passes, **fixed}, verb=verb)
+    done = whole(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), output)
+    found = summaries(Folder(absolute(output), storage), done.parts)
+    by_set = {(stream.entry, stream.dataset, stream.in_batch): stream for stream in streams}
+    for number, each in enumerate(found):
+        first = 0
+        for one in each["sets"]:
+            groups = range(first, first + one["batches"])
+            by_set[each["entry"], one["dataset"], one["in_batch"]].add(each["pass"], number, groups)
+            first = groups.stop
+    return [part.part for part in done.parts], found
+
+
+def _bucket_passes(sources: Mapping[str, Folder], passes: Mapping[str, int]) -> tuple[pa.Table, pa.Schema]:
+    """A shard for each pass over each bucket of each entry; its slices' names begin ENTRY/BUCKET/PASS."""
+    tables, schemas, shards = [PLAN_SCHEMA.empty_table()], [], 0
+    for entry, folder in sources.items():
+        buckets, columns = bucket_plan({entry: folder})
+        schemas.append(columns)
+        if buckets.num_rows * passes[entry] > MOST_RANGES:
+            raise UsageError(
+                f"{passes[entry]} passes over --data {entry} are {buckets.num_rows * passes[entry]:,} ranges to read; a plan "
+                f"takes {MOST_RANGES:,}. Lower --epochs to {max(1, math.floor(MOST_RANGES / buckets.num_rows))} or its --weight"
+            )
+        parts = pc.replace_substring_regex(buckets["name"], ".*/", "")
+        for number in range(passes[entry]):
+            words = [pa.scalar(entry), buckets["shard"].cast(pa.string()), pa.scalar(str(number)), parts]
+            named = buckets.set_column(2, "name", pc.binary_join_element_wise(*words, "/"))
+            tables.append(named.set_column(0, "shard", pc.add(buckets["shard"], shards)))
+            shards += count_shards(buckets)
+    return pa.concat_tables([table.cast(PLAN_SCHEMA) for table in tables]), pa.unify_schemas(schemas)

@@ -1,0 +1,194 @@
+"""One step's gradients: of one big batch, at any number of ranks and any size of chunks.
+
+TwoPass (GradCache, Gao et al. 2021) for losses between texts: every chunk runs once without gradients, the loss gives
+the gradient of each output, and every chunk runs again, with the same dropout, to carry it into the weights.
+OnePass for losses within rows: every chunk runs once. Dropout is drawn from a seed of step, slice and chunk, so nothing
+needs to be kept to draw it again, neither for the second pass nor for a restart.
+"""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..losses import Batch, Rows, Scores
+from ..models import Tokens
+from .chunks import Chunk, Cutter, index
+from .collectives import Place
+from .parallel import Alone
+from .trainee import Inputs
+
+Autocast = Callable[[], AbstractContextManager]
+CHUNK_SEEDS = 2**62
+
+
+def seed_of(*parts: int) -> int:
+    """A seed that depends on all parts, the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % CHUNK_SEEDS
+
+
+def sow(seed: int) -> None:
+    """Dropout from here on is drawn from this seed."""
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A rank's part of a global batch. inputs: queries [b] and then passages [b * g], row by row; pairs or texts where the
+    loss is within rows. seed: of the step."""
+
+    rows: Rows
+    place: Place
+    inputs: Inputs
+    seed: int
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.inputs.tokens
+
+    def slices(self) -> list[np.ndarray]:
+        """The rank's own rows, a slice after the other: int64 each."""
+        length = self.place.length
+        return [np.arange(i * length, (i + 1) * length) for i in range(len(self.place.own_slices()))]
+
+    def chunk_seed(self, slice_number: int, chunk: int) -> int:
+        return seed_of(self.seed, self.place.own_slices()[slice_number], chunk)
+
+
+class Step(Protocol):
+    """Gradients of a rank's work are left in the weights, reduced over the ranks; returns the rank's loss, []."""
+
+    def __call__(self, work: Work) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TwoPass:
+    """network: outputs of each text [n, ...] first, then perhaps of each token. sharpness: see Batch. assemble: what the
+    loss sees of token outputs, made of queries and passages."""
+
+    network: Alone
+    loss: Callable[[Batch], Tensor]
+    cutter: Cutter
+    autocast: Autocast = nullcontext
+    sharpness: Tensor | None = None
+    assemble: Callable[[Work, tuple[Tensor, ...]], Any] | None = None
+
+    def __call__(self, work: Work) -> Tensor:
+        count = work.rows.count
+        group = (len(work.tokens.offsets) - 1 - count) // count
+        chunks = self.cutter.by_text(work.inputs, _texts(work, group), work.chunk_seed)
+        leaves = self._outputs(chunks)
+        vectors = leaves[0]
+        batch = Batch(
+            rows=work.rows,
+            queries=vectors[:count],
+            passages=vectors[count:].unflatten(0, (count, group)),
+            gather=work.place.gather,
+            sharpness=self.sharpness,
+            tokens=self.assemble(work, leaves[1:]) if self.assemble else None,
+        )
+        value = self.loss(batch)
+        value.backward()
+        self._carry(chunks, leaves)
+        return value.detach()
+
+    def _outputs(self, chunks: list[Chunk]) -> tuple[Tensor, ...]:
+        """Outputs of all texts in their order, as leaves of the loss's graph."""
+        found = []
+        for number in range(self.network.chunks(len(chunks))):
+            chunk = chunks[min(number, len(chunks) - 1)]
+            sow(chunk.seed)
+            with self.autocast():
+                outputs = self.network.peek(chunk.flat)
+            if number < len(chunks):
+                found.append(outputs)
+        device = found[0][0].device
+        places = [index(np.concatenate([c.documents for c in chunks]), device)]
+        places.append(index(np.concatenate([c.tokens for c in chunks]), device))
+        kinds = [places[0]] + [places[1]] * (len(found[0]) - 1)
+        columns = [torch.cat(column) for column in zip(*found, strict=True)]
+        leaves = (
+            torch.empty_like(column).index_copy_(0, kind, column) for kind, column in zip(kinds, columns, strict=True)
+        )
+        return tuple(leaf.requires_grad_() for leaf in leaves)
+
+    def _carry(self, chunks: list[Chunk], leaves: tuple[Tensor, ...]) -> None:
+        """The gradients of the outputs into the weights, reduced over the ranks in the last chunk."""
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        total = self.network.chunks(len(chunks))
+        for number in range(total):
+            chunk = chunks[min(number, len(chunks) - 1)]
+            places = [index(chunk.documents, leaves[0].device), index(chunk.tokens, leaves[0].device)]
+            sow(chunk.seed)
+            with self.network.syncing(number == total - 1):
+                with self.autocast():
+                    outputs = self.network(chunk.flat)
+                kinds = [places[0]] + [places[1]] * (len(outputs) - 1)
+                triples = zip(outputs, gradients, kinds, strict=True)
+                surrogate = torch.stack([(out * gradient[kind]).sum() for out, gradient, kind in triples]).sum()
+                (surrogate if number < len(chunks) else surrogate * 0.0).backward()
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """network: one score of each pair, or one loss of each text, [n] as its first output."""
+
+    network: Alone
+    loss: Callable[[Scores], Tensor]
+    cutter: Cutter
+    autocast: Autocast = nullcontext
+
+    def __call__(self, work: Work) -> Tensor:
+        group = (len(work.tokens.offsets) - 1) // work.rows.count
+        chunks = self.cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
+        total, value = self.network.chunks(len(chunks)), None
+        for number in range(total):
+            taken, chunk = chunks[min(number, len(chunks) - 1)]
+            sow(chunk.seed)
+            with self.network.syncing(number == total - 1):
+                with self.autocast():
+                    (outputs,) = self.network(chunk.flat)
+                back = np.argsort(chunk.documents)  # rows in the order of their numbers, as _of_rows has them
+                scores = outputs[index(back, outputs.device)].unflatten(0, (len(taken), group))
+                part = self.loss(Scores(_of_rows(work.rows, np.sort(taken)), scores))
+                (part if number < len(chunks) else part * 0.0).backward()
+            if number < len(chunks):
+                value = part.detach() if value is None else value + part.detach()
+        assert value is not None
+        return value
+
+
+def _texts(work: Work, group: int) -> list[np.ndarray]:
+    """Texts of each slice: its queries and its passages."""
+    found = []
+    for rows in work.slices():
+        passages = work.rows.count + rows[:, None] * group + np.arange(group)
+        found.append(np.concatenate([rows, passages.reshape(-1)]))
+    return found
+
+
+def _of_rows(rows: Rows, taken: np.ndarray) -> Rows:
+    """The same global batch, of which only the local rows `taken` are here: brought to its front, since losses within rows
+    ask for nothing else, and the number of rows is all that the mean needs."""
+    places = index(rows.first + taken, rows.query_keys.device)
+    teacher = None if rows.teacher is None else _to_front(rows.teacher, places)
+    return replace(
+        rows,
+        query_keys=_to_front(rows.query_keys, places),
+        passage_keys=_to_front(rows.passage_keys, places),
+        positive_keys=_to_front(rows.positive_keys, places),
+        teacher=teacher,
+        first=0,
+        count=len(taken),
+    )
+
+
+def _to_front(values: Tensor, places: Tensor) -> Tensor:
+    """A tensor of the same length that begins with the values at `places`."""
+    return torch.cat([values[places], values[len(places) :]])

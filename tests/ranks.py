@@ -1,0 +1,250 @@
+"""Gradients of a training step in several processes: `run(cases, folder)` starts four ranks, which do every case.
+
+A case is one step on a tiny model at a world size of 1, 2 or 4. The first rank keeps its loss, its gradients and how many
+collectives it took; `plain` gives what one big batch without chunks or ranks gives.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lib import losses
+from lib.losses import EMBEDDING, RERANKING, Batch, Rows, Scores
+from lib.losses.matryoshka import Matryoshka
+from lib.models import Tokens, read_spec
+from lib.packing import offsets_of
+from lib.training import step as step_module
+from lib.training.chunks import Cutter
+from lib.training.collectives import Place
+from lib.training.networks import VectorNetwork, load_backbone
+from lib.training.parallel import Alone, Replicated, Sharded, layers_of
+from lib.training.step import OnePass, TwoPass, Work
+from lib.training.trainee import Inputs
+
+ROWS, GROUP, SLICES = 8, 3, 4
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """loss: as losses.parse reads it, "matryoshka" for InfoNCE at two sizes. budget: tokens a chunk. broken: a mistake."""
+
+    loss: str
+    world: int = 1
+    parallel: str = "ddp"
+    budget: int = 40
+    double: bool = True
+    broken: str = ""
+    slices: int = SLICES
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(value) for value in asdict(self).values()).replace(":", "_")
+
+
+def loss_of(case: Case):
+    if case.loss == "matryoshka":
+        return Matryoshka(losses.parse(("infonce:temperature=0.05",)), (8, 32), (0.5, 0.5))
+    return losses.parse((case.loss,))
+
+
+class PairScores(torch.nn.Module):
+    """A reranker as small as can be: a linear score of the pooled vector."""
+
+    def __init__(self, network: VectorNetwork) -> None:
+        super().__init__()
+        self.vectors = network
+        self.score = torch.nn.Linear(32, 1)
+
+    def forward(self, batch):
+        return (self.score(self.vectors(batch)[0]).squeeze(1),)
+
+
+def network_of(case: Case, model: Path):
+    """The tiny model, the same weights in every process, with dropout on."""
+    spec = read_spec(str(model))
+    backbone, padding_id = load_backbone(spec, CPU)
+    network = VectorNetwork(spec, backbone)
+    torch.manual_seed(3)
+    network = network if loss_of(case).of == EMBEDDING else PairScores(network)
+    return (network.double() if case.double else network).train(), padding_id
+
+
+def inputs_of(case: Case) -> Inputs:
+    """Random tokens of mixed length: queries and passages, or pairs, of all rows."""
+    rng = np.random.default_rng(1)
+    texts = ROWS * GROUP + (ROWS if loss_of(case).of == EMBEDDING else 0)
+    offsets = offsets_of(rng.integers(3, 20, texts))
+    ids = rng.integers(5, 60, offsets[-1]).astype(np.int32)
+    return Inputs(Tokens(ids, offsets, np.zeros(texts, dtype=bool)))
+
+
+def rows_of(world: int, first: int, count: int) -> Rows:
+    """A duplicate of another row's positive among the negatives, and graded teacher scores."""
+    rng = np.random.default_rng(2)
+    passages = torch.arange(100, 100 + ROWS * GROUP).view(ROWS, GROUP).clone()
+    passages[0, 1] = passages[5, 0]
+    return Rows(
+        query_keys=torch.arange(ROWS),
+        passage_keys=passages,
+        positive_keys=passages[:, :1].clone(),
+        teacher=torch.tensor(rng.uniform(0, 1, (ROWS, GROUP))),
+        in_batch=True,
+        first=first,
+        count=count,
+        world=world,
+    )
+
+
+def local(inputs: Inputs, place: Place, of: str) -> Inputs:
+    """The texts of a rank's rows, as the loop tokenises them."""
+    rows = np.arange(place.first, place.first + place.counts()[place.rank])
+    shift = ROWS if of == EMBEDDING else 0
+    passages = (shift + rows[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+    order = np.concatenate([rows, passages]) if of == EMBEDDING else passages
+    tokens = inputs.tokens
+    pieces = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in order]
+    return Inputs(Tokens(np.concatenate(pieces), offsets_of(np.array([len(p) for p in pieces])), tokens.truncated[order]))
+
+
+def work_of(case: Case, place: Place) -> Work:
+    of = loss_of(case).of
+    return Work(rows_of(place.world, place.first, place.counts()[place.rank]), place, local(inputs_of(case), place, of), 7)
+
+
+def gradients(network) -> torch.Tensor:
+    """All of them in one row."""
+    weights = [weight.grad for _, weight in sorted(network.named_parameters())]
+    return torch.cat([(w.full_tensor() if hasattr(w, "full_tensor") else w).flatten().double() for w in weights])
+
+
+def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
+    """One backward over everything at once: every chunk's graph is kept, there is one rank, and nothing is gathered."""
+    network, padding_id = network_of(case, model)
+    place, loss = Place(0, 1, case.slices, ROWS), loss_of(case)
+    work, cutter = work_of(case, place), Cutter(case.budget, CPU, padding_id)
+    if loss.of == RERANKING:
+        chunks = [chunk for _, chunk in cutter.by_row(work.inputs, work.slices(), GROUP, work.chunk_seed)]
+    else:
+        chunks = cutter.by_text(work.inputs, step_module._texts(work, GROUP), work.chunk_seed)
+    found = []
+    for chunk in chunks:
+        torch.manual_seed(chunk.seed)
+        found.append(network(chunk.flat)[0])
+    order = np.argsort(np.concatenate([chunk.documents for chunk in chunks]))
+    outputs = torch.cat(found)[torch.from_numpy(order)]
+    if loss.of == RERANKING:
+        value = loss(Scores(work.rows, outputs.view(ROWS, GROUP)))
+    else:
+        passages = outputs[ROWS:].unflatten(0, (ROWS, GROUP))
+        value = loss(Batch(work.rows, outputs[:ROWS], passages, gather=lambda tensor: tensor))
+    value.backward()
+    return float(value), gradients(network)
+
+
+def step_of(case: Case, model: Path, rank: int) -> dict:
+    """One step of this rank."""
+    network, padding_id = network_of(case, model)
+    place, loss = Place(rank, case.world, case.slices, ROWS), loss_of(case)
+    counted = Counter()
+    wrapped = Alone(network)
+    if case.world > 1 and case.parallel == "ddp":
+        wrapped = Replicated(network)
+        wrapped.ddp.register_comm_hook(counted, _counting_hook)
+    elif case.world > 1:
+        wrapped = Sharded(network, layers_of(network), CPU)
+    kind = OnePass if loss.of == RERANKING else TwoPass
+    step = kind(wrapped, loss, Cutter(case.budget, CPU, padding_id))
+    with _broken(case.broken), _counting(counted):
+        value = step(work_of(case, place))
+    shares = torch.tensor([float(value)], dtype=torch.float64)
+    if case.world > 1:
+        dist.all_reduce(shares)
+    return {"loss": float(shares) / case.world, "gradients": gradients(network), "counted": dict(counted)}
+
+
+def _counting_hook(counted: Counter, bucket):
+    counted["gradient reductions"] += 1
+    mean = bucket.buffer().div_(dist.get_world_size())
+    return dist.all_reduce(mean, async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+@contextmanager
+def _counting(counted: Counter):
+    with ExitStack() as stack:
+        for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+            real = getattr(dist, name)
+
+            def counting(*args, _real=real, _name=name, **kwargs):
+                counted[_name] += 1
+                return _real(*args, **kwargs)
+
+            stack.enter_context(mock.patch.object(dist, name, counting))
+        yield
+
+
+def _detached(place: Place, tensor: torch.Tensor) -> torch.Tensor:
+    """What a plain all-gather gives: others' rows without a gradient."""
+    everywhere = [torch.zeros_like(tensor) for _ in range(place.world)]
+    dist.all_gather(everywhere, tensor.detach())
+    everywhere[place.rank] = tensor
+    return torch.cat(everywhere)
+
+
+@contextmanager
+def _broken(mistake: str):
+    patches = {
+        "no replay": mock.patch.object(step_module, "sow", lambda seed: None),
+        "detached": mock.patch.object(Place, "gather", _detached),
+        "no factor": mock.patch.object(Rows, "mean", lambda rows, values: values.sum() / len(rows.query_keys)),
+    }
+    with patches[mistake] if mistake else ExitStack():
+        yield
+
+
+def run(cases: Iterable[Case], folder: Path, model: Path) -> dict[str, dict]:
+    """Do the cases in four processes; what the first rank has of each, by the case's name."""
+    cases = sorted(cases, key=lambda case: case.world)
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "tests.ranks", str(folder), str(model)]
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(4)]
+    codes = [rank.wait(600) for rank in ranks]
+    assert codes == [0] * 4, codes
+    return torch.load(folder / "found.pt")
+
+
+def main(folder: Path, model: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    cases = [Case(**each) for each in json.loads((folder / "cases.json").read_text())]
+    found = {}
+    for world in sorted({case.world for case in cases}):
+        if rank >= world:
+            continue
+        if world > 1:
+            store = dist.FileStore(str(folder / f"store-{world}"), world)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        for case in cases:
+            if case.world == world:
+                found[case.name] = step_of(case, model, rank)
+        if world > 1:
+            dist.destroy_process_group()
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+
+
