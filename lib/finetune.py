@@ -24,9 +24,11 @@ from .training.embedder import Embedder
 from .training.launch import Pool, environment, run_leg
 from .training.loop import EXPORTS, FAILURE, Course
 from .training.optimizer import Optimization
+from .training.order import Order
 from .training.page import page
 from .training.plan import DataOptions, Planned, plan
 from .training.pretraining import Pretraining
+from .training.rehearsal import rehearse
 from .training.reranker import PairScorer
 from .training.trainee import ALL_LINEAR, Adapters, Subject
 from .training.unified import Unified
@@ -67,6 +69,7 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     record = found or claim_record(output, {"settings": settings, "about": about, "slices": pool.maximum})
     refuse_other_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record["slices"])
+    rehearse(Order(planned.url, output.options), course.losses, choice.spec.dim)
     scores = _train(config, choice, course, _at_most(pool, record["slices"]), say)
     return _finish(config, choice, planned, course, record, scores)
 

@@ -62,10 +62,25 @@ def summaries(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
         return list(threads.map(one, parts))
 
 
+def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summaries of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
+    total: dict[str, Any] = {"rows": 0, "dropped": 0, "bad": {}, "sets": {}}
+    for each in summaries:
+        total["rows"] += each["rows"]
+        total["dropped"] += each["dropped"]
+        for kind, (count, source, reason) in each["bad"].items():
+            count_reason(total["bad"], reason if kind == reason.split(":")[0] else kind, count, source)
+        for dataset, in_batch, rows, having in each["sets"]:
+            held = total["sets"].setdefault((dataset, in_batch), [0, 0])
+            held[0] += rows
+            held[1] += having
+    return total
+
+
 def check_dealt(name: str, dealt: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
-    dealt: its parts' summaries, merged; see pairs.merged.
+    dealt: its parts' summaries, merged; see merged.
     """
     usable = sum(rows for rows, _ in dealt["sets"].values())
     if not usable:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..corpus import Corpus, hive_keys, list_files, measure_files
+from ..corpus import Corpus, CorpusOptions, hive_keys, list_files, measure_files
 from ..errors import InputError, UsageError
 from ..formats import Measure
 from ..job import RunOptions, refuse_nested
@@ -18,20 +18,21 @@ from ..listing import WILDCARDS
 from ..plan import Shard, cut, heads
 from ..shuffle import REASON
 from ..storage import parse_options
-from .pairs import COLUMNS, NEEDED, OPTIONAL, checked, read_pairs
+from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 
 NAME = re.compile(r"[\w.-]+")
 SAMPLE_FILES, SAMPLE_ROWS, SAMPLE_THREADS = 64, 100, 16
 BUCKET_BATCHES, LEAST_BATCHES = 64, 4  # a bucket, of which half a batch is left over on average
 LEAST_ROWS, MOST_ROWS = 25_000, 200_000  # a bucket, unless its batches are larger
 BUCKET_BYTES = 256 << 20
+FORMS = "A pair has a text in 'query' and one or a list of texts in 'pos'; 'text' without them is for pretraining"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One --data: its name, its options as a corpus, and its measured files.
 
-    columns: what its files have of pairs.COLUMNS; odd: by path, what those have that are unlike the others.
+    columns: what its files have of those that are read; odd: by path, what those have that are unlike the others.
     """
 
     name: str
@@ -103,30 +104,40 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
     return weights
 
 
+class _AnyColumns(CorpusOptions):
+    """No column is asked for: those there are tell which are needed."""
+
+    def text_columns(self) -> list[str]:
+        return []
+
+
 def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...]) -> Entry:
     """List and measure an entry's files and look at their first rows.
 
-    Raises InputError where there is no file, a file without the columns `query` and `pos`, or one that begins with
-    nothing but rows that cannot be used.
+    Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
+    all of them, or one that begins with nothing but rows that cannot be used.
     """
     options = RunOptions(
         input=url,
         output=f"{output.rstrip('/')}/plan/dealt-{name}",
-        text_template="{query}",
-        keep_columns=NEEDED[1:],
         gpus_per_worker=0.0,
         storage_option=storage_option,
     )
     refuse_nested(url, options)
     storage = parse_options(storage_option)
     files = list_files(options, storage)
-    corpus = measure_files(files, options, storage, strict=False)
-    common = _common(corpus)
-    if common:  # measured again, with the bytes of all columns that will be read
-        options = replace(options, keep_columns=(*NEEDED[1:], *common))
+    corpus = measure_files(files, _AnyColumns(input=url), storage, strict=False)
+    needed = _needed(corpus)
+    optional = OPTIONAL if needed == NEEDED else ALONE_OPTIONAL
+    keep = (*needed[1:], *_common(corpus, optional))
+    options = replace(options, text_template=f"{{{needed[0]}}}", keep_columns=keep)
+    if any(
+        isinstance(m, Measure) and m.complete for m in corpus.measures
+    ):  # again, with the bytes of what will be read
         corpus = measure_files(files, options, storage, strict=False)
+    wanted = (*needed, *optional)
     measured = zip(files, corpus.measures, strict=True)
-    schemas = [_own(f.path, m) if isinstance(m, Measure) and m.units else None for f, m in measured]
+    schemas = [_own(f.path, m, wanted) if isinstance(m, Measure) and m.units else None for f, m in measured]
     columns = next((schema for schema in schemas if schema is not None), pa.schema([]))
     odd = {f.path: s for f, s in zip(files, schemas, strict=True) if s is not None and s != columns}
     entry = Entry(name, options, corpus, columns, odd)
@@ -134,19 +145,38 @@ def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...]
     return entry
 
 
-def _common(corpus: Corpus) -> list[str]:
+def _needed(corpus: Corpus) -> tuple[str, ...]:
+    """The columns that every file must have: NEEDED, or ALONE where they are of single texts. Raises InputError."""
+    measured = zip(corpus.files, corpus.measures, strict=True)
+    found = {f.path: m for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)}
+    names = {path: [*dict.fromkeys((*m.schema.names, *hive_keys(path)))] for path, m in found.items()}
+    pairs = [path for path, there in names.items() if not {*NEEDED}.isdisjoint(there)]
+    alone = [path for path, there in names.items() if ALONE[0] in there and {*NEEDED}.isdisjoint(there)]
+    if pairs and alone:
+        raise InputError(
+            f"{alone[0]} has single texts and {pairs[0]} pairs. {FORMS}: give each kind as a --data of its own"
+        )
+    needed = ALONE if alone else NEEDED
+    for path, measure in found.items():
+        there = names[path] if measure.complete else corpus.schema.names
+        if missing := [name for name in needed if name not in there]:
+            raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(there)}. {FORMS}")
+    return needed
+
+
+def _common(corpus: Corpus, optional: Sequence[str]) -> list[str]:
     """Optional columns that every file has, where files tell their columns."""
     told = [m for m in corpus.measures if isinstance(m, Measure) and m.units]
     if not all(measure.complete for measure in told):
         return []
-    return [name for name in OPTIONAL if told and all(name in measure.schema.names for measure in told)]
+    return [name for name in optional if told and all(name in measure.schema.names for measure in told)]
 
 
-def _own(path: str, measure: Measure) -> pa.Schema:
-    """What a file has of COLUMNS, by its own types; where only reading tells, all of them."""
+def _own(path: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
+    """What a file has of the wanted columns, by its own types; where only reading tells, all of them."""
     keys = hive_keys(path)
     fields = []
-    for name in COLUMNS:
+    for name in wanted:
         if name in measure.schema.names:
             fields.append(pa.field(name, measure.schema.field(name).type))
         elif name in keys:
@@ -176,6 +206,6 @@ def _complaint(entry: Entry, place: int, storage: Mapping[str, Any]) -> str | No
     if not rows.num_rows or rows[REASON].null_count:
         return None
     return (
-        f"none of the first {rows.num_rows} rows of {file.path} is a training pair; the first is {rows['source'][0]}: "
-        f"{rows[REASON][0]}. A pair has a text in 'query' and one or a list of texts in 'pos'"
+        f"none of the first {rows.num_rows} rows of {file.path} can be used; the first is {rows['source'][0]}: "
+        f"{rows[REASON][0]}. {FORMS}"
     )

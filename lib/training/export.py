@@ -11,6 +11,7 @@ from torch import nn
 from ..models import ModelSpec
 from ..models.directory import HUB_FILES, read_json
 from ..models.load import quiet
+from ..models.modules import OLD_POOLING
 from ..recipes import PASSAGE, QUERY
 from .trainee import merged
 
@@ -90,10 +91,7 @@ def _append_end(spec: ModelSpec, folder: Path) -> None:
 
 
 def _pooling(spec: ModelSpec) -> Mapping[str, Any]:
-    modes = {"cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"}
-    names = {mode: f"pooling_mode_{mode}{'' if mode == 'lasttoken' else '_tokens'}" for mode in modes}
-    names["cls"] = "pooling_mode_cls_token"
-    said = {name: mode in spec.pooling for mode, name in sorted(names.items())}
+    said = {name: mode in spec.pooling for name, mode in OLD_POOLING.items()}  # every version of the library reads these
     return {"word_embedding_dimension": spec.hidden_size, "include_prompt": spec.include_prompt} | said
 
 

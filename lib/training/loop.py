@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..losses import Rows
 from ..storage import Folder
 from ..trees import upload
 from . import checkpoint
@@ -24,6 +23,7 @@ from .optimizer import Optimization, set_rate
 from .order import Order
 from .parallel import Alone, wrapped
 from .step import Work, seed_of
+from .tables import rows_of
 from .trainee import Inputs, Subject, Trainee
 from .watch import publish_metrics
 
@@ -223,27 +223,6 @@ class Reader:
         count = len(self._place.own_slices()) * self._place.length
         inputs = self._texts(table.slice(self._place.first, count))
         return Read(table, inputs)
-
-
-def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> Rows:
-    """What the losses need to know of a global batch."""
-    teacher = None
-    if table["teacher"].null_count == 0:
-        teacher = torch.tensor(np.array(table["teacher"].to_pylist(), dtype=np.float32), device=device)
-    known = table["positive_keys"].to_pylist()
-    most = max(map(len, known))
-    positives = np.array([keys + keys[:1] * (most - len(keys)) for keys in known], dtype=np.int64)
-    passages = np.array(table["passage_keys"].to_pylist(), dtype=np.int64)
-    return Rows(
-        query_keys=torch.tensor(table["query_key"].to_numpy(), device=device),
-        passage_keys=torch.tensor(passages, device=device),
-        positive_keys=torch.tensor(positives, device=device),
-        teacher=teacher,
-        in_batch=table["in_batch"][0].as_py(),
-        first=first,
-        count=count,
-        world=world,
-    )
 
 
 def _device() -> torch.device:

@@ -15,7 +15,7 @@ from ..errors import RunError
 from ..storage import Folder, absolute
 
 ORDER = "order.parquet"
-BATCHES_FOLDER = "batches"
+# part: from the folder of the plan
 SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.string()), ("group", pa.int32()), ("dataset", pa.string())])
 OPEN_PARTS = 8
 
@@ -30,13 +30,18 @@ class Order:
             table = pq.read_table(pa.BufferReader(folder.read(ORDER)))
         except FileNotFoundError as error:
             raise RunError(f"no {ORDER} in {folder.url}: the plan is not finished. Start its command again") from error
-        self.folder = Folder(folder.path(BATCHES_FOLDER), folder.options)
+        self.folder = folder
         parts = table["part"].combine_chunks().dictionary_encode()
         self._names: list[str] = parts.dictionary.to_pylist()
         self._parts, self._groups = parts.indices.to_numpy(), table["group"].to_numpy()
         self.steps: int = table.num_rows
+        self._datasets: list[str] = table["dataset"].to_pylist()
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._lock = Lock()
+
+    def first_steps(self) -> dict[str, int]:
+        """The first step of each dataset."""
+        return {name: self._datasets.index(name) for name in dict.fromkeys(self._datasets)}
 
     def read(self, step: int) -> pa.Table:
         """The global batch of a step, from 0, as BATCHES. Raises IndexError for a step that the plan does not have."""

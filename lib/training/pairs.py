@@ -1,12 +1,13 @@
 """Training pairs, read and checked: the first map of a training plan, which deals them into buckets.
 
+Data for pretraining has single texts: each is the query and the positive of its row, and there are no negatives.
 A row that cannot be used keeps its reason and takes no part; what a dealt part holds is told in its footer (SUMMARY).
 """
 
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,10 @@ from .lists import NO_REASON, Lists, as_lists, no_lists, one_array, score_lists,
 
 NEEDED = ("query", "pos")
 OPTIONAL = ("neg", "hn", "pos_scores", "neg_scores", "dataset", "prompt", "in_batch_negatives")
-COLUMNS = (*NEEDED, *OPTIONAL)
+ALONE = ("text",)  # of data for pretraining, in place of NEEDED
+ALONE_OPTIONAL = ("dataset", "in_batch_negatives")
 SUMMARY = b"shoal.summary"  # in the footer of a part of the plan: its counts, JSON
-NO_QUERY, EMPTY_QUERY, NO_POSITIVE, EMPTY_POSITIVES = "no query", "empty query", "no positive", "only empty positives"
-NO_NEGATIVES = "no negatives"
+NO_POSITIVE, EMPTY_POSITIVES, NO_NEGATIVES = "no positive", "only empty positives", "no negatives"
 YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 TEXT_LISTS, NUMBER_LISTS, KEY_LISTS = pa.list_(pa.large_string()), pa.list_(pa.float32()), pa.list_(pa.int64())
 PAIRS = pa.schema(
@@ -70,7 +71,7 @@ def read_pairs(
 ) -> list[pa.Table]:
     """The shard's rows in order, a table for each run of files that keep them alike.
 
-    columns: what most files have of COLUMNS; odd: by path, what others have.
+    columns: what most files have of NEEDED and OPTIONAL, or of ALONE and its own; odd: by path, what others have.
     """
     tables: list[pa.Table] = []
     for piece in shard.slices:
@@ -86,8 +87,10 @@ def read_pairs(
 def checked(table: pa.Table, entry: str) -> pa.Table:
     """Rows as they were read become PAIRS; each that cannot be used has a REASON. entry: names rows without a dataset."""
     rows = table.num_rows
-    query, no_query = _query(table)
-    positives, negatives = _texts_of(table, ("pos",)), _texts_of(table, ("neg", "hn"))
+    alone = ALONE[0] in table.column_names
+    query, no_query = _query(table, ALONE[0] if alone else NEEDED[0])
+    positives = _each_alone(query) if alone else _texts_of(table, NEEDED[1:])
+    negatives = _texts_of(table, ("neg", "hn"))
     scores = [_scores_of(table, name, lists) for name, lists in (("pos_scores", positives), ("neg_scores", negatives))]
     dataset, bad_dataset = _text(table, "dataset")
     dataset = pc.if_else(pc.equal(pc.fill_null(dataset, ""), ""), pa.scalar(entry, pa.large_string()), dataset)
@@ -132,10 +135,15 @@ def _text(table: pa.Table, name: str, strip: bool = True) -> tuple[pa.Array, pa.
     return (pc.utf8_trim_whitespace(texts) if strip else texts), reasons
 
 
-def _query(table: pa.Table) -> tuple[pa.Array, pa.Array]:
-    texts, reasons = _text(table, "query")
-    empty = pc.if_else(pc.fill_null(pc.equal(texts, ""), False), EMPTY_QUERY, NO_REASON)
-    return texts, pc.coalesce(reasons, pc.if_else(texts.is_null(), NO_QUERY, empty))
+def _query(table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:
+    texts, reasons = _text(table, name)
+    empty = pc.if_else(pc.fill_null(pc.equal(texts, ""), False), f"empty {name}", NO_REASON)
+    return texts, pc.coalesce(reasons, pc.if_else(texts.is_null(), f"no {name}", empty))
+
+
+def _each_alone(texts: pa.Array) -> Lists:
+    absent = texts.is_null().to_numpy(zero_copy_only=False)
+    return Lists(texts.drop_null(), (~absent).astype(np.int64), absent, pa.nulls(len(texts), pa.string()))
 
 
 def _texts_of(table: pa.Table, names: tuple[str, ...]) -> Lists:
@@ -280,18 +288,3 @@ class DealPairs:
         rows = bundle["rows"]
         errors = rows.num_rows - rows[REASON].null_count
         return rows, {"rows": rows.num_rows, "source_rows": rows.num_rows, "errors": errors}
-
-
-def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summaries of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
-    total: dict[str, Any] = {"rows": 0, "dropped": 0, "bad": {}, "sets": {}}
-    for each in summaries:
-        total["rows"] += each["rows"]
-        total["dropped"] += each["dropped"]
-        for kind, (count, source, reason) in each["bad"].items():
-            count_reason(total["bad"], reason if kind == reason.split(":")[0] else kind, count, source)
-        for dataset, in_batch, rows, having in each["sets"]:
-            held = total["sets"].setdefault((dataset, in_batch), [0, 0])
-            held[0] += rows
-            held[1] += having
-    return total

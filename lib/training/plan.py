@@ -1,8 +1,9 @@
-"""The training plan: pairs from many files become global batches in the order in which they are trained on.
+"""The training plan: pairs, or single texts, from many files become global batches in the order in which they are trained on.
 
     OUTPUT/plan/_run.json         what was asked; another plan is refused
     OUTPUT/plan/dealt-NAME/       a run over the rows of each --data: checked, and dealt into buckets
-    OUTPUT/plan/batches/          a run over buckets, once for every pass over them: a row group a global batch
+    OUTPUT/plan/batches-EPOCH/    a run over buckets, once for every pass that the epochs from EPOCH on begin: a row
+                                  group a global batch. There are several only where --max-steps cuts the epochs short
     OUTPUT/plan/order.parquet     which row group is the batch of each step; put last
 
 The same command resumes each of them.
@@ -26,12 +27,12 @@ from ..plan import PLAN_SCHEMA, count_shards
 from ..record import claim_record, read_record, refuse_other_settings
 from ..shuffle import MOST_RANGES, bucket_plan
 from ..storage import Folder, absolute, parse_options
-from .batches import MakeBatches
-from .counts import Counts, check_batches, check_dealt, count, summaries
+from .batches import MakeBatches, Set
+from .counts import Counts, check_batches, check_dealt, count, merged, summaries
 from .entries import Entry, open_entry, parse_data, parse_weights
-from .order import BATCHES_FOLDER, ORDER
+from .order import ORDER, SCHEMA
 from .ordering import Stream, make_order, passes_of
-from .pairs import DealPairs, merged
+from .pairs import DealPairs
 
 MOST_BATCH = 65_536  # rows
 SHARD_ROWS = 100_000
@@ -43,7 +44,10 @@ class DataOptions:
     """Which pairs are trained on, and how they are put together."""
 
     data: tuple[str, ...] = field(
-        metadata={"help": "Training pairs, as URL or NAME=URL: query, pos, neg, ... Repeat it for more.", "many": True}
+        metadata={
+            "help": "Training pairs, as URL or NAME=URL: query, pos, neg, ...; or text alone. Repeat it for more.",
+            "many": True,
+        }
     )
     weight: tuple[str, ...] = field(
         default=(),
@@ -93,10 +97,7 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
         for name, found in dealt.items()
         for dataset, in_batch in sorted(found["sets"])
     ]
-    parts, batched = _batch(entries, options, dealt, streams, fixed, say)
-    for name, found in dealt.items():
-        check_batches(name, [s for s in streams if s.entry == name], found, options.global_batch)
-    order = make_order(streams, parts, options.epochs, options.seed, options.max_steps)
+    order, batched = _order(entries, options, dealt, streams, fixed, say)
     folder.claim(ORDER, parquet_bytes(order))
     steps = pq.read_metadata(pa.BufferReader(folder.read(ORDER))).num_rows
     return Planned(folder.url, steps, count(dealt, batched, streams, options.global_batch))
@@ -128,7 +129,7 @@ def _fixed(options: DataOptions, entries: Sequence[Entry], weights: Mapping[str,
 
 
 def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
-    """The first map over one entry; what its rows are, see pairs.merged."""
+    """The first map over one entry; what its rows are, see counts.merged."""
     storage, buckets = parse_options(entry.options.storage_option), entry.buckets(options.global_batch)
 
     def verb(ledger: Ledger, workers: Workers) -> DealPairs:
@@ -145,59 +146,101 @@ def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
     return merged(summaries(Folder(absolute(entry.options.output), storage), parts))
 
 
-def _batch(
+def _order(
     entries: Sequence[Entry],
     options: DataOptions,
     dealt: Mapping[str, Mapping[str, Any]],
     streams: Sequence[Stream],
     fixed: Mapping[str, Any],
     say: Say,
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """The second map over all buckets: its parts' names and summaries, in order. Fills the streams with its batches."""
-    storage = parse_options(entries[0].options.storage_option)
-    passes = {
-        entry.name: max(passes_of(s.weight, options.epochs) for s in streams if s.entry == entry.name)
-        for entry in entries
-    }
-    sources = {entry.name: Folder(absolute(entry.options.output), storage) for entry in entries}
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The order, and what the parts that it is of say. Fills the streams.
+
+    Where the steps are cut, first the epochs are made that are needed if every row finds a batch, then what is lacking.
+    """
+    size, most = options.global_batch, options.max_steps
+    of_epoch = sum(s.weight * (dealt[s.entry]["sets"][s.dataset, s.in_batch][0] // size) for s in streams)  # at most
     having = frozenset((n, *key) for n, found in dealt.items() for key, (_, having) in found["sets"].items() if having)
+    order, parts, batched, made = SCHEMA.empty_table(), [], [], 0
+    while made < options.epochs and (most is None or order.num_rows < most):
+        lacking = options.epochs if most is None else math.ceil((most - order.num_rows) / of_epoch)
+        epochs = range(made, min(made + lacking, options.epochs))
+        passes = {entry.name: _passes([s for s in streams if s.entry == entry.name], epochs) for entry in entries}
+        if any(passes.values()):
+            names, found = _batch(entries, options, having, epochs, passes, fixed, say)
+            _fill(streams, found, len(parts))
+            parts, batched = parts + names, batched + found
+        for name, rows in dealt.items():
+            check_batches(name, [s for s in streams if s.entry == name], rows, size)
+        made = epochs.stop
+        order = make_order(streams, parts, made, options.seed, most)
+        of_epoch = max(order.num_rows, 1) / made
+    return order, batched
 
-    def verb(ledger: Ledger, workers: Workers) -> MakeBatches:
-        return MakeBatches(options.seed, options.global_batch, options.group, having, ledger.columns, storage)
 
-    output = f"{entries[0].options.output.rpartition('/')[0]}/{BATCHES_FOLDER}"
-    run = RunOptions(
-        input=entries[0].options.input,
-        output=output,
-        gpus_per_worker=0.0,
-        storage_option=entries[0].options.storage_option,
+def _passes(streams: Sequence[Stream], epochs: range) -> range:
+    """The passes over an entry that these epochs take and those before them did not."""
+    first, stop = (
+        max(passes_of(s.weight, until) for s in streams) if until else 0 for until in (epochs.start, epochs.stop)
     )
-    job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": passes, **fixed}, verb=verb)
-    done = whole(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), output)
-    found = summaries(Folder(absolute(output), storage), done.parts)
+    return range(first, stop)
+
+
+def _fill(streams: Sequence[Stream], found: Sequence[Mapping[str, Any]], before: int) -> None:
+    """Tell the streams their batches. found: what each part says; before: how many parts came before them."""
     by_set = {(stream.entry, stream.dataset, stream.in_batch): stream for stream in streams}
-    for number, each in enumerate(found):
+    for number, each in enumerate(found, before):
         first = 0
         for one in each["sets"]:
             groups = range(first, first + one["batches"])
             by_set[each["entry"], one["dataset"], one["in_batch"]].add(each["pass"], number, groups)
             first = groups.stop
-    return [part.part for part in done.parts], found
 
 
-def _bucket_passes(sources: Mapping[str, Folder], passes: Mapping[str, int]) -> tuple[pa.Table, pa.Schema]:
+def _batch(
+    entries: Sequence[Entry],
+    options: DataOptions,
+    having: frozenset[Set],
+    epochs: range,
+    passes: Mapping[str, range],
+    fixed: Mapping[str, Any],
+    say: Say,
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The second map over all buckets: its parts' names, from the plan's folder, and summaries, in order."""
+    storage = parse_options(entries[0].options.storage_option)
+    sources = {entry.name: Folder(absolute(entry.options.output), storage) for entry in entries if passes[entry.name]}
+
+    def verb(ledger: Ledger, workers: Workers) -> MakeBatches:
+        return MakeBatches(options.seed, options.global_batch, options.group, having, ledger.columns, storage)
+
+    plan, _, _ = entries[0].options.output.rpartition("/")
+    name = f"batches-{epochs.start}"
+    run = RunOptions(
+        input=entries[0].options.input,
+        output=f"{plan}/{name}",
+        gpus_per_worker=0.0,
+        storage_option=entries[0].options.storage_option,
+    )
+    ends = {entry: [numbers.start, numbers.stop] for entry, numbers in passes.items()}
+    job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": ends, **fixed}, verb=verb)
+    done = whole(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), run.output)
+    found = summaries(Folder(absolute(run.output), storage), done.parts)
+    return [f"{name}/{part.part}" for part in done.parts], found
+
+
+def _bucket_passes(sources: Mapping[str, Folder], passes: Mapping[str, range]) -> tuple[pa.Table, pa.Schema]:
     """A shard for each pass over each bucket of each entry; its slices' names begin ENTRY/BUCKET/PASS."""
     tables, schemas, shards = [PLAN_SCHEMA.empty_table()], [], 0
     for entry, folder in sources.items():
         buckets, columns = bucket_plan({entry: folder})
         schemas.append(columns)
-        if buckets.num_rows * passes[entry] > MOST_RANGES:
+        if (ranges := buckets.num_rows * len(passes[entry])) > MOST_RANGES:
             raise UsageError(
-                f"{passes[entry]} passes over --data {entry} are {buckets.num_rows * passes[entry]:,} ranges to read; a plan "
+                f"{len(passes[entry])} passes over --data {entry} are {ranges:,} ranges to read; a plan "
                 f"takes {MOST_RANGES:,}. Lower --epochs to {max(1, math.floor(MOST_RANGES / buckets.num_rows))} or its --weight"
             )
         parts = pc.replace_substring_regex(buckets["name"], ".*/", "")
-        for number in range(passes[entry]):
+        for number in passes[entry]:
             words = [pa.scalar(entry), buckets["shard"].cast(pa.string()), pa.scalar(str(number)), parts]
             named = buckets.set_column(2, "name", pc.binary_join_element_wise(*words, "/"))
             tables.append(named.set_column(0, "shard", pc.add(buckets["shard"], shards)))

@@ -84,11 +84,11 @@ class TwoPass:
         group = (len(work.tokens.offsets) - 1 - count) // count
         chunks = self.cutter.by_text(work.inputs, _texts(work, group), work.chunk_seed)
         leaves = self._outputs(chunks)
-        vectors = leaves[0]
+        queries, passages = leaves[0].split([count, count * group])  # two slices would each make a gradient of all
         batch = Batch(
             rows=work.rows,
-            queries=vectors[:count],
-            passages=vectors[count:].unflatten(0, (count, group)),
+            queries=queries,
+            passages=passages.unflatten(0, (count, group)),
             gather=work.place.gather,
             sharpness=self.sharpness,
             tokens=self.assemble(work, leaves[1:]) if self.assemble else None,

@@ -1,0 +1,72 @@
+"""Fine-tuning in the test's own process: the loop, the export and the driver's verb, without Ray and in one rank."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from here import ONE
+
+from lib.finetune import Finetuned, finetune
+from lib.finetuning import FinetuneConfig
+from lib.training import checkpoint
+from lib.training.collectives import Place
+from lib.training.launch import Pool
+from lib.training.loop import Course, advance, export, start
+from lib.training.watch import publish_metrics
+
+WORDS = "a shoal of fish swims together and none leads the others 查询 文档 向量 排序 quick brown fox".split()
+
+
+def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, **more: Any) -> Path:
+    """Pairs of random words, each query a part of its positive."""
+    rng = random.Random(seed)
+
+    def text(least: int, most: int) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
+
+    lines = []
+    for number in range(rows):
+        positive = f"{text(4, 16)} {number}"
+        row = {"query": f"{positive[:24]} {number}", "pos": [positive]}
+        if negatives:
+            row["neg"] = [f"{text(4, 16)} n{number} {i}" for i in range(negatives)]
+        lines.append(json.dumps(row | more))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def leg_here(
+    course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]
+) -> None:
+    """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
+    run = start(replace(course, slices=1), Place(0, 1, 1, course.global_batch), torch.device("cpu"))
+    folder = Path(course.output.url) / "here"
+    if folder.exists():
+        run.step = checkpoint.load(folder, run.trainee.network, run.optimizer, run.sharpness)
+    for row in advance(run):
+        heard([row])
+        if "seconds" not in row:
+            return
+    checkpoint.save(folder, run.step, run.trainee.network, run.optimizer, run.sharpness)
+    publish_metrics(course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
+    export(run)
+
+
+@pytest.fixture
+def train_here(here, monkeypatch):
+    """train(**options) -> Finetuned"""
+    monkeypatch.setattr("lib.finetune.connect", lambda: None)
+    monkeypatch.setattr("lib.finetune.decide", lambda options, weight_bytes: ONE)
+    monkeypatch.setattr("lib.finetune.largest_node", lambda: 1.0)
+    monkeypatch.setattr("lib.finetune.run_leg", leg_here)
+
+    def train(**options: Any) -> Finetuned:
+        return finetune(FinetuneConfig(**options), lambda sentence: None)
+
+    return train
