@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from . import recipes
 from .finetuning import Choice, FinetuneConfig
 from .losses import RERANKING
 from .training.plan import Planned
@@ -15,6 +16,8 @@ from sentence_transformers import {kind}
 model = {kind}("this folder")
 {call}
 ```"""
+SEGMENTS = """Pairs are put to it by a template, which `python jobs/rerank_pairs.py --model DIR` follows; a language model needs
+the `--recipe` that {recipe} is a stage of besides."""
 CALLS = {
     "SentenceTransformer": 'vectors = model.encode(["a text"], prompt_name="query")',
     "CrossEncoder": 'scores = model.predict([("a query", "a passage")])',
@@ -32,11 +35,12 @@ def write_card(
 ) -> None:
     """Write README.md into a model directory."""
     kind = "CrossEncoder" if choice.of == RERANKING else "SentenceTransformer"
+    in_segments = choice.reranker is not None and bool(choice.reranker.segments)
     measured = [row for row in scores if "measure" in row]
     sections = [
         f"---\nlibrary_name: sentence-transformers\npipeline_tag: {_task(kind)}\nbase_model: {choice.spec.name}\n---",
         f"# {choice.spec.name}, fine-tuned with Shoal",
-        USE.format(kind=kind, call=CALLS[kind]),
+        SEGMENTS.format(recipe=config.recipe) if in_segments else USE.format(kind=kind, call=CALLS[kind]),
         _about(choice),
         "## Data\n\n" + _table(("dataset", "rows", "batches"), _datasets(planned)),
         "## Training\n\n" + _table(("", ""), [*facts.items(), *_numbers(choice)]),
@@ -74,7 +78,9 @@ def _numbers(choice: Choice) -> list[tuple[str, Any]]:
     stage = choice.stage
     said = [(each.name, getattr(stage, each.name)) for each in fields(stage)]
     kept = [(name, value) for name, value in said if value not in (None, (), "") and name not in ("note", "chosen")]
-    return [(f"{name} (our choice)" if name in stage.chosen else name, value) for name, value in kept]
+    published = recipes.stage(stage.name)[1] if stage.name else None
+    ours = {name for name, value in kept if name in stage.chosen and value == getattr(published, name, None)}
+    return [(f"{name} (our choice)" if name in ours else name, value) for name, value in kept]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

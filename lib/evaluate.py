@@ -23,7 +23,7 @@ VERSIONS = ("torch", "transformers", "faiss-cpu", "ray", "numpy")
 
 def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> list[Result]:
     """Evaluate on every task, and write the results. Raises ShoalError before anything scales, for what cannot work."""
-    system, works, output = _ready(config)
+    system, works, output = ready(config)
     return [evaluate_task(config, system, work, output, say) for work in works]
 
 
@@ -32,7 +32,7 @@ def dry_run(config: EvaluateConfig) -> list[str]:
 
     Raises ShoalError as the evaluation itself would.
     """
-    system, works, _ = _ready(config)
+    system, works, _ = ready(config)
     lines = []
     for work in works:
         for what, estimate in estimates(config, system, work):
@@ -43,7 +43,7 @@ def dry_run(config: EvaluateConfig) -> list[str]:
     return lines
 
 
-def _ready(config: EvaluateConfig) -> tuple[System, list[Work], Folder]:
+def ready(config: EvaluateConfig) -> tuple[System, list[Work], Folder]:
     """Models and data read, and held against what the output has already."""
     system = read_system(config)
     storage = parse_options(config.storage_option)

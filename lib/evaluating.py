@@ -17,13 +17,12 @@ from .metrics import CUTS
 from .models.directory import read_json
 from .models.rerank_spec import RerankSpec
 from .oddities import checked
-from .recipes import PASSAGE, QUERY, RerankRecipe, names
+from .recipes import PASSAGE_NAMES, QUERY, RerankRecipe, names
 from .scoring import RerankerOptions
 from .scoring import resolve as resolve_reranker
 from .storage import Folder, absolute, parse_options
 from .tasks import Task
 
-PASSAGE_PROMPTS = (PASSAGE, "document", "corpus")  # names that models give it
 SIMILARITIES = {None: True, "cosine": True, "dot": False}  # sentence-transformers' names: whether lengths do not count
 
 
@@ -180,7 +179,7 @@ def prompt_of(encoding: Encoding, given: str | None, names: Sequence[str]) -> st
 def prompts_of(config: EvaluateConfig, encoding: Encoding, task: Task) -> dict[str, str]:
     """The prompts of a task's passages and queries."""
     return {
-        "passages": prompt_of(encoding, config.passage_prompt, PASSAGE_PROMPTS),
+        "passages": prompt_of(encoding, config.passage_prompt, PASSAGE_NAMES),
         "queries": prompt_of(encoding, config.query_prompt, (task.name, QUERY)),
     }
 

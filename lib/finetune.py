@@ -2,8 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,16 @@ from typing import Any
 from . import trees
 from .card import write_card
 from .cluster import ClusterOptions, connect, decide, largest_node
-from .errors import RunError, UsageError
-from .evaluate import evaluate
-from .evaluating import EvaluateConfig
+from .errors import UsageError
 from .finetuning import Choice, FinetuneConfig, choose
-from .losses import RERANKING, TEXT, described
+from .legs import best_of, check_evaluation, train_legs
+from .losses import TEXT, described
 from .losses.m3_unified import M3Unified
-from .models import flops_per_token
 from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder, absolute, parse_options
 from .training.embedder import Embedder
-from .training.launch import Pool, environment, run_leg
-from .training.loop import EXPORTS, FAILURE, Course
+from .training.launch import Pool, environment
+from .training.loop import EXPORTS, Course
 from .training.optimizer import Optimization
 from .training.order import Order
 from .training.page import page
@@ -32,11 +30,10 @@ from .training.rehearsal import rehearse
 from .training.reranker import PairScorer
 from .training.trainee import ALL_LINEAR, Adapters, Subject
 from .training.unified import Unified
-from .training.watch import Watch, read_metrics, tensorboard
+from .training.watch import read_metrics, tensorboard
 
-MODEL, SCORES, PAGE = "model", "scores.json", "run.html"
+MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
-BACKWARD = 3  # FLOP of a training step over those of a forward pass
 CPU_BUDGET, CUDA_BUDGET = 4096, 16_384  # tokens a chunk
 VERSIONS = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
@@ -61,22 +58,57 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     found = read_record(output)
     if found is not None:
         refuse_other_settings(output, found["settings"], settings)
+    check_evaluation(config, choice)
     environment()
     planned = plan(_data(config, choice), config.output, config.storage_option, say)
+    _tell(planned, say)
+    order = Order(planned.url, output.options)
+    _check_names(config, order)
+    rehearse(order, choice.losses, choice.spec.dim)
     connect()
     pool = _pool(config, choice)
     about = {name: version(name) for name in VERSIONS}
-    record = found or claim_record(output, {"settings": settings, "about": about, "slices": pool.maximum})
+    record = found or claim_record(output, {"settings": settings, "about": about} | _decided(config, pool))
     refuse_other_settings(output, record["settings"], settings)
-    course = _course(config, choice, planned, output, pool, record["slices"])
-    rehearse(Order(planned.url, output.options), course.losses, choice.spec.dim)
-    scores = _train(config, choice, course, _at_most(pool, record["slices"]), say)
+    course = _course(config, choice, planned, output, pool, record)
+    scores = train_legs(config, choice, course, _at_most(pool, record["slices"]), say)
     return _finish(config, choice, planned, course, record, scores)
+
+
+def _tell(planned: Planned, say: Callable[[str], None]) -> None:
+    """What of the data is trained on, and what is not, with reasons."""
+    counts = planned.counts
+    say(
+        f"data: {counts.usable:,} of {counts.rows:,} rows usable, {planned.steps:,} steps, {counts.left_over:,} left over"
+    )
+    for kind, bad in counts.bad.items():
+        say(f"data: {bad.count:,} rows left out, {kind}; the first is {bad.first}: {bad.reason}")
+    for note in counts.notes:
+        say(f"data: {note}")
+
+
+def _check_names(config: FinetuneConfig, order: Order) -> None:
+    """Raises UsageError for a loss of a dataset that there is not."""
+    there = list(order.first_steps())
+    for text in config.dataset_loss:
+        name = text.partition("=")[0]
+        if name not in there:
+            raise UsageError(
+                f"--dataset-loss names {name!r}, and the datasets are {', '.join(there)}. Name one of them"
+            )
+
+
+def _decided(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
+    """What depends on the machines at hand, and is kept for the whole run."""
+    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
+    budget = config.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET)
+    return {"slices": pool.maximum, "dtype": dtype, "token_budget": budget}
 
 
 def _settings(config: FinetuneConfig, choice: Choice) -> dict[str, Any]:
     """What fixes every loss and every weight, but the data, which its plan holds to the same."""
-    names = ("data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel", "evaluate_steps")
+    names = ["data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel"]
+    names += ["evaluate_on", "evaluate_steps"]
     found = {name: getattr(config, name) for name in names}
     found |= {f"stage {name}": value for name, value in asdict(choice.stage).items() if name not in ("note", "chosen")}
     found |= {"model": choice.spec.name, "revision": choice.spec.revision, "prompts": choice.prompts}
@@ -103,10 +135,11 @@ def _pool(config: FinetuneConfig, choice: Choice) -> Pool:
     if asked and batch % asked:
         near = max(count for count in range(1, asked + 1) if batch % count == 0)
         raise UsageError(f"{asked} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
+    cores = largest_node()  # None where there are GPUs
     options = ClusterOptions(
-        min_workers=config.min_workers,
+        min_workers=config.min_workers or config.max_workers,
         max_workers=config.max_workers,
-        cpus_per_worker=config.cpus_per_worker or (None if asked else largest_node()),
+        cpus_per_worker=config.cpus_per_worker or (max(1.0, cores // (asked or 1)) if cores else None),
         gpus_per_worker=config.gpus_per_worker,
     )
     workers = decide(options, STATES * choice.spec.weight_bytes)
@@ -122,10 +155,9 @@ def _at_most(pool: Pool, slices: int) -> Pool:
 
 
 def _course(
-    config: FinetuneConfig, choice: Choice, planned: Planned, output: Folder, pool: Pool, slices: int
+    config: FinetuneConfig, choice: Choice, planned: Planned, output: Folder, pool: Pool, record: dict[str, Any]
 ) -> Course:
     stage = choice.stage
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
     return Course(
         subject=_subject(choice, config.seed),
         losses=choice.losses,
@@ -133,16 +165,16 @@ def _course(
         output=output,
         steps=planned.steps,
         until=planned.steps,
-        epoch_steps=planned.steps / stage.epochs,
+        epoch_steps=planned.epoch_steps,
         global_batch=stage.batch,
-        slices=slices,
+        slices=record["slices"],
         seed=config.seed,
         optimization=Optimization(
             stage.learning_rate, stage.schedule, stage.warmup, stage.weight_decay, stage.beta2, clip=config.clip
         ),
-        dtype=dtype,
+        dtype=record["dtype"],
         parallel=config.parallel,
-        token_budget=config.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET),
+        token_budget=record["token_budget"],
         gradient_checkpointing=stage.gradient_checkpointing,
         learn_temperature=config.learn_temperature,
         checkpoint_steps=config.checkpoint_steps,
@@ -163,101 +195,6 @@ def _subject(choice: Choice, seed: int) -> Subject:
         return PairScorer(choice.reranker, adapters)
     of_tokens = any(isinstance(loss, M3Unified) for loss in choice.losses.values())
     return (Unified if of_tokens else Embedder)(choice.spec, choice.prompts, choice.tokens, adapters)
-
-
-def _train(
-    config: FinetuneConfig, choice: Choice, course: Course, pool: Pool, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Every leg that is not done, and what its model scores."""
-    output = course.output
-    scores = _read_scores(output)
-    done = {row["step"] for row in scores}
-    say(f"train {choice.spec.name}, {course.steps:,} steps of {course.global_batch:,} rows, {pool}")
-    watch = Watch(course.steps, BACKWARD * flops_per_token(choice.spec, sum(choice.tokens) // 4))
-    for until in _legs(course.steps, config.evaluate_steps if config.evaluate_on else None):
-        if until in done:
-            continue
-        export = output.below(f"{EXPORTS}/step-{until:07d}")
-        if not trees.is_whole(export):
-            _leg(course, until, pool, config.keep, watch)
-        row: dict[str, Any] = {"step": until}
-        if config.evaluate_on:
-            row |= _score(config, choice, export, until, say)
-        scores.append(row)
-        output.publish(SCORES, json.dumps(scores, indent=1).encode())
-        _drop_worse(output, scores)
-    return scores
-
-
-def _leg(course: Course, until: int, pool: Pool, keep: int, watch: Watch) -> None:
-    """Train to a step. Raises RunError naming step, rows and last checkpoint when the loss is no number any more."""
-    output = course.output
-    if output.exists(FAILURE):
-        output.publish(FAILURE, b"")
-    watch.start()
-    try:
-        run_leg(replace(course, until=until), pool, keep, watch.add)
-    finally:
-        watch.stop()
-    failure = output.read(FAILURE) if output.exists(FAILURE) else b""
-    if failure:
-        said = json.loads(failure)
-        last = (said["step"] - 1) // course.checkpoint_steps * course.checkpoint_steps
-        good = f"the checkpoint of step {last} is the last good one" if last else "there is no checkpoint before it"
-        raise RunError(
-            f"step {said['step']}: the loss is {said['loss']}, the norm of the gradients {said['gradient_norm']}. Its "
-            f"{said['count']} rows of {said['dataset']} begin with {', '.join(said['rows'])}; {good}, in {output.url}. "
-            "Look at those rows, or lower --learning-rate, and start with a new --output"
-        )
-
-
-def _score(
-    config: FinetuneConfig, choice: Choice, export: Folder, step: int, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """The main measure of an exported model on the held-out queries, by the evaluate verb."""
-    place = _local(export)
-    of = {"reranker": str(place)} if choice.of == RERANKING else {"model": str(place)}
-    settings = EvaluateConfig(
-        **of,  # type: ignore[arg-type]
-        output=f"{config.output.rstrip('/')}/evaluation",
-        dataset=config.evaluate_on,
-        name=f"step-{step:07d}",
-        dtype="float32" if config.dtype == "auto" else config.dtype,
-        storage_option=config.storage_option,
-    )
-    (result,) = evaluate(settings, say)
-    say(f"step {step}: {result.main_score} {result.main:.4f}")
-    return {"measure": result.main_score, result.main_score: result.main}
-
-
-def _local(folder: Folder) -> Path:
-    """The folder on this machine: itself, or a copy whose place depends on nothing but the folder."""
-    if folder.is_local:
-        return Path(folder.url)
-    name = folder.url.replace("://", "/").strip("/")
-    return trees.download(folder, Path(tempfile.gettempdir()) / "shoal-models" / name)
-
-
-def _legs(steps: int, every: int | None) -> list[int]:
-    """Steps at which training stops to evaluate: every so many, and the last one."""
-    return sorted({*(range(every, steps, every) if every else ()), steps})
-
-
-def _read_scores(output: Folder) -> list[dict[str, Any]]:
-    return json.loads(output.read(SCORES)) if output.exists(SCORES) else []
-
-
-def best_of(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the best model, the later one of equals; the last where nothing was measured."""
-    return max(scores, key=lambda row: (row.get(row.get("measure", ""), 0.0), row["step"]))
-
-
-def _drop_worse(output: Folder, scores: Sequence[dict[str, Any]]) -> None:
-    """Of the exported models the best is kept."""
-    best = best_of(scores)["step"]
-    for row in scores:
-        if row["step"] != best:
-            trees.remove(output.below(f"{EXPORTS}/step-{row['step']:07d}"))
 
 
 def _finish(

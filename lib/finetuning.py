@@ -10,15 +10,16 @@ from .encoding import ModelOptions
 from .encoding import resolve as resolve_encoder
 from .errors import ModelError, UsageError
 from .losses import EMBEDDING, RERANKING, TEXT
+from .losses.m3_unified import M3Unified
 from .losses.matryoshka import Matryoshka
 from .models import ModelSpec
 from .models.rerank_spec import RerankSpec
-from .recipes import PASSAGE, QUERY, Recipe, RerankRecipe, Stage
+from .recipes import PASSAGE_NAMES, QUERY, Recipe, RerankRecipe, Stage
 from .scoring import RerankerOptions
 from .scoring import resolve as resolve_reranker
 
 # Where neither the command nor a recipe says it. Rates and temperatures are BGE's, the rest is common practice.
-DEFAULTS = Stage(name="", loss=("infonce",), batch=64, group=1, epochs=1, learning_rate=1e-5, warmup=0.1)
+DEFAULTS = Stage(name="", loss=("infonce",), batch=64, group=2, epochs=1, learning_rate=1e-5, warmup=0.1)
 LENGTH = 512  # tokens of a query and of a passage, where the model takes as many
 
 
@@ -29,7 +30,7 @@ class FinetuneConfig(ClusterOptions):
     output: str = field(metadata={"help": "Folder of the run; any fsspec URL. The same command resumes there."})
     data: tuple[str, ...] = field(
         metadata={
-            "help": "JSONL or Parquet: query, pos, neg, ... as URL or NAME=URL. Repeat it for more.",
+            "help": "JSONL or Parquet of query, pos, neg, ... (text alone for retromae): URL or NAME=URL. Repeat it for more.",
             "many": True,
         }
     )
@@ -53,7 +54,9 @@ class FinetuneConfig(ClusterOptions):
     )
     learn_temperature: bool = field(default=False, metadata={"help": "Learn a factor of all temperatures."})
     batch: int | None = field(default=None, metadata={"help": "Rows a step, all workers together.", "min": 1})
-    group: int | None = field(default=None, metadata={"help": "Passages a query, one of them positive.", "min": 1})
+    group: int | None = field(
+        default=None, metadata={"help": "Passages a query, one of them positive. Default: 2.", "min": 1}
+    )
     epochs: int | None = field(default=None, metadata={"help": "Passes over the data.", "min": 1})
     max_steps: int | None = field(default=None, metadata={"help": "Stop after so many steps.", "min": 1})
     seed: int = field(default=0, metadata={"help": "Of order, sampling and dropout."})
@@ -70,11 +73,15 @@ class FinetuneConfig(ClusterOptions):
     schedule: Literal["linear", "cosine", "constant"] | None = field(
         default=None, metadata={"help": "Of the learning rate after the warm-up. Default: linear."}
     )
-    warmup: float | None = field(default=None, metadata={"help": "Share of the steps. Default: 0.1."})
-    weight_decay: float | None = field(default=None, metadata={"help": "Default: 0.01."})
+    warmup: float | None = field(
+        default=None, metadata={"help": "Share of the steps. Default: the recipe's, else 0.1."}
+    )
+    weight_decay: float | None = field(
+        default=None, metadata={"help": "Of matrices. Default: the recipe's, else 0.01."}
+    )
     clip: float = field(default=1.0, metadata={"help": "Most that the norm of the gradients may be."})
     dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto", metadata={"help": "Arithmetic; weights are float32. auto: bfloat16 on GPUs that have it."}
+        default="auto", metadata={"help": "Arithmetic; weights are float32. auto: bfloat16 on GPUs, float32 on CPUs."}
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Compute layers twice instead of keeping their states."}
@@ -124,18 +131,19 @@ def choose(config: FinetuneConfig) -> Choice:
     stage = _stage(config)
     by_dataset = _losses(config, stage)
     of = by_dataset[""].of
-    recipe = recipes.load(_recipe_of(config)) if config.recipe else None
-    model = config.model or stage.start or (recipe.models[0] if recipe else None)
+    name = recipe_of(config)
+    recipe = recipes.load(name) if name else None
+    model = config.model or stage.start
     if model is None:
-        raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-base-zh-v1.5, or a --recipe")
+        why = f": what {config.recipe} began from is not published, or is to be trained first" if config.recipe else ""
+        raise UsageError(f"no --model{why}. Give the model to begin from, as --model BAAI/bge-base-zh-v1.5")
+    _refuse_unused(of, config, stage)
     _refuse_other_kind(of, recipe, config)
     if of == RERANKING:
-        reranker = resolve_reranker(
-            RerankerOptions(model=model, recipe=_recipe_of(config) if recipe else None, max_tokens=stage.passage_tokens)
-        )
+        reranker = resolve_reranker(RerankerOptions(model=model, recipe=name, max_tokens=stage.passage_tokens))
         limit = reranker.limit
         return Choice(of, stage, by_dataset, reranker.model, reranker, ("", ""), (limit, limit))
-    spec, prompts = _encoder(config, stage, model, recipe)
+    spec, prompts = _encoder(config, stage, model)
     if not spec.include_prompt and any(prompts):
         raise ModelError(f"{model} leaves its prompt out of the pooling, which is not trained. Give --query-prompt ''")
     tokens = tuple(_length(given, spec) for given in (stage.query_tokens, stage.passage_tokens))
@@ -149,9 +157,35 @@ def _stage(config: FinetuneConfig) -> Stage:
     for each in fields(Stage):
         said = [getattr(config, each.name, None), getattr(published, each.name), getattr(DEFAULTS, each.name)]
         found[each.name] = next((value for value in said if value not in (None, ())), said[-1])
-    found["matryoshka"] = tuple(int(dim) for dim in config.matryoshka) or published.matryoshka
+    found["matryoshka"] = _dims(config, published)
     found["gradient_checkpointing"] = config.gradient_checkpointing or published.gradient_checkpointing
     return Stage(**found)
+
+
+def _refuse_unused(of: str, config: FinetuneConfig, stage: Stage) -> None:
+    """Raises UsageError for an option that this kind of training would not look at."""
+    unused = {
+        EMBEDDING: (),
+        RERANKING: ("query_prompt", "passage_prompt", "pooling", "query_tokens"),
+        TEXT: ("query_prompt", "passage_prompt", "query_tokens", "group", "lora_rank"),
+    }
+    given = [name for name in unused[of] if getattr(config, name) is not None]
+    given += ["lora_targets"] if config.lora_targets and not stage.lora_rank else []
+    given += ["evaluate_steps"] if config.evaluate_steps and not config.evaluate_on else []
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"{option} has no meaning here, where the loss is of {of} and nothing asks for it. Leave it out"
+        )
+
+
+def _dims(config: FinetuneConfig, stage: Stage) -> tuple[int, ...]:
+    try:
+        return tuple(int(dim) for dim in config.matryoshka) or stage.matryoshka
+    except ValueError as error:
+        raise UsageError(
+            f"--matryoshka {','.join(config.matryoshka)}: give numbers by commas, as 64,128,256"
+        ) from error
 
 
 def _losses(config: FinetuneConfig, stage: Stage) -> Mapping[str, Any]:
@@ -170,13 +204,17 @@ def _losses(config: FinetuneConfig, stage: Stage) -> Mapping[str, Any]:
     if config.learn_temperature and kinds != [EMBEDDING]:
         raise UsageError(f"--learn-temperature is of losses of vectors, and this one is of {kinds[0]}. Leave it out")
     dims = stage.matryoshka
+    unified = any(isinstance(each, M3Unified) for loss in found.values() for each in getattr(loss, "losses", (loss,)))
+    if unified and (dims or len(found) > 1 or not isinstance(found[""], M3Unified)):
+        raise UsageError("m3-unified goes with no other loss and with no --matryoshka. Leave the others out")
     if not dims:
         return found
     return {name: Matryoshka(loss, dims, (1.0 / len(dims),) * len(dims)) for name, loss in found.items()}
 
 
-def _recipe_of(config: FinetuneConfig) -> str:
-    return recipes.stage(config.recipe or "")[0]
+def recipe_of(config: FinetuneConfig) -> str | None:
+    """The recipe that the stage is in, which fixes how its model is used."""
+    return recipes.stage(config.recipe)[0] if config.recipe else None
 
 
 def _refuse_other_kind(of: str, recipe: Any, config: FinetuneConfig) -> None:
@@ -188,16 +226,16 @@ def _refuse_other_kind(of: str, recipe: Any, config: FinetuneConfig) -> None:
         )
 
 
-def _encoder(config: FinetuneConfig, stage: Stage, model: str, recipe: Any) -> tuple[ModelSpec, tuple[str, str]]:
+def _encoder(config: FinetuneConfig, stage: Stage, model: str) -> tuple[ModelSpec, tuple[str, str]]:
     """The model as it will be used, and the prompts of queries and passages."""
-    name = _recipe_of(config) if recipe else None
-    encoding = resolve_encoder(ModelOptions(model=model, recipe=name, pooling=config.pooling))
+    encoding = resolve_encoder(ModelOptions(model=model, recipe=recipe_of(config), pooling=config.pooling))
     spec = encoding.spec
     wrong = [dim for dim in stage.matryoshka if not 1 <= dim <= spec.dim]
     if wrong:
         raise UsageError(f"--matryoshka {wrong}: the vectors of {model} have {spec.dim} dimensions. Give no more")
     query = encoding.prompts.get(QUERY, "") if stage.query_prompt is None else stage.query_prompt
-    passage = encoding.prompts.get(PASSAGE, "") if stage.passage_prompt is None else stage.passage_prompt
+    known = next((encoding.prompts[name] for name in PASSAGE_NAMES if name in encoding.prompts), "")
+    passage = known if stage.passage_prompt is None else stage.passage_prompt
     return spec, (query, passage)
 
 

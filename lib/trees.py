@@ -1,23 +1,27 @@
 """Local folders as objects: uploaded whole, seen only when whole, and brought back."""
 
+import hashlib
 import json
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from .storage import Folder
 
-FILES = "_files.json"  # names and sizes; written last, so a folder that has it is whole
+FILES = "_files.json"  # names, sizes and checksums; written last, so a folder that has it is whole
 
 
 def upload(source: Path, target: Folder) -> None:
     """Every file below `source`, and then the list of them. Memory: the largest file."""
-    sizes = {}
+    files = {}
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         name = file.relative_to(source).as_posix()
         data = file.read_bytes()
         folder, _, last = name.rpartition("/")
         (target.below(folder) if folder else target).publish(last, data)
-        sizes[name] = len(data)
-    target.publish(FILES, json.dumps(sizes, indent=1).encode())
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    target.publish(FILES, json.dumps(files, indent=1).encode())
 
 
 def is_whole(target: Folder) -> bool:
@@ -25,17 +29,23 @@ def is_whole(target: Folder) -> bool:
 
 
 def download(source: Folder, target: Path) -> Path:
-    """Bring the files of a whole folder, those that are not there yet. Raises FileNotFoundError for one that is not whole."""
-    for name, size in json.loads(source.read(FILES)).items():
-        place = target / name
-        if place.is_file() and place.stat().st_size == size:
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
+    """Bring the files of a whole folder into one below `target`, named by what they hold, and return it.
+
+    Raises FileNotFoundError for a folder that is not whole.
+    """
+    listed = source.read(FILES)
+    place = target / hashlib.sha256(listed).hexdigest()[:12]
+    if place.is_dir():
+        return place
+    unfinished = place.with_name(f".{place.name}-{os.getpid()}")
+    for name in json.loads(listed):
         folder, _, last = name.rpartition("/")
-        unfinished = place.with_name(f".{place.name}.part")
-        unfinished.write_bytes((source.below(folder) if folder else source).read(last))
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        (unfinished / name).write_bytes((source.below(folder) if folder else source).read(last))
+    with suppress(OSError):  # another process was first
         unfinished.rename(place)
-    return target
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return place
 
 
 def remove(target: Folder) -> None:

@@ -20,8 +20,10 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
 
 import fsspec
+from here import here  # noqa: F401
 from real.proxy import FaultProxy
 from real.s3 import Ceph, Server, Swift
+from trained import train_here  # noqa: F401
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:

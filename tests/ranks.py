@@ -115,12 +115,16 @@ def local(inputs: Inputs, place: Place, of: str) -> Inputs:
     order = np.concatenate([rows, passages]) if of == EMBEDDING else passages
     tokens = inputs.tokens
     pieces = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in order]
-    return Inputs(Tokens(np.concatenate(pieces), offsets_of(np.array([len(p) for p in pieces])), tokens.truncated[order]))
+    return Inputs(
+        Tokens(np.concatenate(pieces), offsets_of(np.array([len(p) for p in pieces])), tokens.truncated[order])
+    )
 
 
 def work_of(case: Case, place: Place) -> Work:
     of = loss_of(case).of
-    return Work(rows_of(place.world, place.first, place.counts()[place.rank]), place, local(inputs_of(case), place, of), 7)
+    return Work(
+        rows_of(place.world, place.first, place.counts()[place.rank]), place, local(inputs_of(case), place, of), 7
+    )
 
 
 def gradients(network) -> torch.Tensor:
@@ -246,5 +250,3 @@ def main(folder: Path, model: Path, rank: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
-
-

@@ -21,7 +21,6 @@ FLOORS = [
         "vectors",
         "progress",
         "recipes",
-        "models.directory",
         "ranking",
         "tasks.*",
         "losses.tiles",
@@ -31,10 +30,12 @@ FLOORS = [
         "training.checkpoint",
     ],
     ["atomic", "branching", "metrics", "nearest", "losses", "training.lists", "training.parallel"],
-    ["storage", "models.modules", "models.attention", "recipes.*", "losses.infonce", "losses.kl", "losses.bce"],
-    ["losses.margin_mse", "losses.ranknet"],
-    ["listing", "models", "cluster", "losses.*", "trees", "training.order"],
-    ["formats", "training.trainee", "models.masking"],
+    ["storage", "models.attention", "recipes.*", "losses.infonce", "losses.kl", "losses.bce"],
+    ["trees", "losses.margin_mse", "losses.ranknet"],
+    ["models.directory"],
+    ["models.modules"],
+    ["listing", "models", "cluster", "losses.*", "training.order", "training.tables"],
+    ["formats", "training.trainee", "models.masking", "training.rehearsal"],
     ["formats._lines", "formats.parquet"],
     ["formats.*", "models.forward", "models.pooling", "models.load", "models.precut"],
     [
@@ -58,6 +59,7 @@ FLOORS = [
     ["rerank", "training.plan"],
     ["rankings", "card"],
     ["evaluate", "mteb_adapter"],
+    ["legs"],
     ["finetune"],
 ]
 LIGHT = [

@@ -21,7 +21,7 @@ from lib.training.counts import summaries
 from lib.training.entries import Entry, parse_data, parse_weights
 from lib.training.order import Order
 from lib.training.ordering import Stream, make_order
-from lib.training.pairs import PAIRS, checked, text_keys
+from lib.training.pairs import PAIRS, SUMMARY, checked, text_keys
 from lib.training.plan import DataOptions, plan
 
 
@@ -334,6 +334,112 @@ def test_texts_and_lists_of_texts_are_the_same_in_every_format(tmp_path, make):
         assert checked(table, "f")[REASON].to_pylist() == [f"pos is {table['pos'].type}"]
 
 
+@pytest.mark.parametrize("forms", [(["p0"], "p1"), ("p0", ["p1"])])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_positives_may_be_lists_in_one_file_and_texts_in_another(tmp_path, make, forms, ending):
+    """Each file is looked at and read by its own types, whichever comes first, and all positives take part."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i, pos in enumerate(forms):
+        row = {"query": f"q{i}", "pos": pos, "neg": ["n", f"n{i}"][i]}
+        if ending == "jsonl":
+            write(folder / f"{i}.jsonl", [row])
+        else:
+            pq.write_table(pa.Table.from_pylist([row]), folder / f"{i}.parquet")
+    options = DataOptions(data=(str(folder),), global_batch=2, group=2)
+    planned = plan(options, str(tmp_path / "out"), (), lambda line: None)
+
+    assert planned.counts.bad == {}
+    assert sorted(steps(planned)[0]["passages"].to_pylist()) == [["p0", "n"], ["p1", "n1"]]
+
+
+@pytest.mark.parametrize("nothing", [None, [], [None], "absent"])
+def test_negatives_may_be_null_in_some_rows(make, nothing):
+    """A JSONL row with null negatives is a pair without any: left out with others that have some, no row that is bad."""
+    rows = pairs(24)
+    for row in rows[::3]:
+        row["neg"] = nothing
+        if nothing == "absent":
+            del row["neg"]
+    planned, alone = make({"a": rows}), make({"a": rows}, "alone", group=1)
+
+    assert (planned.counts.usable, planned.steps) == (16, 2)
+    assert {name: bad.count for name, bad in planned.counts.bad.items()} == {"no negatives": 8}
+    assert (alone.counts.usable, alone.steps, alone.counts.bad) == (24, 3, {})
+
+
+def test_texts_alone_are_rows_of_one_text(tmp_path, make):
+    """Files with `text` and neither query nor pos, in any format: each row's text is its query and only passage."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    listed = '["a text", "that looks like a list"]'
+    write(folder / "a.jsonl", [{"text": "one", "neg": "not read"}, {"text": listed, "id": 7}])
+    pq.write_table(pa.table({"text": [" two "], "title": ["not read"]}), folder / "b.parquet")
+    pq.write_table(pa.table({"text": pa.array(["three"]).dictionary_encode()}), folder / "c.parquet")
+    (folder / "d.txt").write_text("four\n")
+    options = DataOptions(data=(str(folder),), global_batch=5, group=3)
+    planned = plan(options, str(tmp_path / "out"), (), lambda line: None)
+    rows = steps(planned)[0].to_pylist()
+
+    assert sorted(row["query"] for row in rows) == sorted(["one", listed, "two", "three", "four"])
+    assert all(row["passages"] == [row["query"]] and row["passage_keys"] == [row["query_key"]] for row in rows)
+    assert {(row["dataset"], row["teacher"]) for row in rows} == {("texts", None)}
+    assert planned.counts.bad == {}
+
+
+def test_a_text_that_recurs_waits_for_another_batch(make):
+    """No batch has a text twice, unless the rows say that others' passages are no negatives; and datasets stay apart."""
+    rows = [{"text": f"Text {i // 2}", "dataset": "x"} for i in range(32)]
+    loose = [{"text": "same", "dataset": "y", "in_batch_negatives": False}] * 8
+    planned = make({"a": rows + loose})
+    of = [{(row["dataset"], row["query"]) for row in batch.to_pylist()} for batch in steps(planned)]
+
+    assert sorted(map(len, of)) == [1, *[8] * (len(of) - 1)]
+    assert {name: (each.rows, each.batches) for name, each in planned.counts.datasets.items()} == {
+        "x": (32, len(of) - 1),
+        "y": (8, 1),
+    }
+
+
+def test_texts_and_pairs_make_one_plan(make):
+    """Two --data of different kinds; the group is of the pairs."""
+    planned = make({"texts": [{"text": f"t{i}"} for i in range(8)], "pairs": pairs(8)}, group=4)
+
+    assert {batch["dataset"][0].as_py(): len(batch["passages"][0]) for batch in steps(planned)} == {
+        "texts": 1,
+        "pairs": 4,
+    }
+
+
+def test_empty_texts_are_bad_rows(make):
+    """A row without text, or with an empty one, keeps its reason and takes no part."""
+    texts = [None, "", " \n", *(f"text {i}" for i in range(8))]
+    planned = make({"a": [*({"text": text} for text in texts), {"other": 1}, [1]]})
+
+    assert {name: (bad.count, bad.first) for name, bad in planned.counts.bad.items()} == {
+        "empty text": (2, "a.jsonl#15"),
+        "no text": (2, planned.counts.bad["no text"].first),
+        "not a JSON object but list": (1, planned.counts.bad["not a JSON object but list"].first),
+    }
+    assert planned.counts.usable == 8
+    assert planned.steps == 1
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_texts_and_pairs_in_one_entry_are_refused(tmp_path, ending):
+    """One file of each kind is named, before anything is read."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, row in {"a": pairs(1)[0], "b": {"text": "x"}, "c": {"text": "x"}}.items():
+        if ending == "jsonl":
+            write(folder / f"{name}.jsonl", [row])
+        else:
+            pq.write_table(pa.Table.from_pylist([row]), folder / f"{name}.parquet")
+    wanted = rf"b\.{ending} has single texts and .*a\.{ending} pairs\. .*'text' without them is for pretraining"
+    with pytest.raises(InputError, match=wanted):
+        plan(DataOptions(data=(str(folder),), global_batch=1, group=1), str(tmp_path / "out"), (), print)
+
+
 def test_a_dataset_column_tells_datasets_apart(make):
     """Every batch is of one of them, each is whole in one bucket, and one too small for a batch is named, not fatal."""
     rows = pairs(20, dataset="nli") + pairs(17, 100, dataset="qa") + pairs(3, 200, dataset="tiny") + pairs(8, 300)
@@ -365,6 +471,47 @@ def test_a_weight_is_how_often_an_epoch_goes_through_a_dataset(make, weight, epo
 def test_the_order_is_cut_to_the_most_steps(make):
     """--max-steps ends the plan."""
     assert make({"a": pairs(50)}, max_steps=4, epochs=3).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"max_steps": 2}, 1),
+        ({"max_steps": 4}, 2),  # an epoch would be 4 steps if every row found a batch, and is 3
+        ({"max_steps": 9}, 3),
+        ({"max_steps": 1000}, 5),
+        ({"max_steps": 5, "weight": ("a=0.5",)}, 2),
+        ({"max_steps": 3, "weight": ("a=2",)}, 2),
+    ],
+)
+def test_only_passes_that_the_steps_need_are_made(make, small_buckets, options, made):
+    """With --max-steps, epochs after the last step are not made; the steps are those of the plan that is not cut."""
+    rows = {"a": pairs(33)}
+    cut, uncut = make(rows, epochs=5, **options), make(rows, "uncut", epochs=5, **options | {"max_steps": None})
+    names = [name for name in files(cut) if name.startswith("batches")]
+    passes = {pq.read_schema(os.path.join(cut.url, name)).metadata[SUMMARY] for name in names}
+
+    assert {json.loads(each)["pass"] for each in passes} == set(range(made))
+    assert cut.steps == min(options["max_steps"], uncut.steps)
+    assert steps(cut) == steps(uncut)[: cut.steps]
+    assert cut.counts == uncut.counts
+
+
+def test_passes_are_made_until_the_steps_are_enough(make):
+    """Where rows in each other's way fill fewer batches than there would be, more passes follow; the command resumes all."""
+    rows = {"a": [{"query": f"q{i}", "pos": f"p{i // 3 if i < 24 else i}"} for i in range(40)]}
+    options = {"epochs": 9, "group": 1, "max_steps": 10}
+    cut, uncut = make(rows, **options), make(rows, "uncut", **options | {"max_steps": None})
+    folders = sorted(name for name in os.listdir(cut.url) if name.startswith("batches"))
+    before = files(cut)
+    os.remove(os.path.join(cut.url, max(before)))
+    os.remove(os.path.join(cut.url, next(name for name in before if name.startswith(folders[-1]))))
+
+    assert folders[0] == "batches-0"
+    assert len(folders) > 1
+    assert cut.steps == 10 < uncut.steps
+    assert steps(make(rows, **options)) == steps(uncut)[:10]
+    assert files(cut) == before
 
 
 def test_an_epoch_is_whole_before_the_next_begins():
@@ -442,7 +589,7 @@ def test_another_plan_in_the_same_place_is_refused(make, change):
 
 def test_a_command_may_be_mended_in_the_same_place(make):
     """What the first map finds out, as too few rows for a batch, does not bind the folder to the wrong command."""
-    with pytest.raises(InputError, match="Lower --global-batch to 5"):
+    with pytest.raises(InputError, match="Lower --batch to 5"):
         make({"a": pairs(5)})
     assert make({"a": pairs(5)}, global_batch=5).steps == 1
 
@@ -465,9 +612,11 @@ ERRORS = {
     "no positive at all": ([{"query": "q", "pos": None}] * 3, "a.jsonl#0: no positive"),
     "no column pos": ([{"query": "q", "positive": "p"}], "no column 'pos' in .*Columns there: query, positive"),
     "no column query": ([{"anchor": "q", "pos": "p"}], "no column 'query' in .*Columns there: anchor, pos"),
+    "neither pairs nor texts": ([{"anchor": "q"}], "no column 'query' in .*'text' without them is for pretraining"),
+    "only empty texts, alone": ([{"text": ""}] * 3, "none of the first 3 rows .*a.jsonl#0: empty text"),
     "fewer rows than a batch": (
         pairs(5),
-        "a gives no batch: a global batch is 8 rows .*it has 5 usable.*Lower --global-batch to 5",
+        "a gives no batch: a global batch is 8 rows .*it has 5 usable.*Lower --batch to 5",
     ),
     "small datasets": (
         [*pairs(5, dataset="x"), *pairs(6, 10, dataset="y")],

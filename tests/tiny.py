@@ -338,6 +338,13 @@ def _mistral_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTra
     return transformers.MistralForSequenceClassification(config)
 
 
+def _llama_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
+    """What the conversion of 360Zhinao's reranker gives."""
+    config = transformers.LlamaConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=1200, attention_bias=True)
+    config.pad_token_id, config.num_labels = pad, 1
+    return transformers.LlamaForSequenceClassification(config)
+
+
 def _qwen3_language(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
     config = _qwen3_config(vocab, pad, 512)
     config.tie_word_embeddings = tied
@@ -377,6 +384,7 @@ RERANKERS: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], Network]] = {
     "modernbert": (word_piece, _modernbert_classifier),
     "qwen3-classifier": (qwen, _qwen3_classifier),
     "mistral-classifier": (qwen, _mistral_classifier),
+    "llama-classifier": (qwen_chat, _llama_classifier),
     "qwen3": (qwen_chat, _qwen3_language),
     "gemma": (gemma, _gemma_language),
 }

@@ -20,7 +20,26 @@ from lib.training.launch import Pool
 from lib.training.loop import Course, advance, export, start
 from lib.training.watch import publish_metrics
 
-WORDS = "a shoal of fish swims together and none leads the others 查询 文档 向量 排序 quick brown fox".split()
+WORDS = [
+    "a",
+    "shoal",
+    "of",
+    "fish",
+    "swims",
+    "together",
+    "and",
+    "none",
+    "leads",
+    "the",
+    "others",
+    "查询",
+    "文档",
+    "向量",
+    "排序",
+    "quick",
+    "brown",
+    "fox",
+]
 
 
 def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, **more: Any) -> Path:
@@ -41,19 +60,17 @@ def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, *
     return file
 
 
-def leg_here(
-    course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]
-) -> None:
+def leg_here(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
     run = start(replace(course, slices=1), Place(0, 1, 1, course.global_batch), torch.device("cpu"))
     folder = Path(course.output.url) / "here"
     if folder.exists():
-        run.step = checkpoint.load(folder, run.trainee.network, run.optimizer, run.sharpness)
+        run.step = checkpoint.load(folder, run.trained, run.optimizer)
     for row in advance(run):
         heard([row])
         if "seconds" not in row:
             return
-    checkpoint.save(folder, run.step, run.trainee.network, run.optimizer, run.sharpness)
+    checkpoint.save(folder, run.step, run.trained, run.optimizer)
     publish_metrics(course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
     export(run)
 
@@ -64,7 +81,7 @@ def train_here(here, monkeypatch):
     monkeypatch.setattr("lib.finetune.connect", lambda: None)
     monkeypatch.setattr("lib.finetune.decide", lambda options, weight_bytes: ONE)
     monkeypatch.setattr("lib.finetune.largest_node", lambda: 1.0)
-    monkeypatch.setattr("lib.finetune.run_leg", leg_here)
+    monkeypatch.setattr("lib.legs.run_leg", leg_here)
 
     def train(**options: Any) -> Finetuned:
         return finetune(FinetuneConfig(**options), lambda sentence: None)

@@ -14,41 +14,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, TokenOutputs, TokenTexts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class TokenTexts:
-    """What single tokens of n texts give, text after text, t tokens in all.
-
-    ids: int64 [t]. offsets: int64 [n + 1], where each text begins. weights: [t], lexical, at least 0. vectors: [t, w], one
-    a token, the first of a text among them, not normalised.
-    """
-
-    ids: "Tensor"
-    offsets: "Tensor"
-    weights: "Tensor"
-    vectors: "Tensor"
-
-    def owners(self) -> "Tensor":
-        """The number of each token's text, int64 [t]."""
-        import torch
-
-        lengths = self.offsets.diff()
-        numbers = torch.arange(len(lengths), device=self.offsets.device)
-        return numbers.repeat_interleave(lengths, output_size=len(self.ids))
-
-
-@dataclass(frozen=True)
-class TokenOutputs:
-    """Of a rank's rows: b queries, b * g passages row by row, and the ids of tokens that are no words."""
-
-    queries: TokenTexts
-    passages: TokenTexts
-    special: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ def on_this_machine(spec: ModelSpec) -> ModelSpec:
     """
     if Path(spec.path).is_dir():
         return spec
+    if "://" in spec.name:
+        return replace(spec, path=str(directory.locate(spec.name, None)))
     if Path(spec.name).expanduser().is_absolute() or spec.revision.startswith("weights-"):
         raise ModelError(
             f"The model directory {spec.path} is on the driver's machine and not on this node. Put it at the same path on "

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import trees
 from ..errors import ModelError
+from ..storage import Folder
 
 MIB = 1 << 20
 VOCABULARIES = (
@@ -25,7 +29,9 @@ M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexi
 
 
 def locate(model: str, revision: str | None) -> Path:
-    """The local directory of a path or a hub id, downloaded when it is not there yet. Raises ModelError."""
+    """The local directory of a path, a URL or a hub id, fetched when it is not here yet. Raises ModelError."""
+    if "://" in model:
+        return _bring(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -34,6 +40,22 @@ def locate(model: str, revision: str | None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no directory {folder}. Give an existing directory, or a hub id such as owner/name.")
     return _download(model, revision)
+
+
+def cache_folder() -> Path:
+    """Where models from object stores are kept on this machine: SHOAL_MODELS, else the system's folder for such files."""
+    return Path(os.environ.get("SHOAL_MODELS", tempfile.gettempdir())) / "shoal-models"
+
+
+def _bring(url: str) -> Path:
+    """A model that a fine-tuning left in an object store: its files, in a folder of this machine that is kept."""
+    try:
+        return trees.download(Folder(url), cache_folder())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{url} is not the folder of a whole model: it has no {trees.FILES}. Give the OUTPUT/model of a fine-tuning, or "
+            "copy the model to a directory"
+        ) from error
 
 
 def _download(model: str, revision: str | None) -> Path:

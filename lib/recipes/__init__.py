@@ -13,13 +13,14 @@ from typing import Literal
 from ..errors import UsageError
 
 PASSAGE, QUERY = "passage", "query"  # the prompts of a corpus and of its queries
+PASSAGE_NAMES = (PASSAGE, "document", "corpus")  # names that models give the first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """How a system was trained, or one stage of it: every published number, and ours where there is none.
 
-    name: what `--recipe` of the training calls it. start: hub id that it began from; None for the recipe's own model.
+    name: what `--recipe` of the training calls it. start: hub id that it began from; None where that is to be given.
     loss, dataset_loss: as losses.parse reads them, the second ones as NAME=LOSS. batch: rows a step, all devices
     together. group: passages a query, one of them positive. Lengths are in tokens. warmup: a share of all steps.
     precision: of the published run; Shoal trains in bfloat16 or float32. chosen: the fields whose value is our choice,

@@ -16,6 +16,7 @@ RECIPE = Recipe(
     training=(
         Stage(
             name="bge-m3-unified",
+            start="BAAI/bge-m3",
             loss=("m3-unified:temperature=0.02",),
             batch=256,  # ours
             group=2,

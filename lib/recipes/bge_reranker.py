@@ -13,6 +13,7 @@ RECIPE = RerankRecipe(
     training=(
         Stage(
             name="bge-reranker",
+            start="BAAI/bge-reranker-base",
             loss=("listwise",),
             batch=64,  # ours
             group=8,  # ours

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -21,33 +21,23 @@ from torch.distributed.checkpoint.state_dict import (
 STEP = "step.json"
 
 
-def save(
-    folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, sharpness: Tensor | None
-) -> None:
+def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write this rank's part. All ranks call it."""
-    dcp.save(_state(network, optimizer, sharpness), checkpoint_id=str(folder), no_dist=_alone())
+    dcp.save(_state(trained, optimizer), checkpoint_id=str(folder), no_dist=_alone())
     (folder / STEP).write_text(json.dumps({"step": step}))
 
 
-def load(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, sharpness: Tensor | None) -> int:
-    """Fill network and optimizer, and return the step. All ranks call it."""
-    state = _state(network, optimizer, sharpness)
+def load(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Fill weights and optimizer, and return the step. All ranks call it."""
+    state = _state(trained, optimizer)
     dcp.load(state, checkpoint_id=str(folder), no_dist=_alone())
-    set_state_dict(
-        network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"], options=OPTIONS
-    )
-    if sharpness is not None:
-        sharpness.data.copy_(state["sharpness"])
+    set_state_dict(trained, optimizer, model_state_dict=state["trained"], optim_state_dict=state["optimizer"])
     return int(json.loads((folder / STEP).read_text())["step"])
 
 
-OPTIONS = StateDictOptions(strict=False)
-
-
-def _state(network: nn.Module, optimizer: torch.optim.Optimizer, sharpness: Tensor | None) -> dict[str, Any]:
-    of_network, of_optimizer = get_state_dict(network, optimizer, options=OPTIONS)
-    state: dict[str, Any] = {"network": of_network, "optimizer": of_optimizer}
-    return state if sharpness is None else state | {"sharpness": sharpness.detach()}
+def _state(trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    of_weights, of_optimizer = get_state_dict(trained, optimizer)
+    return {"trained": of_weights, "optimizer": of_optimizer}
 
 
 def whole_weights(network: nn.Module) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def check_dealt(name: str, dealt: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
-    dealt: its parts' summaries, merged; see merged.
+    dealt: what `merged` makes of its parts' summaries.
     """
     usable = sum(rows for rows, _ in dealt["sets"].values())
     if not usable:
@@ -93,7 +93,7 @@ def check_dealt(name: str, dealt: Mapping[str, Any], global_batch: int) -> None:
         what = f"the largest of its {len(dealt['sets'])} datasets has {most:,}" if many else f"it has {usable:,}"
         raise InputError(
             f"--data {name} gives no batch: a global batch is {global_batch:,} rows of one dataset, and {what} usable "
-            f"rows. Lower --global-batch to {most:,} or less, add rows, or leave it out"
+            f"rows. Lower --batch to {most:,} or less, add rows, or leave it out"
         )
 
 
@@ -104,7 +104,7 @@ def check_batches(name: str, streams: Iterable[Stream], dealt: Mapping[str, Any]
     usable = sum(rows for rows, _ in dealt["sets"].values())
     raise InputError(
         f"--data {name} gives no batch: of its {usable:,} usable rows no {global_batch:,} could be put together in which "
-        "no text stands twice (or too few of them have negatives). Lower --global-batch, set in_batch_negatives to false "
+        "no text stands twice (or too few of them have negatives). Lower --batch, set in_batch_negatives to false "
         "in rows that share their texts, or leave the entry out; and choose a new --output"
     )
 

@@ -131,9 +131,7 @@ def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...]
     optional = OPTIONAL if needed == NEEDED else ALONE_OPTIONAL
     keep = (*needed[1:], *_common(corpus, optional))
     options = replace(options, text_template=f"{{{needed[0]}}}", keep_columns=keep)
-    if any(
-        isinstance(m, Measure) and m.complete for m in corpus.measures
-    ):  # again, with the bytes of what will be read
+    if any(isinstance(m, Measure) and m.complete for m in corpus.measures):  # again, with the bytes that will be read
         corpus = measure_files(files, options, storage, strict=False)
     wanted = (*needed, *optional)
     measured = zip(files, corpus.measures, strict=True)

@@ -91,7 +91,9 @@ def _append_end(spec: ModelSpec, folder: Path) -> None:
 
 
 def _pooling(spec: ModelSpec) -> Mapping[str, Any]:
-    said = {name: mode in spec.pooling for name, mode in OLD_POOLING.items()}  # every version of the library reads these
+    said = {
+        name: mode in spec.pooling for name, mode in OLD_POOLING.items()
+    }  # every version of the library reads these
     return {"word_embedding_dimension": spec.hidden_size, "include_prompt": spec.include_prompt} | said
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ModelError, RunError
+import torch
+
+from .. import errors
+from ..errors import RunError, ShoalError
 from ..storage import Folder, filesystem
 from .loop import Course
 from .loop import work as work_here
@@ -20,6 +23,10 @@ ENVIRONMENT = {
 }
 FAILURES = 100  # restarts; spot machines go often, and each restart begins at the last checkpoint
 POLL_SECONDS = 0.5
+OUT_OF_MEMORY = (
+    "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
+    "--lora-rank, and start in a new --output"
+)
 RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 
 
@@ -47,7 +54,7 @@ def environment() -> None:
 def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """Train to `course.until`. heard: called with the steps that are done, a few at a time.
 
-    Raises RunError when the workers cannot run, ModelError when the model cannot be loaded there.
+    Raises RunError when the workers cannot run, and what a worker raised of ShoalError.
     """
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -84,8 +91,10 @@ def _worker(settings: dict[str, Any]) -> None:
     board = settings["board"]
     try:
         work_here(settings["course"], lambda rows: board.add.remote(rows) if rows else None)
-    except (ModelError, RunError) as error:
+    except ShoalError as error:
         board.fail.remote(type(error).__name__, str(error))
+    except torch.OutOfMemoryError:
+        board.fail.remote("RunError", OUT_OF_MEMORY)
 
 
 def _typeless(kind: Any) -> Any:
@@ -141,7 +150,7 @@ class _Listener:
         failure = ray.get(self.board.failed.remote())
         ray.kill(self.board)
         if failure and kind is None:
-            raise {"ModelError": ModelError}.get(failure[0], RunError)(failure[1])
+            raise getattr(errors, failure[0], RunError)(failure[1])
 
     def _listen(self) -> None:
         while not self.ended.wait(POLL_SECONDS):

@@ -62,6 +62,14 @@ class Course:
     threads: int | None = None
 
 
+class Trained(torch.nn.Module):
+    """All that is trained, as a checkpoint holds it: the network, and the learned temperature where there is one."""
+
+    def __init__(self, network: torch.nn.Module, sharpness: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        self.network, self.sharpness = network, sharpness
+
+
 @dataclass
 class Run:
     """A rank's state."""
@@ -72,7 +80,7 @@ class Run:
     trainee: Trainee
     network: Alone
     optimizer: torch.optim.Optimizer
-    sharpness: torch.Tensor | None
+    trained: "Trained"
     steps: Mapping[str, Any]
     step: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +100,7 @@ def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda r
     found = train.get_checkpoint()
     if found is not None:
         with found.as_directory() as folder:
-            run.step = checkpoint.load(Path(folder), run.trainee.network, run.optimizer, run.sharpness)
+            run.step = checkpoint.load(Path(folder), run.trained, run.optimizer)
     for row in advance(run):
         said([row] if run.first else [])
         if not np.isfinite(row["loss"]) or not np.isfinite(row["gradient_norm"]):
@@ -112,15 +120,16 @@ def start(course: Course, place: Place, device: torch.device) -> Run:
     if course.gradient_checkpointing:
         trainee.backbone.network.gradient_checkpointing_enable({"use_reentrant": False})
     network = wrapped(trainee.network, course.parallel, device, place.world)
-    sharpness = torch.zeros((), device=device, requires_grad=True) if course.learn_temperature else None
+    sharpness = torch.nn.Parameter(torch.zeros((), device=device)) if course.learn_temperature else None
+    trained = Trained(trainee.network, sharpness)
     cutter = Cutter(course.token_budget, device, trainee.padding_id)
     autocast = _autocast(course.dtype, device)
     steps = {
         name: course.subject.step(loss)(network, loss, cutter, autocast, sharpness)
         for name, loss in course.losses.items()
     }
-    optimizer = course.optimization.optimizer(trainee.network, sharpness)
-    return Run(course, place, device, trainee, network, optimizer, sharpness, steps)
+    optimizer = course.optimization.optimizer(trained)
+    return Run(course, place, device, trainee, network, optimizer, trained, steps)
 
 
 def advance(run: Run) -> Iterator[dict[str, Any]]:
@@ -134,8 +143,9 @@ def advance(run: Run) -> Iterator[dict[str, Any]]:
             step = run.steps.get(dataset, run.steps[""])
             run.optimizer.zero_grad()
             value = step(batch.work(run.place, seed_of(course.seed, run.step, DRAWN), run.device))
-            if run.sharpness is not None and run.sharpness.grad is not None:
-                average(run.sharpness.grad)
+            learned = run.trained.sharpness
+            if learned is not None and learned.grad is not None:
+                average(learned.grad)
             norm = run.network.clip(course.optimization.clip)
             sums = average(
                 torch.tensor(
@@ -250,7 +260,7 @@ def _save(run: Run) -> None:
         publish_metrics(run.course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
     run.metrics.clear()
     folder = Path(tempfile.mkdtemp(prefix="shoal-checkpoint-"))
-    checkpoint.save(folder, run.step, run.trainee.network, run.optimizer, run.sharpness)
+    checkpoint.save(folder, run.step, run.trained, run.optimizer)
     train.report(
         {"step": run.step},
         checkpoint=train.Checkpoint.from_directory(str(folder)),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,13 @@ class Optimization:
             return self.learning_rate * step / max(warm, 1)
         return self.learning_rate * SCHEDULES[self.schedule]((step - warm) / max(steps - warm, 1))
 
-    def optimizer(self, network: nn.Module, sharpness: Tensor | None) -> torch.optim.AdamW:
-        """Over all weights that are trained. sharpness: a learned temperature, which does not decay."""
+    def optimizer(self, network: nn.Module) -> torch.optim.AdamW:
+        """Over all weights that are trained."""
         trained = [weight for weight in network.parameters() if weight.requires_grad]
         groups = [
             {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
         ]
-        if sharpness is not None:
-            groups.append({"params": [sharpness], "weight_decay": 0.0})
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.learning_rate,

@@ -1,4 +1,4 @@
-"""The order of a training plan: which row group of which part is the global batch of a step.
+"""The order of a training plan: which row group of which part (its path in the plan) is the global batch of a step.
 
 Training reads it whole (steps, never rows), and then one row group a step.
 """
@@ -15,7 +15,6 @@ from ..errors import RunError
 from ..storage import Folder, absolute
 
 ORDER = "order.parquet"
-# part: from the folder of the plan
 SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.string()), ("group", pa.int32()), ("dataset", pa.string())])
 OPEN_PARTS = 8
 

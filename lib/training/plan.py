@@ -65,10 +65,11 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Planned:
-    """A finished plan: its folder, for order.Order; its steps; what it is made of."""
+    """A finished plan: its folder, for order.Order; its steps, and those of an epoch; what it is made of."""
 
     url: str
     steps: int
+    epoch_steps: float
     counts: Counts
 
 
@@ -100,7 +101,8 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
     order, batched = _order(entries, options, dealt, streams, fixed, say)
     folder.claim(ORDER, parquet_bytes(order))
     steps = pq.read_metadata(pa.BufferReader(folder.read(ORDER))).num_rows
-    return Planned(folder.url, steps, count(dealt, batched, streams, options.global_batch))
+    epoch_steps = sum(stream.weight * len(stream.batches(0)) for stream in streams)
+    return Planned(folder.url, steps, epoch_steps, count(dealt, batched, streams, options.global_batch))
 
 
 def _check_numbers(options: DataOptions) -> None:
@@ -161,7 +163,9 @@ def _order(
     size, most = options.global_batch, options.max_steps
     of_epoch = sum(s.weight * (dealt[s.entry]["sets"][s.dataset, s.in_batch][0] // size) for s in streams)  # at most
     having = frozenset((n, *key) for n, found in dealt.items() for key, (_, having) in found["sets"].items() if having)
-    order, parts, batched, made = SCHEMA.empty_table(), [], [], 0
+    parts: list[str] = []
+    batched: list[dict[str, Any]] = []
+    order, made = SCHEMA.empty_table(), 0
     while made < options.epochs and (most is None or order.num_rows < most):
         lacking = options.epochs if most is None else math.ceil((most - order.num_rows) / of_epoch)
         epochs = range(made, min(made + lacking, options.epochs))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
 from ..losses import RERANKING, TEXT, Batch, Scores
 from ..losses.m3_unified import M3Unified
 from .order import Order
@@ -22,8 +23,21 @@ def rehearse(order: Order, losses: Mapping[str, Any], dim: int) -> None:
             continue
         table = order.read(step).slice(0, ROWS)
         rows = rows_of(table, 0, table.num_rows, 1, cpu)
+        if loss.of != TEXT and bool((rows.query_keys == rows.passage_keys[:, 0]).all()):
+            raise InputError(
+                f"{dataset} has texts alone, which are for pretraining, and the loss is of {loss.of}. Give `query` and "
+                "`pos`, or --loss retromae"
+            )
         count, group = rows.passage_keys.shape
         if loss.of in (RERANKING, TEXT):
-            loss(Scores(rows, torch.zeros(count, group)))
+            outputs = torch.randn(count, group, requires_grad=True)
+            value = loss(Scores(rows, outputs))
         else:
-            loss(Batch(rows, torch.randn(count, dim), torch.randn(count, group, dim), gather=lambda tensor: tensor))
+            outputs = torch.randn(count, 1 + group, dim, requires_grad=True)
+            queries, passages = outputs[:, 0], outputs[:, 1:]
+            value = loss(Batch(rows, queries, passages, gather=lambda tensor: tensor))
+        value.backward()
+        if outputs.grad is None or not bool(outputs.grad.any()):
+            raise InputError(
+                f"{dataset} has {group} passage a row, from which this loss learns nothing. Give `neg`, and --group 2 or more"
+            )

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..losses import Loss
-from ..losses.m3_unified import TokenOutputs, TokenTexts
+from ..losses import Loss, TokenOutputs, TokenTexts
 from ..models import ModelSpec
 from ..models.directory import M3_FILES
 from ..models.forward import Flat, move

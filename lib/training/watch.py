@@ -78,6 +78,7 @@ class Watch:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
+        self._ended.clear()
         self._thread = threading.Thread(target=self._draw, daemon=True)
         self._thread.start()
 
