@@ -160,11 +160,12 @@ def _by_group(
     On CPU 3 times faster than a padded batch with a mask and 18 times faster than one block-diagonal mask.
     """
     outputs = []
-    for group in packed.groups:
+    columns = [_views(tensor, packed.groups) for tensor in (query, key, value)]
+    for group, own_query, own_key, own_value in zip(packed.groups, *columns, strict=True):
         dense = functional.scaled_dot_product_attention(
-            _view(query, group),
-            _seen(key, group),
-            _seen(value, group),
+            own_query,
+            _seen(key, own_key, group),
+            _seen(value, own_value, group),
             attn_mask=_mask(group, reach, is_causal, query.device),
             dropout_p=dropout,
             is_causal=is_causal and not group.prefix[1] and not _windowed(group.length, reach),
@@ -175,16 +176,20 @@ def _by_group(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _view(tensor: Tensor, group: Group) -> Tensor:
-    """The group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy."""
-    run = tensor[0, :, group.start : group.start + group.count * group.length]
-    return run.unflatten(1, (group.count, group.length)).transpose(0, 1)
+def _views(tensor: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
+    """Each group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy.
+
+    One split: of a slice for each group the gradient would be a tensor of all tokens each.
+    """
+    runs = tensor[0].split([group.count * group.length for group in groups], dim=1)
+    return [
+        run.unflatten(1, (group.count, group.length)).transpose(0, 1) for run, group in zip(runs, groups, strict=True)
+    ]
 
 
-def _seen(tensor: Tensor, group: Group) -> Tensor:
+def _seen(tensor: Tensor, own: Tensor, group: Group) -> Tensor:
     """Keys or values that the group's documents see: their own as a view, or a copy with the prefix before each."""
     start, length = group.prefix
-    own = _view(tensor, group)
     if not length:
         return own
     prefix = tensor[:, :, start : start + length].expand(group.count, -1, -1, -1)
