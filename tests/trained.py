@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, *
 
 def leg_here(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
-    run = start(replace(course, slices=1), Place(0, 1, 1, course.global_batch), torch.device("cpu"))
+    run = start(course, Place(0, 1, course.slices, course.global_batch), torch.device("cpu"))
     folder = Path(course.output.url) / "here"
     if folder.exists():
         run.step = checkpoint.load(folder, run.trained, run.optimizer)

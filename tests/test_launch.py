@@ -1,0 +1,73 @@
+"""Training on real Ray Train: two workers compute what one process does, replicated or sharded, and go on where they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from trained import write_pairs
+
+from lib.finetune import finetune
+from lib.finetuning import FinetuneConfig
+
+STEPS, CHECKPOINT_STEPS = 6, 2
+
+
+def options(folder: Path, model: Path, name: str, **more) -> dict:
+    data = folder / "pairs.jsonl"
+    data.exists() or write_pairs(data)
+    return {
+        "model": str(model),
+        "data": (str(data),),
+        "output": str(folder / name),
+        "batch": 8,
+        "group": 3,
+        "max_steps": STEPS,
+        "checkpoint_steps": CHECKPOINT_STEPS,
+        "learning_rate": 1e-3,
+        "max_workers": 2,
+    } | more
+
+
+def losses(folder: Path) -> list[float]:
+    return pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def runs(cluster, tmp_path_factory) -> Path:
+    """A folder with a run of two workers under DDP, and one under FSDP2."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("runs")
+    model = tiny.build("bert", folder / "model")
+    for parallel in ("ddp", "fsdp"):
+        finetune(FinetuneConfig(**options(folder, model, parallel, parallel=parallel)), lambda sentence: None)
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_train_as_one(runs, train_here, parallel):
+    """The losses of two workers are those of one process on the same slices, dropout and all; so is the model."""
+    from safetensors.numpy import load_file
+
+    alone = train_here(**options(runs, runs / "model", f"alone-{parallel}"))
+    expected, found = losses(runs / f"alone-{parallel}"), losses(runs / parallel)
+
+    assert len(found) == STEPS
+    assert np.abs(np.subtract(expected, found)).max() < 1e-5
+    ours, theirs = (load_file(Path(model) / "model.safetensors") for model in (alone.model, runs / parallel / "model"))
+    assert max(np.abs(ours[name] - theirs[name]).max() for name in ours) < 1e-4
+
+
+def test_a_lost_end_is_done_again(runs, cluster):
+    """Of a run whose last leg was not exported the same command makes the end again, from the checkpoint."""
+    folder = runs / "ddp"
+    before = losses(folder)
+    (folder / "scores.json").unlink()
+    for file in (folder / "exports").rglob("_files.json"):
+        file.unlink()
+    finetune(FinetuneConfig(**options(runs, runs / "model", "ddp", parallel="ddp")), lambda sentence: None)
+
+    assert losses(folder) == before
+    assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [STEPS]
