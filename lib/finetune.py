@@ -64,7 +64,7 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     _tell(planned, say)
     order = Order(planned.url, output.options)
     _check_names(config, order)
-    rehearse(order, choice.losses, choice.spec.dim)
+    rehearse(order, choice.losses, choice.spec.dim, config.learn_temperature)
     connect()
     pool = _pool(config, choice)
     about = {name: version(name) for name in VERSIONS}

@@ -129,6 +129,7 @@ class Choice:
 def choose(config: FinetuneConfig) -> Choice:
     """Hold the command against recipe, losses and model. Raises UsageError and ModelError, within seconds."""
     stage = _stage(config)
+    _check_numbers(config, stage)
     by_dataset = _losses(config, stage)
     of = by_dataset[""].of
     name = recipe_of(config)
@@ -162,6 +163,18 @@ def _stage(config: FinetuneConfig) -> Stage:
     return Stage(**found)
 
 
+def _check_numbers(config: FinetuneConfig, stage: Stage) -> None:
+    """Raises UsageError for numbers with which nothing could be trained."""
+    bounds = {"learning_rate": (0.0, 10.0), "warmup": (0.0, 1.0), "weight_decay": (0.0, 10.0)}
+    values = {name: getattr(stage, name) for name in bounds} | {"clip": config.clip}
+    for name, value in values.items():
+        least, most = bounds.get(name, (0.0, float("inf")))
+        if not least <= value <= most or (value == 0 and name in ("learning_rate", "clip")):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} is out of range: give a number over {least:g} and up to {most:g}"
+            )
+
+
 def _refuse_unused(of: str, config: FinetuneConfig, stage: Stage) -> None:
     """Raises UsageError for an option that this kind of training would not look at."""
     unused = {
@@ -170,7 +183,8 @@ def _refuse_unused(of: str, config: FinetuneConfig, stage: Stage) -> None:
         TEXT: ("query_prompt", "passage_prompt", "query_tokens", "group", "lora_rank"),
     }
     given = [name for name in unused[of] if getattr(config, name) is not None]
-    given += ["lora_targets"] if config.lora_targets and not stage.lora_rank else []
+    lora = [name for name in ("lora_targets", "lora_alpha") if getattr(config, name) is not None]
+    given += [] if stage.lora_rank else lora
     given += ["evaluate_steps"] if config.evaluate_steps and not config.evaluate_on else []
     if given:
         option = "--" + given[0].replace("_", "-")

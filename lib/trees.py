@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from .errors import StorageError
 from .storage import Folder
 
 FILES = "_files.json"  # names, sizes and checksums; written last, so a folder that has it is whole
@@ -15,7 +16,7 @@ FILES = "_files.json"  # names, sizes and checksums; written last, so a folder t
 def upload(source: Path, target: Folder) -> None:
     """Every file below `source`, and then the list of them. Memory: the largest file."""
     files = {}
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+    for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != FILES):
         name = file.relative_to(source).as_posix()
         data = file.read_bytes()
         folder, _, last = name.rpartition("/")
@@ -31,17 +32,22 @@ def is_whole(target: Folder) -> bool:
 def download(source: Folder, target: Path) -> Path:
     """Bring the files of a whole folder into one below `target`, named by what they hold, and return it.
 
-    Raises FileNotFoundError for a folder that is not whole.
+    Raises FileNotFoundError for a folder that is not whole, StorageError for files that are not what it says.
     """
     listed = source.read(FILES)
     place = target / hashlib.sha256(listed).hexdigest()[:12]
     if place.is_dir():
         return place
     unfinished = place.with_name(f".{place.name}-{os.getpid()}")
-    for name in json.loads(listed):
+    for name, said in json.loads(listed).items():
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StorageError(f"{source.url} lists {name!r}, which lies outside of it. It is not one of ours")
         folder, _, last = name.rpartition("/")
         (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        (unfinished / name).write_bytes((source.below(folder) if folder else source).read(last))
+        data = (source.below(folder) if folder else source).read(last)
+        if hashlib.sha256(data).hexdigest() != said["sha256"]:
+            raise StorageError(f"{source.path(name)} is not what {FILES} says of it. Upload it again")
+        (unfinished / name).write_bytes(data)
     with suppress(OSError):  # another process was first
         unfinished.rename(place)
     shutil.rmtree(unfinished, ignore_errors=True)

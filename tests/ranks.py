@@ -99,7 +99,7 @@ def rows_of(world: int, first: int, count: int) -> Rows:
         query_keys=torch.arange(ROWS),
         passage_keys=passages,
         positive_keys=passages[:, :1].clone(),
-        teacher=torch.tensor(rng.uniform(0, 1, (ROWS, GROUP))),
+        teacher=torch.tensor(rng.integers(0, 3, (ROWS, GROUP)) / 2),  # with ties, so that rows differ in their pairs
         in_batch=True,
         first=first,
         count=count,

@@ -19,6 +19,10 @@ from lib.models.tokenizer import Tokenizer
 from lib.recipes import RerankRecipe
 
 TEXTS = ["a shoal of fish", "查询和文档 quick", "none leads the others and together a fox swims", "x"]
+SCORED = [
+    {"query": f"q {i}", "pos": [f"p {i}"], "neg": [f"n {i}"], "pos_scores": [1.0], "neg_scores": [i / 20]}
+    for i in range(20)
+]
 SMALL = {"batch": 8, "epochs": 3, "max_steps": 20, "query_tokens": 24, "passage_tokens": 48, "dtype": "float32"}
 POSITIONS = {"chuxin": 8192, "bge-m3": 8192}
 KINDS = {"piccolo": "bert", "360zhinao-search": "bert", "bge-zh": "bert", "zhihui": "qwen2"}
@@ -162,6 +166,9 @@ def test_the_same_command_again_does_nothing(tmp_path, model, train_here, monkey
         ({"loss": ("m3-unified", "infonce")}, UsageError, "no other loss"),
         ({"loss": ("classification",), "group": 1}, InputError, "learns nothing"),
         ({"rows": [{"text": f"a text {i}"} for i in range(20)]}, InputError, "texts alone"),
+        ({"learning_rate": -1.0}, UsageError, "--learning-rate -1.0 is out of range"),
+        ({"loss": ("infonce:temperature=0",)}, UsageError, "over 0"),
+        ({"learn_temperature": True, "loss": ("margin-mse",), "rows": SCORED}, InputError, "no temperature"),
         ({"evaluate_steps": 5}, UsageError, "--evaluate-steps has no meaning"),
         ({"evaluate_on": "/nowhere/at/all"}, ShoalError, "/nowhere/at/all"),
         ({"recipe": "piccolo-stage1", "model": None}, UsageError, "what piccolo-stage1 began from"),
@@ -181,7 +188,7 @@ def test_bad_input_is_told_before_workers_start(wrong, error, said, tmp_path, mo
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model, train_here):
     """It names the step, rows of the batch and the last good checkpoint."""
     with pytest.raises(RunError, match=r"step \d+: the loss is .*pairs.jsonl#"):
-        train_here(**options(tmp_path, model, learning_rate=1e30, clip=1e30, warmup=0.0))
+        train_here(**options(tmp_path, model, loss=("infonce:temperature=1e-39",)))  # a scale that is infinite
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from trained import write_pairs
 
+from lib.encoding import ModelOptions, resolve
 from lib.finetune import finetune
 from lib.finetuning import FinetuneConfig
+from lib.models.encoder import Encoder
+from lib.models.tokenizer import Tokenizer
 
 STEPS, CHECKPOINT_STEPS = 6, 2
 
@@ -34,6 +37,11 @@ def losses(folder: Path) -> list[float]:
     return pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist()
 
 
+def vectors(model: str) -> np.ndarray:
+    spec = resolve(ModelOptions(model=model)).spec
+    return Encoder(spec, dtype="float32").encode(Tokenizer(spec)(["a shoal of fish", "fox", "查询 quick brown"]))
+
+
 @pytest.fixture(scope="module")
 def runs(cluster, tmp_path_factory) -> Path:
     """A folder with a run of two workers under DDP, and one under FSDP2."""
@@ -49,15 +57,15 @@ def runs(cluster, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_workers_train_as_one(runs, train_here, parallel):
     """The losses of two workers are those of one process on the same slices, dropout and all; so is the model."""
-    from safetensors.numpy import load_file
-
     alone = train_here(**options(runs, runs / "model", f"alone-{parallel}"))
     expected, found = losses(runs / f"alone-{parallel}"), losses(runs / parallel)
 
     assert len(found) == STEPS
     assert np.abs(np.subtract(expected, found)).max() < 1e-5
-    ours, theirs = (load_file(Path(model) / "model.safetensors") for model in (alone.model, runs / parallel / "model"))
-    assert max(np.abs(ours[name] - theirs[name]).max() for name in ours) < 1e-4
+    ours, theirs = (vectors(str(model)) for model in (alone.model, runs / parallel / "model"))
+    assert (
+        np.abs(ours - theirs).max() < 1e-4
+    )  # of weights without effect, as a key's bias, Adam makes steps of rounding
 
 
 def test_a_lost_end_is_done_again(runs, cluster):

@@ -33,7 +33,8 @@ class Rows:
 
     query_keys: int64 [G], passage_keys: int64 [G, g], equal for equal texts. positive_keys: int64 [G, p], of all texts
     known to answer the query. teacher: float32 [G, g], scores that came with the data, or None. in_batch: whether the
-    passages of other rows are negatives. first, count: the rows of this rank. world: ranks.
+    passages of other rows are negatives. first, count: the rows of this rank. world: ranks. slice_rows: rows of a slice,
+    which no rank divides; 0 for all of them.
     """
 
     query_keys: "Tensor"
@@ -44,6 +45,7 @@ class Rows:
     first: int
     count: int
     world: int
+    slice_rows: int = 0
 
     @property
     def here(self) -> slice:
@@ -222,6 +224,8 @@ def _parse_one(text: str) -> Any:
         if key not in known:
             raise UsageError(f"--loss {text!r}: {name} has no {key!r}. It has {', '.join(known) or 'no parameter'}")
         given[key] = _value(known[key], value, text)
+    if given.get("temperature", 1.0) <= 0 or given.get("teacher_temperature", 1.0) <= 0:
+        raise UsageError(f"--loss {text!r}: a temperature is over 0")
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:

@@ -5,12 +5,11 @@ of the greatest cosine to a token of the passage, both without the first token. 
 s_e = s_d + 0.3 s_s + s_c. With L_x = -log softmax(s_x)+ and D_x = -sum softmax(s_e) log softmax(s_x), softmax(s_e) without gradient,
     L = (1 - share) (L_d + L_e + 0.1 L_s + L_c) / 4 + share (D_d + 0.1 D_s + D_c) / 3
 (Chen et al. 2024, arXiv 2402.03216; FlagEmbedding's unified finetuning, temperature 0.02, share 1/2). Columns are the passages
-of this rank, as published: so the loss is that of a global batch only on one rank. A positive's duplicate is no negative. Padding,
+of a row's own slice of the batch, as published, where a slice is what a device has. A positive's duplicate is no negative. Padding,
 which with them can be a passage's nearest token, does not exist here.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import InputError
@@ -56,8 +55,8 @@ def _own_positive(batch: Batch) -> tuple["Tensor", "Tensor"]:
 
 
 def _excluded(batch: Batch) -> "Tensor":
-    """bool [b, b * g], True for passages that are no candidates: other positives of the row and, in a dataset without
-    in-batch negatives, those of other rows."""
+    """bool [b, b * g], True for passages that are no candidates: other positives of the row, those of other slices and, in a
+    dataset without in-batch negatives, those of other rows."""
     import torch
 
     rows, group = batch.rows, batch.passages.shape[1]
@@ -68,6 +67,9 @@ def _excluded(batch: Batch) -> "Tensor":
     if not rows.in_batch:
         numbers = torch.arange(rows.count, device=keys.device)
         out |= numbers[:, None] != numbers.repeat_interleave(group)[None, :]
+    if rows.slice_rows:
+        slices = torch.arange(rows.count, device=keys.device) // rows.slice_rows
+        out |= slices[:, None] != slices.repeat_interleave(group)[None, :]
     out[_own_positive(batch)] = False
     return out
 
@@ -103,8 +105,8 @@ def _multiple(batch: Batch) -> "Tensor":
     kept = torch.ones_like(queries.ids, dtype=torch.bool)
     kept[queries.offsets[:-1]] = False
     vectors, owners = vectors[kept], queries.owners()[kept]
-    ends = pairwise(passages.offsets.tolist())
-    nearest = [(vectors @ others[start + 1 : end].T).max(1).values for start, end in ends]  # keeps places, not products
+    pieces = others.split(passages.offsets.diff().tolist())  # of a slice each the gradient would be of all tokens
+    nearest = [(vectors @ piece[1:].T).max(1).values for piece in pieces]  # keeps places, not products
     sums = vectors.new_zeros(len(queries.offsets) - 1, len(nearest)).index_add(0, owners, torch.stack(nearest, dim=1))
     return sums / owners.bincount(minlength=len(sums)).clamp(min=1).unsqueeze(1)
 

@@ -88,6 +88,8 @@ def packed_attention(
         raise CannotPack(f"layout given: {packed is not None}, mask: {attention_mask is not None}, arguments: {asked}")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary positions leave float32 behind
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     reach = _reach(module, sliding_window, is_causal)
     if any(group.prefix[1] for group in packed.groups) and (reach is not None or not is_causal):
         raise CannotPack("a shared beginning needs a causal mask without a window")

@@ -63,7 +63,9 @@ def _download(model: str, revision: str | None) -> Path:
 
     skipped = ["onnx/*", "openvino/*"]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=skipped))
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=[*HUB_FILES, *M3_FILES], ignore_patterns=skipped)
+        )
     except Exception as error:  # the hub client raises a dozen types: no network, no such id, no access, wrong revision
         raise ModelError(
             f"{model!r} is neither a directory here ({Path(model).resolve()}) nor a model that could be fetched from "

@@ -19,7 +19,8 @@ class RerankSpec:
     """A model directory and how pairs go through it.
 
     segments: a decoder's prompt, see pairs.Prompt; empty for encoders. answers: tokens as text whose logit is the score,
-    the second one's subtracted; empty for a classifier. limit: tokens of a pair.
+    the second one's subtracted; empty for a classifier. limit: tokens of a pair. beyond: texts that a pair may have on top
+    of the model's length, which are counted in it.
     """
 
     model: ModelSpec
@@ -27,6 +28,7 @@ class RerankSpec:
     answers: tuple[str, ...]
     activation: Activation
     limit: int
+    beyond: tuple[str, ...] = ()
 
     def pair_format(self) -> PairFormat:
         """The tokenising half of the reranker (CPU stage). Raises ModelError for lengths that leave no room."""
@@ -67,7 +69,7 @@ def read_rerank_spec(
     spec = read_spec(model, revision=revision, pooling="cls", normalize=False, max_tokens=max_tokens, parts=parts)
     more = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
     chosen = activation or _activation(config, root)
-    return RerankSpec(spec, segments, answers, chosen, spec.max_tokens + more)
+    return RerankSpec(spec, segments, answers, chosen, spec.max_tokens + more, beyond)
 
 
 def _is_classifier(root: Path) -> bool:

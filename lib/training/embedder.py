@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..losses import Loss
-from ..models import ModelSpec, Tokens
+from ..models import ModelSpec, Tokens, on_this_machine
 from ..models.tokenizer import Tokenizer
 from ..packing import offsets_of
 from .export import save_embedder
@@ -28,6 +27,9 @@ class Embedder:
     tokens: tuple[int, int]
     adapters: Adapters | None = None
 
+    def here(self) -> "Embedder":
+        return replace(self, spec=on_this_machine(self.spec))
+
     def texts(self) -> "EmbedderTexts":
         return EmbedderTexts(self)
 
@@ -38,7 +40,7 @@ class Embedder:
         network = VectorNetwork(self.spec, backbone).to(device)
         return Trainee(network, backbone, padding_id)
 
-    def step(self, loss: Loss) -> Callable[..., TwoPass]:
+    def step(self) -> Callable[..., TwoPass]:
         return TwoPass
 
     def save(self, network: VectorNetwork, folder: Path) -> None:

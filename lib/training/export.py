@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import trees
 from ..models import ModelSpec
 from ..models.directory import HUB_FILES, read_json
 from ..models.load import quiet
@@ -15,10 +16,18 @@ from ..models.modules import OLD_POOLING
 from ..recipes import PASSAGE, QUERY
 from .trainee import merged
 
+SHARD = "2GB"  # of a file of weights, which is held in memory when it goes to a store
 TYPE = "sentence_transformers.models."
 # Written anew, or of the model that training began from.
 REPLACED = frozenset(
-    {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "README.md", "config.json"}
+    {
+        trees.FILES,
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "README.md",
+        "config.json",
+    }
 )
 
 
@@ -51,7 +60,7 @@ def save_network(network: Any, spec: ModelSpec, folder: Path) -> None:
     if hasattr(network.config, "auto_map"):
         del network.config.auto_map  # code of the repository that it came from, which did not train it
     with quiet():
-        network.save_pretrained(folder)
+        network.save_pretrained(folder, max_shard_size=SHARD)
     copy_tokenizer(spec, folder)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..errors import RunError, ShoalError
+from ..errors import RunError, ShoalError, StorageError
 from ..storage import Folder, filesystem
 from .loop import Course
 from .loop import work as work_here
@@ -21,12 +21,14 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
-FAILURES = 100  # restarts; spot machines go often, and each restart begins at the last checkpoint
+FAILURES = 1000  # restarts; spot machines go often, and each restart begins at the last checkpoint
+IDLE_STARTS = 6  # in a row without a step, after which it is no machine's fault
 POLL_SECONDS = 0.5
 OUT_OF_MEMORY = (
     "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
     "--lora-rank, and start in a new --output"
 )
+UPLOAD_ATTEMPTS = 8
 RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 
 
@@ -59,7 +61,7 @@ def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dic
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    fs, path = filesystem(course.output.url, course.output.options)
+    fs, path = filesystem(course.output.url, _patient(course.output))
     board, scaling = _board(), _typeless(train.ScalingConfig)
     trainer = TorchTrainer(
         _worker,
@@ -87,14 +89,29 @@ def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dic
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """In every worker. What cannot be mended by trying again is written down instead of raised, and ends the run."""
+    """In every worker. What trying again cannot mend is written on the board and raised; the workers that Ray then starts
+    see it there and leave, which ends the run. One that left alone would let the others wait for it."""
+    import ray
+    from ray import train
+
     board = settings["board"]
+    first = train.get_context().get_world_rank() == 0
+    if ray.get(board.begin.remote() if first else board.failed.remote()):
+        return
     try:
         work_here(settings["course"], lambda rows: board.add.remote(rows) if rows else None)
+    except StorageError as error:  # a store that was away longer than we waited: worth another start
+        board.note.remote(str(error))
+        raise
     except ShoalError as error:
-        board.fail.remote(type(error).__name__, str(error))
+        ray.get(board.fail.remote(type(error).__name__, str(error)))
+        raise
     except torch.OutOfMemoryError:
-        board.fail.remote("RunError", OUT_OF_MEMORY)
+        ray.get(board.fail.remote("RunError", OUT_OF_MEMORY))
+        raise
+    except Exception as error:  # of a rank that died, or a mistake of ours: the board tells which, by counting
+        board.note.remote(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _typeless(kind: Any) -> Any:
@@ -105,21 +122,38 @@ def _typeless(kind: Any) -> Any:
 def _board() -> Any:
     """An actor that keeps what the first rank tells until the driver asks."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    remote: Any = ray.remote(num_cpus=0)
-    return remote(_Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as we do
+    kind: Any = ray.remote(_Board)
+    return kind.options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class _Board:
+    """rows: steps that nobody has taken yet. idle: starts since the last step that was done."""
+
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.failure: tuple[str, str] | None = None
+        self.idle, self.last = 0, "no word"
+
+    def begin(self) -> tuple[str, str] | None:
+        self.idle += 1
+        if self.idle > IDLE_STARTS and self.failure is None:
+            self.fail(
+                "RunError", f"the workers died {IDLE_STARTS} times without a step between. Their last word: {self.last}"
+            )
+        return self.failure
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
+        self.idle = 0
+
+    def note(self, text: str) -> None:
+        self.last = text[-1000:]
 
     def fail(self, kind: str, text: str) -> None:
-        self.failure = (kind, text)
+        self.failure = self.failure or (kind, text)
 
     def take(self) -> list[dict[str, Any]]:
         rows, self.rows = self.rows, []
@@ -149,7 +183,7 @@ class _Listener:
         self._take()
         failure = ray.get(self.board.failed.remote())
         ray.kill(self.board)
-        if failure and kind is None:
+        if failure:  # it says more than what Ray Train makes of it
             raise getattr(errors, failure[0], RunError)(failure[1])
 
     def _listen(self) -> None:
@@ -162,6 +196,13 @@ class _Listener:
         rows = ray.get(self.board.take.remote())
         if rows:
             self.heard(rows)
+
+
+def _patient(output: Folder) -> dict[str, Any]:
+    """Options of a filesystem that tries again by itself: what Ray uploads does not go through our own retries."""
+    if not output.url.startswith(("s3://", "s3a://")):
+        return output.options
+    return output.options | {"config_kwargs": {"retries": {"total_max_attempts": UPLOAD_ATTEMPTS, "mode": "standard"}}}
 
 
 def _arrow(fs: Any) -> Any:
@@ -178,7 +219,3 @@ def _plain(error: Exception) -> RunError:
     while (inner := getattr(first, "cause", None) or first.__cause__) is not None and str(inner):
         first = inner
     return RunError(f"the workers could not train: {type(first).__name__}: {str(first)[-1500:]}")
-
-
-def checkpoints(output: Folder) -> Folder:
-    return output.below("checkpoints")

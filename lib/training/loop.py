@@ -1,12 +1,14 @@
 """What every worker of a training run does: load, resume, step by step, checkpoint, export."""
 
+import hashlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ..trees import upload
 from . import checkpoint
 from .chunks import Cutter
 from .collectives import Place, average
-from .optimizer import Optimization, set_rate
+from .optimizer import Optimization
 from .order import Order
 from .parallel import Alone, wrapped
 from .step import Work, seed_of
@@ -28,6 +30,7 @@ from .trainee import Inputs, Subject, Trainee
 from .watch import publish_metrics
 
 FAILURE, EXPORTS = "_failure.json", "exports"
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
 AHEAD = 2  # batches read and tokenised while one is computed
 DRAWN = 1  # what seeds are of: the dropout of a step
 NAMED = 5  # rows of a batch that a failure names
@@ -94,6 +97,8 @@ def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda r
     """The loop of one worker inside Ray Train. said: what the first rank tells of its steps while they are done."""
     from ray import train
 
+    course = replace(course, subject=course.subject.here())
+    _sweep(course)
     context = train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
     run = start(course, place, _device())
@@ -125,8 +130,7 @@ def start(course: Course, place: Place, device: torch.device) -> Run:
     cutter = Cutter(course.token_budget, device, trainee.padding_id)
     autocast = _autocast(course.dtype, device)
     steps = {
-        name: course.subject.step(loss)(network, loss, cutter, autocast, sharpness)
-        for name, loss in course.losses.items()
+        name: course.subject.step()(network, loss, cutter, autocast, sharpness) for name, loss in course.losses.items()
     }
     optimizer = course.optimization.optimizer(trained)
     return Run(course, place, device, trainee, network, optimizer, trained, steps)
@@ -147,33 +151,32 @@ def advance(run: Run) -> Iterator[dict[str, Any]]:
             if learned is not None and learned.grad is not None:
                 average(learned.grad)
             norm = run.network.clip(course.optimization.clip)
-            sums = average(
-                torch.tensor(
-                    [float(value), float(len(batch.inputs.tokens.ids))], dtype=torch.float64, device=run.device
-                )
-            )
-            loss, tokens = float(sums[0]), round(float(sums[1]) * run.place.world)
+            loss, tokens = _totals(run, float(value), len(batch.inputs.tokens.ids))
             if not np.isfinite(loss) or not np.isfinite(norm):
                 _fail(run, batch, loss, norm)
-            else:
-                rate = course.optimization.rate(run.step + 1, course.steps)
-                set_rate(run.optimizer, rate)
-                run.optimizer.step()
-                run.step += 1
-                row: dict[str, Any] = {
-                    "step": run.step,
-                    "epoch": run.step / course.epoch_steps,
-                    "loss": loss,
-                    "lr": rate,
-                    "gradient_norm": norm,
-                }
-                row |= {"tokens": tokens, "rows": course.global_batch, "dataset": dataset}
-                row["seconds"] = time.perf_counter() - began
-                run.metrics.append(row)
-                yield row
-                continue
-            yield {"step": run.step + 1, "loss": loss, "gradient_norm": norm}
-            return
+                yield {"step": run.step + 1, "loss": loss, "gradient_norm": norm}
+                return
+            rate = course.optimization.rate(run.step + 1, course.steps)
+            course.optimization.set_rates(run.optimizer, rate)
+            run.optimizer.step()
+            run.step += 1
+            row: dict[str, Any] = {"step": run.step, "epoch": run.step / course.epoch_steps, "loss": loss, "lr": rate}
+            row |= {"gradient_norm": norm, "tokens": tokens, "rows": course.global_batch, "dataset": dataset}
+            row |= {"seconds": time.perf_counter() - began, "peak_flops": _peak(run.device) * run.place.world}
+            run.metrics.append(row)
+            yield row
+
+
+def _totals(run: Run, value: float, tokens: int) -> tuple[float, int]:
+    """The mean of the ranks' losses, and the sum of their tokens."""
+    both = average(torch.tensor([value, float(tokens)], dtype=torch.float64, device=run.device))
+    return float(both[0]), round(float(both[1]) * run.place.world)
+
+
+def _peak(device: torch.device) -> float:
+    """FLOP/s of the device in bfloat16, by its makers; 0 where it is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), 0.0)
 
 
 def export(run: Run) -> None:
@@ -183,7 +186,8 @@ def export(run: Run) -> None:
         return
     course = run.course
     fresh = course.subject.load(torch.device("cpu"))  # whole and without wrappers, whatever shared it here
-    fresh.network.load_state_dict(weights)
+    fresh.network.load_state_dict(weights, assign=True)
+    del weights
     with tempfile.TemporaryDirectory() as temporary:
         course.subject.save(fresh.network.eval(), Path(temporary))
         upload(Path(temporary), course.output.below(f"{EXPORTS}/step-{run.step:07d}"))
@@ -202,7 +206,8 @@ class Read:
 
     def work(self, place: Place, seed: int, device: torch.device) -> Work:
         count = len(place.own_slices()) * place.length
-        return Work(rows_of(self.table, place.first, count, place.world, device), place, self.inputs, seed)
+        rows = rows_of(self.table, place.first, count, place.world, device)
+        return Work(replace(rows, slice_rows=place.length), place, self.inputs, seed)
 
 
 class Reader:
@@ -246,7 +251,8 @@ def _device() -> torch.device:
 
 
 def _autocast(dtype: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    if dtype == "float32":
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)  # bfloat16 would be emulated
+    if dtype == "float32" or old:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=getattr(torch, dtype))
 
@@ -259,7 +265,7 @@ def _save(run: Run) -> None:
     if run.first:
         publish_metrics(run.course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
     run.metrics.clear()
-    folder = Path(tempfile.mkdtemp(prefix="shoal-checkpoint-"))
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(run.course)))
     checkpoint.save(folder, run.step, run.trained, run.optimizer)
     train.report(
         {"step": run.step},
@@ -267,6 +273,17 @@ def _save(run: Run) -> None:
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
+
+
+def _prefix(course: Course) -> str:
+    """Of this run's folders on a worker's disk."""
+    return f"shoal-checkpoint-{hashlib.sha256(course.output.url.encode()).hexdigest()[:12]}-"
+
+
+def _sweep(course: Course) -> None:
+    """Remove what killed workers left: nothing is being uploaded while workers start."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix(course)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fail(run: Run, batch: Read, loss: float, norm: float) -> None:

@@ -38,6 +38,11 @@ class Backbone(nn.Module):
         return torch.cat([run_stacked(self.network, part) for part in parts])
 
 
+def full_precision(states: Tensor) -> torch.autocast:
+    """What follows the network is a thousandth of the work, and is done as the encoder does it: without autocast."""
+    return torch.autocast(states.device.type, enabled=False)
+
+
 class VectorNetwork(nn.Module):
     """An embedding model: pooled vectors before normalisation and truncation, float32 [n, d]."""
 
@@ -49,7 +54,9 @@ class VectorNetwork(nn.Module):
         self.dense = Head(spec).layers
 
     def forward(self, batch: Flat) -> tuple[Tensor, ...]:
-        return (self.dense(pool(self.backbone(batch), batch.offsets, self.pooling)),)
+        states = self.backbone(batch)
+        with full_precision(states):
+            return (self.dense(pool(states, batch.offsets, self.pooling)),)
 
 
 def load_backbone(spec: ModelSpec, device: torch.device) -> tuple[Backbone, int | None]:

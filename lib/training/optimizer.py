@@ -1,11 +1,12 @@
 """AdamW, its learning rate by step, and the clipping of gradients."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+TEMPERATURE_RATE = 1e-2  # of the logarithm of the scale: hundreds of steps move it by a factor of a few
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Optimization:
     epsilon: float = 1e-8
     clip: float = 1.0
 
+    def set_rates(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        """The rate of a step; a learned temperature, a single number, has one of its own on the same schedule."""
+        for group in optimizer.param_groups:
+            single = all(weight.dim() == 0 for weight in group["params"])
+            group["lr"] = rate * (TEMPERATURE_RATE / self.learning_rate if single else 1.0)
+
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step 1 to `steps`."""
         warm = math.ceil(self.warmup * steps)
@@ -33,7 +40,8 @@ class Optimization:
         trained = [weight for weight in network.parameters() if weight.requires_grad]
         groups = [
             {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
+            {"params": [weight for weight in trained if weight.dim() == 1], "weight_decay": 0.0},
+            {"params": [weight for weight in trained if weight.dim() == 0], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -48,12 +56,3 @@ SCHEDULES = {
     "cosine": lambda share: 0.5 * (1.0 + math.cos(math.pi * share)),
     "constant": lambda share: 1.0,
 }
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in _groups(optimizer):
-        group["lr"] = rate
-
-
-def _groups(optimizer: torch.optim.Optimizer) -> Iterator[dict]:
-    yield from optimizer.param_groups

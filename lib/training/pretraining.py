@@ -8,8 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ..losses import Loss
-from ..models import ModelSpec
+from ..models import ModelSpec, on_this_machine
 from ..models.forward import Flat
 from ..models.masking import draw
 from ..models.retromae import RetroMAE
@@ -46,6 +45,9 @@ class Pretraining:
     tokens: int
     seed: int
 
+    def here(self) -> "Pretraining":
+        return replace(self, spec=on_this_machine(self.spec))
+
     def texts(self) -> "PlainTexts":
         return PlainTexts(replace(self.spec, max_tokens=self.tokens))
 
@@ -54,7 +56,7 @@ class Pretraining:
         network = TextNetwork(RetroMAE(self.spec, device=device, seed=self.seed))
         return Trainee(network, network, network.retromae.padding_id)
 
-    def step(self, loss: Loss) -> Any:
+    def step(self) -> Any:
         return lambda network, loss, cutter, autocast, sharpness: OnePass(network, loss, cutter, autocast)
 
     def save(self, network: TextNetwork, folder: Path) -> None:

@@ -11,10 +11,10 @@ from ..losses.m3_unified import M3Unified
 from .order import Order
 from .tables import rows_of
 
-ROWS = 8
+ROWS = 1024  # of the first batch of a dataset
 
 
-def rehearse(order: Order, losses: Mapping[str, Any], dim: int) -> None:
+def rehearse(order: Order, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
     """Raises InputError, as the losses do, for data without the scores or negatives that its loss asks for."""
     cpu = torch.device("cpu")
     for dataset, step in order.first_steps().items():
@@ -35,9 +35,14 @@ def rehearse(order: Order, losses: Mapping[str, Any], dim: int) -> None:
         else:
             outputs = torch.randn(count, 1 + group, dim, requires_grad=True)
             queries, passages = outputs[:, 0], outputs[:, 1:]
-            value = loss(Batch(rows, queries, passages, gather=lambda tensor: tensor))
+            sharpness = torch.zeros((), requires_grad=True)
+            value = loss(Batch(rows, queries, passages, gather=lambda tensor: tensor, sharpness=sharpness))
+            if learn_temperature and not torch.autograd.grad(value, sharpness, retain_graph=True, allow_unused=True)[0]:
+                raise InputError(
+                    f"the loss of {dataset} has no temperature that could be learned. Leave --learn-temperature out"
+                )
         value.backward()
-        if outputs.grad is None or not bool(outputs.grad.any()):
+        if group == 1 and loss.of != TEXT and (outputs.grad is None or not bool(outputs.grad.any())):
             raise InputError(
-                f"{dataset} has {group} passage a row, from which this loss learns nothing. Give `neg`, and --group 2 or more"
+                f"{dataset} has one passage a row, from which this loss learns nothing. Give `neg`, and --group 2 or more"
             )

@@ -1,6 +1,6 @@
 """What is trained when the loss is of scores: a classifier of pairs, or a language model and the logits of its answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ..losses import Loss
+from ..errors import ModelError
+from ..models import on_this_machine
 from ..models.forward import Flat
 from ..models.heads import Classifier, load_classifier
 from ..models.load import quiet
 from ..models.rerank_spec import OWN, RerankSpec
 from ..models.reranker import Picker, Reranker
-from .export import copy_tokenizer, write_json
-from .networks import Backbone
+from .export import SHARD, copy_tokenizer, write_json
+from .networks import Backbone, full_precision
 from .step import OnePass
 from .trainee import Adapters, Inputs, Texts, Trainee, adapted, merged
 
@@ -27,12 +28,14 @@ ACTIVATIONS = {"none": "torch.nn.modules.linear.Identity", "sigmoid": "torch.nn.
 class ScoreNetwork(nn.Module):
     """A reranker: raw scores of pairs, float32 [n]."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module, pick: Picker, padding_id: int | None) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, pick: Picker) -> None:
         super().__init__()
         self.backbone, self.head, self.pick = backbone, head, pick
 
     def forward(self, batch: Flat) -> tuple[Tensor, ...]:
-        return (self.head(self.pick(self.backbone(batch), batch.offsets)),)
+        states = self.backbone(batch)
+        with full_precision(states):
+            return (self.head(self.pick(states, batch.offsets)),)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class PairScorer:
 
     spec: RerankSpec
     adapters: Adapters | None = None
+
+    def here(self) -> "PairScorer":
+        return replace(self, spec=replace(self.spec, model=on_this_machine(self.spec.model)))
 
     def texts(self) -> "PairTexts":
         return PairTexts(self.spec)
@@ -54,9 +60,9 @@ class PairScorer:
         if self.spec.answers:  # the rows of the answers are read from the output matrix, which may be these
             network.get_input_embeddings().requires_grad_(False)
         backbone = Backbone(adapted(network, self.adapters), loaded.mode)
-        return Trainee(ScoreNetwork(backbone, loaded.head, loaded.pick, loaded.padding_id), backbone, loaded.padding_id)
+        return Trainee(ScoreNetwork(backbone, loaded.head, loaded.pick), backbone, loaded.padding_id)
 
-    def step(self, loss: Loss) -> Any:
+    def step(self) -> Any:
         return lambda network, loss, cutter, autocast, sharpness: OnePass(network, loss, cutter, autocast)
 
     def save(self, network: ScoreNetwork, folder: Path) -> None:
@@ -69,16 +75,18 @@ class PairScorer:
             else load_classifier(self.spec.model.folder, torch.float32, torch.device("cpu"))
         )
         base = getattr(whole, whole.base_model_prefix)
-        base.load_state_dict(backbone.state_dict(), strict=False)
+        strange = base.load_state_dict(backbone.state_dict(), strict=False)
+        if strange.unexpected_keys or any("pooler" not in name for name in strange.missing_keys):
+            raise ModelError(f"{self.spec.model.name} cannot be put together again: {strange}. Shoal does not train it")
         if isinstance(network.head, Classifier):
             _copy_head(network.head, whole)
             whole.config.sentence_transformers = {"activation_fn": ACTIVATIONS[self.spec.activation]}
         with quiet():
-            whole.save_pretrained(folder)
+            whole.save_pretrained(folder, max_shard_size=SHARD)
         copy_tokenizer(self.spec.model, folder)
         if self.spec.segments and not self.spec.answers:
-            said = {"segments": self.spec.segments, "activation": self.spec.activation}
-            write_json(folder / OWN, said | {"max_tokens": self.spec.limit})
+            said = {name: getattr(self.spec, name) for name in ("segments", "beyond", "activation")}
+            write_json(folder / OWN, said | {"max_tokens": self.spec.model.max_tokens})
 
     def _language_model(self) -> Any:
         from transformers import AutoModelForCausalLM

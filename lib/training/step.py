@@ -174,21 +174,15 @@ def _texts(work: Work, group: int) -> list[np.ndarray]:
 
 
 def _of_rows(rows: Rows, taken: np.ndarray) -> Rows:
-    """The same global batch, of which only the local rows `taken` are here: brought to its front, since losses within rows
-    ask for nothing else, and the number of rows is all that the mean needs."""
-    places = index(rows.first + taken, rows.query_keys.device)
-    teacher = None if rows.teacher is None else _to_front(rows.teacher, places)
+    """The same global batch, of which only the local rows `taken` are here: they come first in it, the others after."""
+    own = rows.first + taken
+    order = index(np.concatenate([own, np.setdiff1d(np.arange(len(rows.query_keys)), own)]), rows.query_keys.device)
     return replace(
         rows,
-        query_keys=_to_front(rows.query_keys, places),
-        passage_keys=_to_front(rows.passage_keys, places),
-        positive_keys=_to_front(rows.positive_keys, places),
-        teacher=teacher,
+        query_keys=rows.query_keys[order],
+        passage_keys=rows.passage_keys[order],
+        positive_keys=rows.positive_keys[order],
+        teacher=None if rows.teacher is None else rows.teacher[order],
         first=0,
         count=len(taken),
     )
-
-
-def _to_front(values: Tensor, places: Tensor) -> Tensor:
-    """A tensor of the same length that begins with the values at `places`."""
-    return torch.cat([values[places], values[len(places) :]])

@@ -39,12 +39,16 @@ class Texts(Protocol):
 class Subject(Protocol):
     """Picklable: it travels to every worker."""
 
+    def here(self) -> "Subject":
+        """The same, with the model's files where they are on this machine. Raises ModelError."""
+        ...
+
     def texts(self) -> Texts: ...
 
     def load(self, device: torch.device) -> Trainee: ...
 
-    def step(self, loss: Any) -> Any:
-        """The class of the step: called with network, loss, cutter, autocast and sharpness."""
+    def step(self) -> Any:
+        """What makes a step of network, loss, cutter, autocast and sharpness."""
         ...
 
     def save(self, network: Any, folder: Path) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..losses import Loss, TokenOutputs, TokenTexts
+from ..losses import TokenOutputs, TokenTexts
 from ..models import ModelSpec
 from ..models.directory import M3_FILES
 from ..models.forward import Flat, move
 from ..models.m3 import M3Head
 from ..models.pooling import pool
 from .embedder import Embedder, EmbedderTexts
-from .networks import Backbone, VectorNetwork, load_backbone
+from .networks import Backbone, VectorNetwork, full_precision, load_backbone
 from .step import TwoPass, Work
 from .trainee import Trainee, adapted
 
@@ -35,9 +35,10 @@ class UnifiedNetwork(VectorNetwork):
 
     def forward(self, batch: Flat) -> tuple[Tensor, ...]:
         states = self.backbone(batch)
-        vectors = self.dense(pool(states, batch.offsets, self.pooling))
-        states = states.to(torch.promote_types(states.dtype, torch.float32))
-        return vectors, functional.relu(self.lexical(states)).squeeze(1), self.multiple(states)
+        with full_precision(states):
+            vectors = self.dense(pool(states, batch.offsets, self.pooling))
+            states = states.to(torch.promote_types(states.dtype, torch.float32))
+            return vectors, functional.relu(self.lexical(states)).squeeze(1), self.multiple(states)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Unified(Embedder):
         backbone.network = adapted(backbone.network, self.adapters)
         return Trainee(UnifiedNetwork(self.spec, backbone).to(device), backbone, padding_id)
 
-    def step(self, loss: Loss) -> Callable[..., TwoPass]:
+    def step(self) -> Callable[..., TwoPass]:
         special = tuple(sorted(EmbedderTexts(self).of_passages.special_ids))
         return partial(TwoPass, assemble=partial(_token_outputs, special))
 

@@ -106,6 +106,7 @@ class Watch:
                     self._said.append(f"went back to step {row['step'] - 1}")
                     self._recent = deque((r for r in self._recent if r["step"] < row["step"]), maxlen=WINDOW)
                 self._recent.append(row)
+                self.peak_flops = row.get("peak_flops") or self.peak_flops
 
     def line(self) -> str:
         with self._lock:
