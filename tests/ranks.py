@@ -8,10 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,20 +23,27 @@ import torch
 import torch.distributed as dist
 
 from lib import losses
-from lib.losses import EMBEDDING, RERANKING, Batch, Rows, Scores
+from lib.losses import EMBEDDING, RERANKING, TEXT, Batch, Rows, Scores
 from lib.losses.matryoshka import Matryoshka
 from lib.models import Tokens, read_spec
+from lib.models.retromae import RetroMAE
 from lib.packing import offsets_of
 from lib.training import step as step_module
 from lib.training.chunks import Cutter
 from lib.training.collectives import Place
 from lib.training.networks import VectorNetwork, load_backbone
 from lib.training.parallel import Alone, Replicated, Sharded, layers_of
+from lib.training.pretraining import TextNetwork
 from lib.training.step import OnePass, TwoPass, Work
 from lib.training.trainee import Inputs
+from lib.training.unified import UnifiedNetwork, token_outputs_of
 
 ROWS, GROUP, SLICES = 8, 3, 4
+UNIFIED = "m3-unified"
 CPU = torch.device("cpu")
+
+
+token_outputs = partial(token_outputs_of, (0, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -71,20 +81,31 @@ class PairScores(torch.nn.Module):
         return (self.score(self.vectors(batch)[0]).squeeze(1),)
 
 
+@cache
+def loaded(model: str):
+    """The model's spec, its network and what positions need; once a process."""
+    spec = read_spec(model)
+    return spec, *load_backbone(spec, CPU)
+
+
 def network_of(case: Case, model: Path):
     """The tiny model, the same weights in every process, with dropout on."""
-    spec = read_spec(str(model))
-    backbone, padding_id = load_backbone(spec, CPU)
-    network = VectorNetwork(spec, backbone)
+    of = loss_of(case).of
+    spec, backbone, padding_id = loaded(str(model))
+    if of == TEXT:
+        network = TextNetwork(RetroMAE(spec, device=CPU))
+        return network.train(), network.retromae.padding_id
+    backbone = deepcopy(backbone)
     torch.manual_seed(3)
-    network = network if loss_of(case).of == EMBEDDING else PairScores(network)
+    network = UnifiedNetwork(spec, backbone) if case.loss == UNIFIED else VectorNetwork(spec, backbone)
+    network = network if of == EMBEDDING else PairScores(network)
     return (network.double() if case.double else network).train(), padding_id
 
 
 def inputs_of(case: Case) -> Inputs:
     """Random tokens of mixed length: queries and passages, or pairs, of all rows."""
     rng = np.random.default_rng(1)
-    texts = ROWS * GROUP + (ROWS if loss_of(case).of == EMBEDDING else 0)
+    texts = ROWS * (1 if loss_of(case).of == TEXT else GROUP) + (ROWS if loss_of(case).of == EMBEDDING else 0)
     offsets = offsets_of(rng.integers(3, 20, texts))
     ids = rng.integers(5, 60, offsets[-1]).astype(np.int32)
     return Inputs(Tokens(ids, offsets, np.zeros(texts, dtype=bool)))
@@ -104,6 +125,7 @@ def rows_of(world: int, first: int, count: int) -> Rows:
         first=first,
         count=count,
         world=world,
+        slice_rows=ROWS // SLICES,
     )
 
 
@@ -111,7 +133,8 @@ def local(inputs: Inputs, place: Place, of: str) -> Inputs:
     """The texts of a rank's rows, as the loop tokenises them."""
     rows = np.arange(place.first, place.first + place.counts()[place.rank])
     shift = ROWS if of == EMBEDDING else 0
-    passages = (shift + rows[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
+    group = 1 if of == TEXT else GROUP
+    passages = (shift + rows[:, None] * group + np.arange(group)).reshape(-1)
     order = np.concatenate([rows, passages]) if of == EMBEDDING else passages
     tokens = inputs.tokens
     pieces = [tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]] for i in order]
@@ -138,21 +161,25 @@ def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
     network, padding_id = network_of(case, model)
     place, loss = Place(0, 1, case.slices, ROWS), loss_of(case)
     work, cutter = work_of(case, place), Cutter(case.budget, CPU, padding_id)
-    if loss.of == RERANKING:
-        chunks = [chunk for _, chunk in cutter.by_row(work.inputs, work.slices(), GROUP, work.chunk_seed)]
+    if loss.of != EMBEDDING:
+        group = GROUP if loss.of == RERANKING else 1
+        chunks = [chunk for _, chunk in cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)]
     else:
         chunks = cutter.by_text(work.inputs, step_module._texts(work, GROUP), work.chunk_seed)
     found = []
     for chunk in chunks:
         torch.manual_seed(chunk.seed)
-        found.append(network(chunk.flat)[0])
-    order = np.argsort(np.concatenate([chunk.documents for chunk in chunks]))
-    outputs = torch.cat(found)[torch.from_numpy(order)]
-    if loss.of == RERANKING:
-        value = loss(Scores(work.rows, outputs.view(ROWS, GROUP)))
+        found.append(network(chunk.flat))
+    kinds = [np.concatenate([chunk.documents for chunk in chunks])]
+    kinds += [np.concatenate([chunk.tokens for chunk in chunks])] * (len(found[0]) - 1)
+    columns = zip(kinds, zip(*found, strict=True), strict=True)
+    outputs = [torch.cat(column)[torch.from_numpy(np.argsort(kind))] for kind, column in columns]
+    if loss.of != EMBEDDING:
+        value = loss(Scores(work.rows, outputs[0].view(ROWS, -1)))
     else:
-        passages = outputs[ROWS:].unflatten(0, (ROWS, GROUP))
-        value = loss(Batch(work.rows, outputs[:ROWS], passages, gather=lambda tensor: tensor))
+        passages = outputs[0][ROWS:].unflatten(0, (ROWS, GROUP))
+        tokens = token_outputs(work, tuple(outputs[1:])) if case.loss == UNIFIED else None
+        value = loss(Batch(work.rows, outputs[0][:ROWS], passages, gather=lambda tensor: tensor, tokens=tokens))
     value.backward()
     return float(value), gradients(network)
 
@@ -168,7 +195,8 @@ def step_of(case: Case, model: Path, rank: int) -> dict:
         wrapped.ddp.register_comm_hook(counted, _counting_hook)
     elif case.world > 1:
         wrapped = Sharded(network, layers_of(network), CPU)
-    kind = OnePass if loss.of == RERANKING else TwoPass
+    kind = TwoPass if loss.of == EMBEDDING else OnePass
+    kind = partial(TwoPass, assemble=token_outputs) if case.loss == UNIFIED else kind
     step = kind(wrapped, loss, Cutter(case.budget, CPU, padding_id))
     with _broken(case.broken), _counting(counted):
         value = step(work_of(case, place))
@@ -224,8 +252,13 @@ def run(cases: Iterable[Case], folder: Path, model: Path) -> dict[str, dict]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tests.ranks", str(folder), str(model)]
     ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(4)]
-    codes = [rank.wait(600) for rank in ranks]
-    assert codes == [0] * 4, codes
+    deadline = time.monotonic() + 300
+    while any(rank.poll() is None for rank in ranks):
+        time.sleep(0.1)
+        if any(rank.poll() for rank in ranks) or time.monotonic() > deadline:  # the others would wait for it
+            for rank in ranks:
+                rank.kill()
+    assert [rank.wait() for rank in ranks] == [0] * 4
     return torch.load(folder / "found.pt")
 
 

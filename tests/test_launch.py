@@ -1,4 +1,4 @@
-"""Training on real Ray Train: two workers compute what one process does, replicated or sharded, and go on where they were."""
+"""Training on real Ray Train: two workers compute what one process does, and go on where they were."""
 
 import json
 from pathlib import Path
@@ -44,25 +44,23 @@ def vectors(model: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def runs(cluster, tmp_path_factory) -> Path:
-    """A folder with a run of two workers under DDP, and one under FSDP2."""
+    """A folder with a run of two workers."""
     import tiny
 
     folder = tmp_path_factory.mktemp("runs")
     model = tiny.build("bert", folder / "model")
-    for parallel in ("ddp", "fsdp"):
-        finetune(FinetuneConfig(**options(folder, model, parallel, parallel=parallel)), lambda sentence: None)
+    finetune(FinetuneConfig(**options(folder, model, "two")), lambda sentence: None)
     return folder
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_workers_train_as_one(runs, train_here, parallel):
+def test_two_workers_train_as_one(runs, train_here):
     """The losses of two workers are those of one process on the same slices, dropout and all; so is the model."""
-    alone = train_here(**options(runs, runs / "model", f"alone-{parallel}"))
-    expected, found = losses(runs / f"alone-{parallel}"), losses(runs / parallel)
+    alone = train_here(**options(runs, runs / "model", "alone"))
+    expected, found = losses(runs / "alone"), losses(runs / "two")
 
     assert len(found) == STEPS
     assert np.abs(np.subtract(expected, found)).max() < 1e-5
-    ours, theirs = (vectors(str(model)) for model in (alone.model, runs / parallel / "model"))
+    ours, theirs = (vectors(str(model)) for model in (alone.model, runs / "two" / "model"))
     assert (
         np.abs(ours - theirs).max() < 1e-4
     )  # of weights without effect, as a key's bias, Adam makes steps of rounding
@@ -70,12 +68,12 @@ def test_two_workers_train_as_one(runs, train_here, parallel):
 
 def test_a_lost_end_is_done_again(runs, cluster):
     """Of a run whose last leg was not exported the same command makes the end again, from the checkpoint."""
-    folder = runs / "ddp"
+    folder = runs / "two"
     before = losses(folder)
     (folder / "scores.json").unlink()
     for file in (folder / "exports").rglob("_files.json"):
         file.unlink()
-    finetune(FinetuneConfig(**options(runs, runs / "model", "ddp", parallel="ddp")), lambda sentence: None)
+    finetune(FinetuneConfig(**options(runs, runs / "model", "two")), lambda sentence: None)
 
     assert losses(folder) == before
     assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [STEPS]

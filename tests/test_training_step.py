@@ -9,14 +9,18 @@ from lib.losses import EMBEDDING, RERANKING
 from tests import ranks, tiny
 from tests.ranks import Case
 
-NAMES = [name for name in losses.names() if name not in ("m3-unified", "retromae")]
+NAMES = [name for name in losses.names() if name != "retromae"]
 KINDS = {name: losses.parse((name,)).of for name in NAMES}
 TIGHT, SINGLE = 1e-12, 5e-6  # relative, in float64 and float32
 SHARED = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
 EXACT = [Case(name, world, kind) for name in [*NAMES, "matryoshka"] for world, kind in SHARED]
 EXACT += [Case("infonce", world, budget=10_000) for world in (1, 2, 4)]
 EXACT += [Case("infonce", 3), Case("gte", 3, "fsdp")]  # ranks with two slices and with one
-FLOAT32 = [Case(name, world, kind, double=False) for name in ("infonce", "gte", "listwise") for world, kind in SHARED]
+FLOAT32 = [
+    Case(name, world, kind, double=False)
+    for name in ("infonce", "gte", "listwise", "retromae")
+    for world, kind in SHARED
+]
 BROKEN = [Case("infonce:temperature=0.5", 2, broken=mistake) for mistake in ("no replay", "detached", "no factor")]
 
 
@@ -76,3 +80,4 @@ def test_collectives_are_few(name, gathers, found):
 def test_every_kind_of_loss_is_tried():
     """Losses of vectors and of scores both are among the cases."""
     assert set(KINDS.values()) == {EMBEDDING, RERANKING}
+    assert {case.loss for case in [*EXACT, *FLOAT32]} >= set(losses.names())

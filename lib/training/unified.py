@@ -53,7 +53,7 @@ class Unified(Embedder):
 
     def step(self) -> Callable[..., TwoPass]:
         special = tuple(sorted(EmbedderTexts(self).of_passages.special_ids))
-        return partial(TwoPass, assemble=partial(_token_outputs, special))
+        return partial(TwoPass, assemble=partial(token_outputs_of, special))
 
     def save(self, network: VectorNetwork, folder: Path) -> None:
         """As an Embedder, with the two layers beside it, as BGE-M3 has them."""
@@ -63,7 +63,7 @@ class Unified(Embedder):
             torch.save(layer.state_dict(), folder / name)
 
 
-def _token_outputs(special: tuple[int, ...], work: Work, leaves: tuple[Tensor, ...]) -> TokenOutputs:
+def token_outputs_of(special: tuple[int, ...], work: Work, leaves: tuple[Tensor, ...]) -> TokenOutputs:
     """Leaves of all tokens of the rank, split into those of queries and of passages."""
     weights, vectors = leaves
     offsets, ids = (move(array, weights.device) for array in (work.tokens.offsets, work.tokens.ids))
