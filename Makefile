@@ -35,12 +35,15 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20
+chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
 	$(BIN)/python -m tests.chaos.evaluation
+	$(BIN)/python -m tests.chaos.finetune
+	$(BIN)/python -m tests.chaos.finetune --parallel fsdp --kills 2 --driver-kills 0
+	$(BIN)/python -m tests.chaos.finetune --lose-node
 
-scale: .venv/ready  ## 200,000 shards, memory of workers, joins and search; MiniLM on wn-8k
+scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; MiniLM on wn-8k
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
 test-extras: .venv/ready servers  ## the adapter for mteb, with mteb itself (adds it to .venv)
@@ -51,6 +54,8 @@ bench: .venv/ready  ## each job side by side with its peers, on this machine
 	$(BIN)/python -m benchmarks.embed_cpu
 	$(BIN)/python -m benchmarks.rerank_cpu
 	$(BIN)/python -m benchmarks.search_cpu
+	$(BIN)/python -m benchmarks.finetune_cpu
+	$(BIN)/python -m benchmarks.finetune_quality
 
 size:  ## lines a file
 	@git ls-files '*.py' | xargs wc -l | sort -n
