@@ -80,7 +80,7 @@ class Shoal:
         trainee = embedder.load(CPU)
         self.network, self._backbone = trainee.network.train(), trainee.backbone
         cutter, loss = Cutter(token_budget, CPU, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
-        self._step = embedder.step(loss)(Alone(self.network), loss, cutter)
+        self._step = embedder.step()(Alone(self.network), loss, cutter)
         self._texts, self._place = embedder.texts(), Place(0, 1, 1, rows)
 
     def gradients(self, batch: pa.Table, seed: int) -> float:

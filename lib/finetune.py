@@ -34,7 +34,7 @@ from .training.watch import read_metrics, tensorboard
 
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
-CPU_BUDGET, CUDA_BUDGET = 4096, 16_384  # tokens a chunk
+CPU_BUDGET, CUDA_BUDGET = 1024, 16_384  # tokens a chunk
 VERSIONS = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
 

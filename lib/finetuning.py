@@ -87,7 +87,7 @@ class FinetuneConfig(ClusterOptions):
         default=False, metadata={"help": "Compute layers twice instead of keeping their states."}
     )
     token_budget: int | None = field(
-        default=None, metadata={"help": "Tokens a chunk of a step. Default: 4096 on CPUs, 16384 on GPUs.", "min": 1}
+        default=None, metadata={"help": "Tokens a chunk of a step. Default: 1024 on CPUs, 16384 on GPUs.", "min": 1}
     )
     parallel: Literal["ddp", "fsdp"] = field(
         default="ddp", metadata={"help": "ddp: every worker has all weights. fsdp: each holds a part (large models)."}
