@@ -7,7 +7,7 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 import os
 import time
 import uuid
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from contextlib import suppress
 
 import fsspec
@@ -32,7 +32,17 @@ def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> N
     if not is_local(fs):
         fs.pipe_file(path, bytes(data))
         return
-    os.replace(_write_unfinished(path, data), path)
+    os.replace(_write_unfinished(path, [data]), path)
+    _sync_folder(path)
+
+
+def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
+    """The file `source` of this machine under `path`, over what was there, however large. Raises what the filesystem raises."""
+    if not is_local(fs):
+        fs.put_file(source, path)
+        return
+    with open(source, "rb") as file:
+        os.replace(_write_unfinished(path, iter(lambda: file.read(8 << 20), b"")), path)
     _sync_folder(path)
 
 
@@ -40,7 +50,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """`data` under `path`, which must be free. Raises FileExistsError when it is not."""
     if not is_local(fs):
         return _create_object(fs, path, data)
-    unfinished = _write_unfinished(path, data)
+    unfinished = _write_unfinished(path, [data])
     try:
         os.link(unfinished, path)
         _sync_folder(path)
@@ -80,13 +90,13 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Non
         raise
 
 
-def _write_unfinished(path: str, data: bytes | memoryview) -> str:
+def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     unfinished = f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
     except OSError:

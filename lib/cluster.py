@@ -144,11 +144,16 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
+def most_cpus() -> float:
+    """CPUs of the node that has most of them."""
+    alive, to_come = _nodes()
+    return max(node.get("CPU", 1) for node in [*alive, *to_come])
+
+
 def largest_node() -> float | None:
     """CPUs of the node that has most of them, where no node has a GPU: None where one has."""
     alive, to_come = _nodes()
-    nodes = [*alive, *to_come]
-    return None if any(node.get("GPU", 0) >= 1 for node in nodes) else max(node.get("CPU", 1) for node in nodes)
+    return None if any(node.get("GPU", 0) >= 1 for node in [*alive, *to_come]) else most_cpus()
 
 
 def decide(options: ClusterOptions, weight_bytes: int) -> Workers:

@@ -128,6 +128,13 @@ def open_planned(
     return Ledger(folder, pa.concat_tables(tables), schema_from(record["columns"]), record)
 
 
+def read_plan(folder: Folder) -> tuple[pa.Table, pa.Schema]:
+    """The plan of a run that has one, and the columns of its input."""
+    record = read_record(folder)
+    assert record is not None, folder.url
+    return pa.concat_tables(_plans(folder)), schema_from(record["columns"])
+
+
 def missing(ledger: Ledger) -> list[int]:
     """Shards without a part, by one listing of the folder."""
     there = ledger.folder.list("part-")

@@ -6,9 +6,11 @@ What may pass (503, reset, timeout, a server that restarts) is tried again for `
 (no bucket, no credentials, a full disk) is a `StorageError` at once.
 """
 
+import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -152,6 +154,13 @@ class Folder:
         fs, path = self._open()
         retrying(lambda: atomic.put(fs, f"{path}/{name}", data), self.path(name))
 
+    def put(self, name: str, path: str) -> str:
+        """Put a file of this machine under `name` in one step, however large; its sha256. Raises StorageError."""
+        fs, place = self._open()
+        retrying(lambda: atomic.put_file(fs, f"{place}/{name}", path), self.path(name))
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def claim(self, name: str, data: bytes) -> bool:
         """Create `name` unless it exists; true when what is stored now is `data`.
 
@@ -202,6 +211,16 @@ def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) ->
         return open(path, "rb")
     size = retrying(lambda: fs.info(path), url)["size"]
     return io.BufferedReader(_Ranges(fs, path, url, size), buffering)
+
+
+def download(url: str, path: str, options: Mapping[str, Any]) -> str:
+    """A file of this machine that holds the object: `path`, or the object itself where it lies here."""
+    fs, place = filesystem(url, options)
+    if atomic.is_local(fs):
+        return place
+    with open_file(url, options) as source, open(path, "wb") as file:
+        shutil.copyfileobj(source, file, 8 << 20)
+    return path
 
 
 class _Ranges(io.RawIOBase):

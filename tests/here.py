@@ -50,6 +50,8 @@ def here(monkeypatch):
         return Outcome(audit(ledger, steps(verb, ledger, pending)), {}, progress)
 
     monkeypatch.setattr("lib.job._connected", lambda job, options: ONE)
+    monkeypatch.setattr("lib.building.training.connect", lambda: None)
+    monkeypatch.setattr("lib.building.training.most_cpus", lambda: 2.0)
     monkeypatch.setattr("lib.estimate.connect", lambda: None)
     monkeypatch.setattr("lib.estimate.decide", lambda options, weight_bytes: ONE)
     monkeypatch.setattr("lib.sharded.run", run)

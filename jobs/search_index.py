@@ -1,0 +1,26 @@
+"""Search an index: python jobs/search_index.py --index index/ --input queries.jsonl --output found/"""
+
+import sys
+
+import click
+
+from lib.asking import SearchConfig
+from lib.options import command
+from lib.report import exit_code, report
+from lib.search import search
+
+EPILOG = """\b
+The shortest line: python jobs/search_index.py --index index/ --input queries.jsonl --output found/
+Exit codes: 0 every query has its passages, 1 error, 2 wrong command, 3 finished but some shards are quarantined."""
+
+
+@command(SearchConfig, "search_index.py", EPILOG)
+def main(config: SearchConfig) -> int:
+    """Find each query's best passages in an index that build_index.py made. Stopped, the same command goes on."""
+    outcome = search(config, lambda sentence: click.echo(sentence, err=True))
+    click.echo(report(outcome, config.output))
+    return exit_code(outcome)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

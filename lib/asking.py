@@ -1,0 +1,187 @@
+"""What a search of an index is told: the index, and the queries as vectors that can be held against its own."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from . import embed
+from .building import CARD, MANIFEST
+from .building.growing import pieces_of
+from .building.source import VectorOptions, Vectors, describe
+from .cluster import ClusterOptions
+from .corpus import Corpus, columns_at, list_files, measure
+from .embedding import EmbedConfig
+from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
+from .errors import InputError, ModelError, UsageError
+from .evaluating import prompt_of
+from .indexes import Kind, parse
+from .indexing import digest
+from .job import whole
+from .recipes import QUERY, RerankRecipe, names
+from .storage import Folder, absolute, parse_options
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(EncoderOptions, ClusterOptions):
+    """Everything `jobs/search_index.py` can be told."""
+
+    index: str = field(metadata={"help": "Folder that build_index.py wrote; any fsspec URL."})
+    input: str = field(metadata={"help": "Queries: texts in any format, or Parquet with vectors; any fsspec URL."})
+    output: str = field(metadata={"help": "Folder for the found passages; any fsspec URL. Resumes there."})
+    top_k: int = field(default=100, metadata={"help": "Passages a query.", "min": 1})
+    effort: int | None = field(
+        default=None, metadata={"help": "nprobe, or efSearch of hnsw. Default: as the index card advises.", "min": 1}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column with the queries' texts."})
+    vector_column: str = field(
+        default="embedding",
+        metadata={"help": "Column with the queries' vectors; where there is one, nothing is embedded."},
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column that names a query. Default: 'id' if there is one, else FILE#POSITION."}
+    )
+    query_prompt: str | None = field(
+        default=None, metadata={"help": "Before every query. Default: the recipe's or model's."}
+    )
+    allow: str | None = field(
+        default=None, metadata={"help": "Only these passages: a file or folder with their ids, in --allow-column."}
+    )
+    allow_column: str = field(default="id", metadata={"help": "Column with the ids in --allow."})
+    reranker: str | None = field(default=None, metadata={"help": "Reranker directory or hub id for what was found."})
+    reranker_recipe: str | None = field(
+        default=None, metadata={"help": f"Published reranker: {', '.join(names(RerankRecipe))}."}
+    )
+    corpus: str | None = field(default=None, metadata={"help": "Passages by id, for the reranker."})
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
+    )
+    storage_option: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", "many": True},
+    )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished index: its card, and the pieces that its manifest names."""
+
+    folder: Folder
+    card: Mapping[str, Any]
+    pieces: tuple[Mapping[str, Any], ...]
+
+    @property
+    def kind(self) -> Kind:
+        return parse(self.card["kind"])
+
+
+def open_index(config: SearchConfig) -> Opened:
+    """Raises InputError where there is no finished index."""
+    folder = Folder(absolute(config.index), parse_options(config.storage_option))
+    try:
+        card, manifest = (json.loads(folder.read(name)) for name in (CARD, MANIFEST))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no finished index at {folder.url}: it has no {CARD}. Start the command again that builds it, or correct --index"
+        ) from error
+    return Opened(folder, card, tuple(pieces_of(manifest)))
+
+
+@dataclass(frozen=True)
+class QueryVectors:
+    """Where they lie: the files, the column, and the column of their ids."""
+
+    url: str
+    about: Vectors
+    corpus: Corpus
+    column: str
+    id_column: str | None
+
+
+def query_vectors(config: SearchConfig, opened: Opened, say: Say) -> QueryVectors:
+    storage, url, id_column = opened.folder.options, absolute(config.input), config.id_column
+    column = config.vector_column
+    if column not in columns_at(url, storage):
+        given = _embed_config(config, opened)
+        say("embedding the queries")
+        whole(embed.embed(given, say), given.output)
+        url, column, id_column = given.output, "embedding", "id"
+    options = VectorOptions(input=url, output=config.output, id_column=id_column, keep_columns=(column,))
+    files = list_files(options, storage)
+    corpus = measure(files, options, storage, strict=True)
+    return QueryVectors(url, describe(files, column, storage), corpus, column, corpus.id_column)
+
+
+def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:
+    """The queries as the index's model encodes them. Raises ModelError where another model is asked for."""
+    encoding = encoding_of(config, opened)
+    model = {name: getattr(_model(config, opened), name) for name in EncoderOptions.__dataclass_fields__}
+    prompt = prompt_of(encoding, config.query_prompt, (QUERY,))
+    options = EmbedConfig(
+        **model,
+        **shared(config),
+        prompt=prompt,
+        input=absolute(config.input),
+        text_column=config.text_column,
+        id_column=config.id_column,
+        output="",
+    )
+    name = digest(vars(options), encoding.spec.revision)
+    return replace(options, output=absolute(f"{config.output.rstrip('/')}/_queries-{name}"))
+
+
+def _model(config: SearchConfig, opened: Opened) -> EncoderOptions:
+    """The command's model, or the card's."""
+    options = EncoderOptions(**{name: getattr(config, name) for name in EncoderOptions.__dataclass_fields__})
+    made = opened.card["made"]
+    if options.model is None and options.recipe is None:
+        if not made.get("model"):
+            raise UsageError(
+                "the index does not know which model made its vectors, and the queries are texts. Give --model, or a "
+                f"--vector-column with their vectors (none is called {config.vector_column!r})"
+            )
+        options = replace(options, model=made["model"])
+    if made.get("pooling") and options.pooling is None and options.recipe is None and len(made["pooling"]) == 1:
+        options = replace(options, pooling=made["pooling"][0])
+    return options
+
+
+def encoding_of(config: SearchConfig, opened: Opened) -> Encoding:
+    """The model read and held against the card. Raises ModelError where they are at odds."""
+    card, made = opened.card, opened.card["made"]
+    options = _model(config, opened)
+    encoding = resolve(ModelOptions(**vars(options)))
+    if encoding.spec.dim != card["dim"] and options.truncate_dim is None and encoding.spec.dim > card["dim"]:
+        options = replace(options, truncate_dim=card["dim"])
+        encoding = resolve(ModelOptions(**vars(options)))
+    spec = encoding.spec
+    found = {"revision": spec.revision, "pooling": list(spec.pooling), "dim": spec.dim, "normalized": spec.normalize}
+    wanted = {"dim": card["dim"]} | {name: made[name] for name in found if name in made}
+    if differing := [name for name in wanted if found[name] != wanted[name]]:
+        said = "; ".join(f"{name}: {found[name]!r}, the index {wanted[name]!r}" for name in differing)
+        raise ModelError(
+            f"{spec.name} is not the model of the index ({said}). Its vectors cannot be compared: use {made.get('model')}, or build "
+            "an index of this model's vectors"
+        )
+    return encoding
+
+
+def check_queries(vectors: QueryVectors, opened: Opened, config: SearchConfig) -> None:
+    """Raises InputError for vectors that cannot be held against the index's."""
+    card, made, theirs = opened.card, opened.card["made"], vectors.about.made
+    differing = [
+        name for name in ("model", "revision") if made.get(name) and theirs.get(name, made[name]) != made[name]
+    ]
+    differing = [name for name in differing if name != "model" or theirs.get("revision") != made.get("revision")]
+    if vectors.about.dim != card["dim"] or differing:
+        raise InputError(
+            f"queries at {config.input} are vectors of {theirs.get('model', 'a model unknown')} in {vectors.about.dim} dimensions, "
+            f"the index's are of {made.get('model', 'a model unknown')} in {card['dim']}. Embed them with the index's model"
+        )
+
+
+def shared(config: SearchConfig) -> dict[str, Any]:
+    given = [each.name for each in fields(ClusterOptions)]
+    return {name: getattr(config, name) for name in (*given, "token_budget", "storage_option")}

@@ -1,0 +1,146 @@
+"""The index card: what the index is, of which vectors, and what it was seen to find. JSON for programs, Markdown for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from ..indexes import described
+from ..indexing import Build
+from ..parts import Part, read_manifest
+from . import CARD
+from .choose import gib
+from .curve import curve
+from .growing import Manifest, lists_in, pieces_of
+from .log import Log
+from .measure import CUTS, Measured, enough
+from .reading import facts_of
+
+README, CURVE = "README.md", "curve.svg"
+DRIFTED = 1.25  # times the training sample's error: its centroids no longer lie where the new vectors do
+FULL = 8  # times the vectors that the lists were chosen for: they have become long
+
+USE = """```python
+import faiss  # no Shoal needed
+
+piece = faiss.read_index("pieces/{piece}", faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+{effort}scores, numbers = piece.search(queries, 10)  # float32 [n, {dim}]; row `number` of rows/, its files in order, has the id
+```"""
+
+
+def write_card(
+    build: Build, manifest: Manifest, parts: Sequence[Part], rows: Sequence[Measured], queries: int, log: Log
+) -> dict[str, Any]:
+    """Write CARD, README and CURVE; the card."""
+    config, pieces = build.config, pieces_of(manifest)
+    vectors = sum(piece["vectors"] for piece in pieces)
+    size = sum(piece["bytes"] for piece in pieces)
+    advised = enough(rows, config.recall)
+    card = {
+        "kind": described(build.kind),
+        "why": list(build.choice.why),
+        "lists": lists_in(build),
+        "metric": config.metric,
+        "normalized_here": config.normalize,
+        "dim": build.vectors.dim,
+        "made": dict(build.vectors.made),
+        "input": config.input,
+        "rows": sum(part.rows for part in parts),
+        "vectors": vectors,
+        "without_vector": sum(part.errors for part in parts),
+        "pieces": len(pieces),
+        "bytes": size,
+        "bytes_per_vector": size / max(vectors, 1),
+        "effort": build.kind.effort,
+        "advised": advised.effort,
+        "recall": [_recall(row) for row in rows],
+        "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
+        "drift": drift(build, manifest),
+        "seconds": _seconds(build, log),
+        "notes": [*log.notes, *_advice(rows, config.recall, advised)],
+        "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
+    }
+    build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
+    build.folder.publish(README, markdown(card, pieces[0]["name"]).encode())
+    build.folder.publish(CARD, json.dumps(card, indent=1).encode())
+    return card
+
+
+def _recall(row: Measured) -> dict[str, Any]:
+    found = {f"recall@{cut}": [round(value, 5) for value in row.recall[cut]] for cut in CUTS}
+    return {"effort": row.effort, "core_ms": row.seconds * 1000} | found
+
+
+def drift(build: Build, manifest: Manifest) -> dict[str, Any]:
+    """How far the vectors of each generation lie from the centroids, over what the training sample does."""
+    (trained,) = _trained(build)
+    base = trained["error"]
+    ratios = [generation["error"] / base if base else 1.0 for generation in manifest["generations"]]
+    vectors = sum(generation["vectors"] for generation in manifest["generations"])
+    reasons = []
+    if max(ratios) > DRIFTED:
+        reasons.append(f"new vectors lie {max(ratios):.2f} times as far from the centroids as the sample did")
+    if vectors > FULL * build.rows:
+        reasons.append(f"{vectors:,} vectors in lists chosen for {build.rows:,}")
+    return {"sample_error": base, "generations": [round(ratio, 4) for ratio in ratios], "rebuild": reasons}
+
+
+def _trained(build: Build) -> list[dict[str, Any]]:
+    folder = build.stage("train")
+    return facts_of(folder, read_manifest(folder))
+
+
+def _seconds(build: Build, log: Log) -> dict[str, float]:
+    """By stage; what an earlier command spent stays as it was told then."""
+    try:
+        before = json.loads(build.folder.read(CARD))["seconds"]
+    except FileNotFoundError:
+        before = {}
+    return before | log.seconds
+
+
+def _advice(rows: Sequence[Measured], asked: float, advised: Measured) -> list[str]:
+    reached = advised.recall[10][0]
+    if reached >= asked:
+        return []
+    return [
+        f"recall@10 {asked:g} was not reached: {reached:.4f} at most. Choose a kind with longer codes (--kind ivf-sq8, or auto with "
+        "more --memory), or rerank more candidates"
+    ]
+
+
+def markdown(card: Mapping[str, Any], piece: str) -> str:
+    effort = f'faiss.ParameterSpace().set_index_parameter(piece, "{card["effort"]}", {card["advised"]})\n'
+    made = card["made"]
+    facts = {
+        "model": f"{made['model']}, revision {made['revision']}" if made.get("model") else "not told by the vectors",
+        "prompt of the passages": repr(made["prompt"]) if made.get("prompt") else "none",
+        "vectors": f"{card['vectors']:,} of {card['dim']} dimensions, {card['without_vector']:,} rows without one",
+        "metric": "inner product" if card["metric"] == "ip" else "l2",
+        "lengths": "made 1 here" if card["normalized_here"] else f"as they came (normalized: {made.get('normalized')})",
+        "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces",
+        "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
+        "drift": f"{card['drift']['generations']} x the sample's error",
+    }
+    lines = [f"# An index of {card['vectors']:,} vectors, built with Shoal", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", *(f"- {sentence}" for sentence in [*card["why"], *card["notes"], *_rebuild(card)])]
+    counted = f"{card['queries']['count']:,} queries ({card['queries']['from']}), against exact search of all vectors"
+    lines += ["", "## Recall", "", f"Mean (95 % interval) over {counted}. Advised: {card['advised']}.", ""]
+    lines += [f"| {card['effort'] or 'effort'} | {' | '.join(f'recall@{cut}' for cut in CUTS)} | core ms a query |"]
+    lines += ["|---|---|---|---|---|", *(_row(row) for row in card["recall"]), "", f"![]({CURVE})"]
+    lines += ["", "## Use", "", USE.format(piece=piece, effort=effort if card["effort"] else "", dim=card["dim"])]
+    lines += ["", "## Seconds of building, by stage", "", "| | |", "|---|---|"]
+    lines += [f"| {stage} | {seconds:,.1f} |" for stage, seconds in card["seconds"].items()]
+    lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in card["versions"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _rebuild(card: Mapping[str, Any]) -> list[str]:
+    reasons = card["drift"]["rebuild"]
+    return [f"Rebuild: {'; '.join(reasons)}"] if reasons else []
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    cells = ["{:.4f} ({:.4f} - {:.4f})".format(*row[f"recall@{cut}"]) for cut in CUTS]
+    return f"| {row['effort'] or ''} | {' | '.join(cells)} | {row['core_ms']:.3f} |"

@@ -1,0 +1,88 @@
+"""Vectors to lists and codes with a trained index, and back into one: the same bytes as faiss's own `add_with_ids`."""
+
+from typing import Any
+
+import numpy as np
+
+from ..indexes import Kind, lists_of
+
+CHECKED = 2048  # vectors whose error stands for their shard's
+
+
+def load_index(data: bytes | memoryview) -> Any:
+    import faiss
+
+    return faiss.deserialize_index(np.frombuffer(data, np.uint8))
+
+
+def save_index(index: Any) -> bytes:
+    import faiss
+
+    return faiss.serialize_index(index).tobytes()
+
+
+def assign(quantizer: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of a quantizer's centroids to each vector (int64 [n]), and faiss's distance or product (float32 [n])."""
+    distances, lists = quantizer.search(vectors, 1)
+    return np.ascontiguousarray(lists[:, 0]), distances[:, 0]
+
+
+def turns(index: Any) -> list[Any]:
+    """What an index does to vectors before its lists see them: its rotation, where it has one."""
+    import faiss
+
+    chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
+    return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())] if chain else []
+
+
+def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
+    """The vectors as the lists of the index see them."""
+    vectors = np.ascontiguousarray(vectors)
+    for turn in turns(index):
+        vectors = turn.apply(vectors)
+    return vectors
+
+
+def encode(kind: Kind, index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """vectors: float32 [n, dim]. Lists, int64 [n], and codes, uint8 [n, code]; without lists, zeros and the vectors' own bytes."""
+    import faiss
+
+    if not kind.lists:
+        return np.zeros(len(vectors), np.int64), np.ascontiguousarray(vectors).view(np.uint8).reshape(len(vectors), -1)
+    inner, points = lists_of(index), turned(index, vectors)
+    lists, _ = assign(inner.quantizer, points)
+    codes = np.empty((len(points), inner.code_size), np.uint8)
+    inner.encode_vectors(len(points), faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
+    return lists, codes
+
+
+def fill(kind: Kind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
+    """Add encoded vectors to an index. numbers: what faiss will call them, int64 [n]."""
+    import faiss
+
+    if not kind.lists:
+        index.add_with_ids(np.ascontiguousarray(codes).view(np.float32), numbers)
+        return
+    inner = lists_of(index)
+    order = np.argsort(lists, kind="stable")
+    numbers, codes = np.ascontiguousarray(numbers[order]), np.ascontiguousarray(codes[order])
+    held, starts = np.unique(lists[order], return_index=True)
+    for place, start, stop in zip(held, starts, [*starts[1:], len(lists)], strict=True):
+        given = numbers[start:stop], codes[start:stop]
+        inner.invlists.add_entries(int(place), int(stop - start), *map(faiss.swig_ptr, given))
+    inner.ntotal += len(numbers)
+    index.ntotal = inner.ntotal
+
+
+def error_of(index: Any, vectors: np.ndarray) -> float:
+    """How far vectors lie from their centroids, squared and on average, over their own mean square: 0 at best, about 1 where
+    the centroids say nothing of them. Of an index without lists 0."""
+    import faiss
+
+    if isinstance(index, faiss.IndexIDMap) or not len(vectors):
+        return 0.0
+    inner = lists_of(index)
+    points = turned(index, vectors[:: max(1, len(vectors) // CHECKED)])
+    lists, _ = assign(inner.quantizer, points)
+    centroids = faiss.downcast_index(inner.quantizer).reconstruct_batch(lists)
+    return float(np.mean(np.sum((points - centroids) ** 2, axis=1)) / np.mean(np.sum(points**2, axis=1)))

@@ -1,0 +1,157 @@
+"""The driver of a build's second half: rows are encoded, what is new of them becomes pieces, and the manifest names those.
+
+    {"generations": [{"shards": [first, stop], "rows", "vectors", "error", "pieces": [{"name", "first", "rows", ...}]}], "merged"}
+
+A generation is what one command added: the shards that were new to it. Its folders are named after them, so a command that was
+stopped finds its own again.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..cluster import Workers
+from ..corpus import Corpus
+from ..indexes import ID_BYTES, described, lists_of
+from ..indexing import Build, corpus_options, digest
+from ..job import Job, carry_out, carry_out_planned, even_rows, whole
+from ..ledger import Ledger
+from ..parts import Part
+from . import MANIFEST, MERGED, PIECES, ROWS, TRAINED
+from .assemble import Assemble, Merge, grouped
+from .coding import load_index
+from .encode import Encode
+from .log import Say
+from .reading import File, facts_of, files_of, files_plan
+from .training import source
+
+ENCODE_BYTES = 64 << 20  # of float32 vectors a shard
+Manifest = dict[str, Any]
+
+
+def encode(build: Build, say: Say) -> list[Part]:
+    """The parts of all rows there are, those of new files last."""
+    folder, config = build.folder.below(ROWS), build.config
+    trained = build.folder.read(TRAINED)
+
+    def verb(ledger: Ledger, workers: Workers) -> Encode:
+        return Encode(source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads)
+
+    def rows(corpus: Corpus, workers: int) -> int:
+        return even_rows(corpus, workers, most=max(1, ENCODE_BYTES // (4 * build.vectors.dim)))
+
+    given = corpus_options(config)
+    options = build.options(
+        config.input,
+        folder,
+        id_column=build.id_column,
+        keep_columns=given.keep_columns,
+        limit=config.limit,
+        shard_rows=config.shard_rows,
+        strict=True,
+    )
+    settings = {"verb": "encode", "of": build.key, "trained": digest(trained)}
+    job = Job(f"encoding as {described(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
+    return whole(carry_out(job, options, rows, say), folder.url).parts
+
+
+def read_manifest(build: Build) -> Manifest:
+    """What the index is made of so far."""
+    try:
+        return json.loads(build.folder.read(MANIFEST))
+    except FileNotFoundError:
+        return {"generations": [], "merged": []}
+
+
+def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
+    """Make pieces of the rows that no generation has, and the manifest with them."""
+    manifest = read_manifest(build)
+    done = manifest["generations"][-1]["shards"][1] if manifest["generations"] else 0
+    new = parts[done:]
+    if not new:
+        return manifest
+    first = sum(part.rows for part in parts[:done])
+    facts = facts_of(build.folder.below(ROWS), new)
+    pieces = _assembled(build, new, first, say)
+    vectors = sum(fact["vectors"] for fact in facts)
+    error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
+    generation = {
+        "shards": [done, len(parts)],
+        "rows": sum(part.rows for part in new),
+        "vectors": vectors,
+        "error": error,
+        "pieces": pieces,
+    }
+    manifest = {"generations": [*manifest["generations"], generation], "merged": []}
+    build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say) -> list[dict[str, Any]]:
+    rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
+    row_bytes = build.kind.bytes(build.vectors.dim) + ID_BYTES
+    groups = grouped(parts, row_bytes, len(trained))
+    firsts = [first]
+    for group in groups:
+        firsts.append(firsts[-1] + sum(part.rows for part in group))
+    key = digest(build.key, [part.part for part in parts])
+    names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
+    files = [files_of(rows, group) for group in groups]
+
+    def verb(ledger: Ledger, workers: Workers) -> Assemble:
+        place = build.folder.below(PIECES)
+        return Assemble(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
+
+    most = max(sum(part.rows for part in group) for group in groups) * row_bytes
+    folder = build.stage(f"assemble-{key}")
+    job = Job(f"filling {len(groups)} pieces", {"verb": "assemble", "names": list(names)}, verb, weight_bytes=int(most))
+    options = build.options(rows.url, folder)
+    made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    return facts_of(folder, made)
+
+
+def pieces_of(manifest: Manifest) -> list[dict[str, Any]]:
+    return [piece for generation in manifest["generations"] for piece in generation["pieces"]]
+
+
+def piece_files(build: Build, pieces: Sequence[dict[str, Any]]) -> list[File]:
+    folder = build.folder.below(PIECES)
+    return [File(folder.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in pieces]
+
+
+def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
+    """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
+    if len(manifest["merged"]) == count:
+        return manifest
+    groups = balanced(pieces_of(manifest), count)
+    key = digest(build.key, count, [[piece["name"] for piece in group] for group in groups])
+    names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
+
+    def verb(ledger: Ledger, workers: Workers) -> Merge:
+        return Merge(build.folder, build.folder.below(MERGED), names, build.storage)
+
+    folder = build.stage(f"merge-{key}")
+    job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb)
+    files = [piece_files(build, group) for group in groups]
+    options = build.options(build.folder.below(PIECES).url, folder)
+    made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    manifest = manifest | {"merged": facts_of(folder, made)}
+    build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def balanced(pieces: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+    """Neighbouring pieces in `count` groups of about as many vectors; fewer where there are fewer pieces."""
+    total = sum(piece["vectors"] for piece in pieces)
+    groups: dict[int, list[dict[str, Any]]] = {}
+    before = 0
+    for piece in pieces:
+        middle = before + piece["vectors"] / 2
+        groups.setdefault(min(count - 1, int(middle * count / max(total, 1))), []).append(piece)
+        before += piece["vectors"]
+    return list(groups.values())
+
+
+def lists_in(build: Build) -> int:
+    """Inverted lists of the trained index: what was asked for, or fewer where the sample had not so many points."""
+    return lists_of(load_index(build.folder.read(TRAINED))).nlist if build.kind.lists else 0

@@ -1,0 +1,200 @@
+"""What an index finds, held against what there is: exact search for the held vectors, and the pieces' own at each effort.
+
+Both are maps over shards whose parts list the best of each query; the driver goes through them with one list a query.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..indexes import Kind, Metric, set_effort
+from ..nearest import nearest
+from ..parts import Part
+from ..plan import Shard
+from ..stages import Bundle
+from ..storage import Folder, download
+from . import FACTS, NUMBER, VECTOR
+from .reading import PATHS, matrix, paths_of
+from .source import Source
+
+CUTS = 1, 10, 100
+MOST = max(CUTS)
+QUERIES = "queries.parquet"  # VECTOR and NUMBER: the row that is left out of a query's own list, or -1
+RESAMPLES = 1000  # of the queries, for intervals
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The verb: of a shard's vectors the nearest to each query. firsts: the number of each shard's first row."""
+
+    source: Source
+    metric: Metric
+    folder: Folder  # of QUERIES
+    firsts: tuple[int, ...]
+    threads: int
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        began = time.perf_counter()
+        rows = self.source.read(shard)
+        places = np.flatnonzero(rows.good)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors[places].reshape(-1)), self.source.dim)
+        table = pa.table({VECTOR: column, NUMBER: self.firsts[shard.number] + places})
+        return {"rows": table}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        search = nearest("cpu", self.threads)
+        queries = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))
+        asked = as_products(matrix(queries[VECTOR]), self.metric, queries=True)
+
+        def work(bundle: Bundle) -> Bundle:
+            numbers = bundle["rows"][NUMBER].to_numpy()
+            vectors = as_products(matrix(bundle["rows"][VECTOR]), self.metric, queries=False)
+            scores, places = search(asked, vectors, np.arange(len(vectors)), MOST + 1)
+            return {"rows": _lists(scores, numbers[places], effort=0)}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The verb: what a piece finds for each query at each effort, and the seconds that it takes, on one shard a piece."""
+
+    kind: Kind
+    metric: Metric
+    efforts: tuple[int, ...]
+    folder: Folder  # of QUERIES
+    threads: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        return {PATHS: paths_of(shard)}, {}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+        queries = matrix(pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[VECTOR])
+
+        def work(bundle: Bundle) -> Bundle:
+            (path,) = bundle[PATHS]["path"].to_pylist()
+            tables, seconds = [], {}
+            with tempfile.TemporaryDirectory(prefix="shoal-probe-") as place:
+                index = open_piece(download(path, f"{place}/piece", self.storage))
+                for effort in self.efforts:
+                    set_effort(self.kind, index, effort)
+                    began = time.perf_counter()
+                    scores, numbers = index.search(queries, MOST + 1)
+                    seconds[effort] = (time.perf_counter() - began) * self.threads
+                    tables.append(_lists(scores if self.metric == "ip" else -scores, numbers, effort))
+            facts = json.dumps({"seconds": seconds})
+            return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+
+
+def open_piece(path: str) -> Any:
+    """A piece without reading its lists into memory; they come as pages of the file."""
+    import faiss
+
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+
+
+def as_products(vectors: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:
+    """Vectors whose products are ranked as the metric ranks these: for l2 a dimension more, so that q x - |x|^2 / 2 counts."""
+    if metric == "ip":
+        return vectors
+    last = np.ones(len(vectors)) if queries else -np.sum(vectors.astype(np.float64) ** 2, axis=1) / 2
+    return np.concatenate([vectors, last[:, None].astype(np.float32)], axis=1)
+
+
+def _lists(scores: np.ndarray, numbers: np.ndarray, effort: int) -> pa.Table:
+    """Lists of [queries, n] each, as rows; faiss pads with the number -1 where it found fewer."""
+    there = numbers >= 0
+    query = np.broadcast_to(np.arange(len(scores), dtype=np.int32)[:, None], scores.shape)[there]
+    data = {"effort": np.full(len(query), effort, np.int32), "query": query}
+    return pa.table(data | {NUMBER: numbers[there], "score": scores[there]})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one effort: recall@CUTS (mean, low, high of 95 %), and seconds of a core for a query over all pieces."""
+
+    effort: int
+    recall: Mapping[int, tuple[float, float, float]]
+    seconds: float
+
+
+def best_lists(parts: Iterable[tuple[Folder, Part]], own: np.ndarray) -> dict[int, np.ndarray]:
+    """By effort: numbers of the MOST best of each query over all parts, int64 [queries, MOST], -1 where there are fewer.
+
+    own: the number that a query's own list leaves out. Memory: a list a query and effort, and one part.
+    """
+    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for folder, part in parts:
+        with folder.open(part.part) as file:
+            table = pq.read_table(file)
+        for effort in np.unique(table["effort"].to_numpy()).tolist():
+            rows = table.filter(pa.array(table["effort"].to_numpy() == effort))
+            query, number, score = (rows[name].to_numpy() for name in ("query", NUMBER, "score"))
+            mine = number != own[query]
+            query, number, score = query[mine], number[mine], score[mine]
+            if effort in kept:
+                there = kept[effort]
+                place, rank = np.nonzero(there[1] >= 0)
+                query = np.concatenate([place, query])
+                number, score = (
+                    np.concatenate([there[1][place, rank], number]),
+                    np.concatenate([there[0][place, rank], score]),
+                )
+            kept[effort] = _best(query, number, score, len(own))
+    return {effort: numbers for effort, (_, numbers) in kept.items()}
+
+
+def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((number, -score, query))
+    query, number, score = query[order], number[order], score[order]
+    starts = np.searchsorted(query, np.arange(queries))
+    rank = np.arange(len(query)) - starts[query]
+    top = rank < MOST
+    scores, numbers = np.zeros((queries, MOST), np.float32), np.full((queries, MOST), -1, np.int64)
+    scores[query[top], rank[top]], numbers[query[top], rank[top]] = score[top], number[top]
+    return scores, numbers
+
+
+def recall(found: np.ndarray, true: np.ndarray, cut: int) -> np.ndarray:
+    """float64 [queries]: the share of each query's `cut` nearest that are among its first `cut` found; both lists of numbers."""
+    wanted = true[:, :cut]
+    hits = np.array([np.isin(row[row >= 0], mine[:cut]).sum() for row, mine in zip(wanted, found, strict=True)])
+    return hits / np.maximum((wanted >= 0).sum(axis=1), 1)
+
+
+def measured(found: Mapping[int, np.ndarray], true: np.ndarray, seconds: Mapping[int, float]) -> list[Measured]:
+    """By effort, the least first. seconds: of a core for all queries, by effort."""
+    random = np.random.default_rng(0).integers(0, len(true), (RESAMPLES, len(true)))
+    rows = []
+    for effort in sorted(found):
+        values = {}
+        for cut in CUTS:
+            each = recall(found[effort], true, cut)
+            low, high = np.quantile(each[random].mean(axis=1), [0.025, 0.975])
+            values[cut] = (float(each.mean()), float(low), float(high))
+        rows.append(Measured(effort, values, seconds[effort] / max(len(true), 1)))
+    return rows
+
+
+def enough(rows: Sequence[Measured], asked: float) -> Measured:
+    """The least effort with that recall@10; the most where none has it."""
+    return next((row for row in rows if row.recall[10][0] >= asked), rows[-1])

@@ -1,0 +1,88 @@
+"""What a stage takes of the parts that the stage before it left."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..parts import FOOTER_THREADS, Part
+from ..plan import PLAN_SCHEMA, Shard
+from ..storage import Folder, open_file
+from . import FACTS, HELD, VECTOR
+
+PATHS = "paths"
+
+
+@dataclass(frozen=True)
+class File:
+    """An object that a stage left, and how many rows it holds."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+def files_of(folder: Folder, parts: Sequence[Part]) -> list[File]:
+    return [File(folder.path(part.part), part.rows, part.bytes) for part in parts]
+
+
+def files_plan(groups: Sequence[Sequence[File]]) -> tuple[pa.Table, pa.Schema]:
+    """A shard for each group, in order; no column is read by the engine. What is published again is the same: no tag."""
+    files = [(number, file) for number, group in enumerate(groups) for file in group]
+    data = {
+        "shard": [number for number, _ in files],
+        "path": [file.path for _, file in files],
+        "name": [file.path.rpartition("/")[2] for _, file in files],
+        "start": [0] * len(files),
+        "stop": [file.rows for _, file in files],
+        "rows": [file.rows for _, file in files],
+        "size": [file.bytes for _, file in files],
+        "tag": [""] * len(files),
+        "error": pa.nulls(len(files), pa.string()),
+    }
+    return pa.table(data, PLAN_SCHEMA), pa.schema([])
+
+
+def paths_of(shard: Shard) -> pa.Table:
+    """What the worker gets of a shard whose parts it reads itself, one after the other."""
+    return pa.table({"path": [p.path for p in shard.slices], "rows": [p.rows for p in shard.slices]})
+
+
+def read_parts(paths: pa.Table, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The parts, one at a time."""
+    for path in paths["path"].to_pylist():
+        with open_file(path, storage) as file:
+            yield pq.read_table(file, columns=list(columns))
+
+
+def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of vectors without nulls as float32 [n, dim]; a view where they lie together."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
+def drawn(paths: pa.Table, dim: int, storage: Mapping[str, Any]) -> np.ndarray:
+    """The vectors of a sample that are there to train on, float32 [n, dim]. Memory: those, and one part."""
+    found = np.empty((sum(paths["rows"].to_pylist()), dim), np.float32)
+    start = 0
+    for table in read_parts(paths, [VECTOR, HELD], storage):
+        vectors = matrix(table[VECTOR])[~table[HELD].to_numpy()]
+        found[start : start + len(vectors)] = vectors
+        start += len(vectors)
+    return found[:start]
+
+
+def facts_of(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """What each part's shard found out."""
+
+    def read(part: Part) -> dict[str, Any]:
+        with folder.open(part.part) as file, pq.ParquetFile(file) as parquet:
+            return json.loads((parquet.schema_arrow.metadata or {}).get(FACTS, b"{}"))
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(read, parts))

@@ -1,0 +1,172 @@
+"""Vectors as they lie in Parquet, ours or anyone's: checked once by the driver, then read shard by shard as float32."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import InputError
+from ..job import RunOptions
+from ..listing import InputFile
+from ..parts import FOOTER_THREADS
+from ..plan import Shard
+from ..rows import read
+from ..storage import open_file
+
+UNIT = 1e-3  # how far from 1 the length of a normalised vector in 16 bits may lie
+IDENTITY = ("model", "revision", "pooling", "prompt", "dim", "normalized", "output_dtype", "int8_ranges")
+REASON = "error"  # the column of embed_corpus.py's output that says why a row has no vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions(RunOptions):
+    """A stage's run: no column of its input is text."""
+
+    def text_columns(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What the files say of their vectors. made: by which model, with which prompt, where embed_corpus.py wrote them.
+    type: of a number; columns: all there are."""
+
+    dim: int
+    type: str
+    made: Mapping[str, Any]
+    columns: tuple[str, ...]
+
+
+def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]) -> Vectors:
+    """Read every footer. Raises InputError for files that differ in dimensions, type or model, or that have no vectors."""
+    for file in files:
+        if not file.path.endswith((".parquet", ".pq")):
+            raise InputError(f"{file.path} is not Parquet, and vectors are read from Parquet alone")
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        found = list(threads.map(lambda file: _describe(file, column, storage), files))
+    first = found[0]
+    for file, other in zip(files, found, strict=True):
+        for what in ("dim", "type"):
+            if getattr(other, what) != getattr(first, what):
+                raise InputError(
+                    f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {files[0].path} and {file.path}. "
+                    "An index holds one kind: build one for each"
+                )
+        if differing := [name for name in IDENTITY if other.made.get(name) != first.made.get(name)]:
+            said = "; ".join(f"{name}: {first.made.get(name)!r} and {other.made.get(name)!r}" for name in differing)
+            raise InputError(
+                f"{files[0].path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
+                "the same model"
+            )
+    return first
+
+
+def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vectors:
+    try:
+        with open_file(file.path, storage) as source, pq.ParquetFile(source) as parquet:
+            schema = parquet.schema_arrow
+            if column not in schema.names:
+                raise InputError(
+                    f"{file.path} has no column {column!r} (there: {', '.join(schema.names)}). Name it with --vector-column"
+                )
+            type = schema.field(column).type
+            dim = type.list_size if pa.types.is_fixed_size_list(type) else _first_length(parquet, column, file.path)
+    except pa.ArrowException as error:
+        raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error
+    number = type.value_type if hasattr(type, "value_type") else type
+    made = json.loads((schema.metadata or {}).get(b"shoal", b"{}"))
+    if made.get("output_dtype") == "ubinary" or not (pa.types.is_floating(number) or pa.types.is_int8(number)):
+        raise InputError(
+            f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "
+            "with --output-dtype float16; the index makes the codes small"
+        )
+    return Vectors(dim, str(number), made, tuple(schema.names))
+
+
+def _first_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
+    """Of lists of no fixed length, that of the first vector there is."""
+    type = parquet.schema_arrow.field(column).type
+    if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
+        raise InputError(f"column {column!r} of {path} is {type}, not vectors. Name theirs with --vector-column")
+    for batch in parquet.iter_batches(1024, columns=[column]):
+        lengths = pc.list_value_length(batch.column(0)).drop_null()
+        if len(lengths):
+            return lengths[0].as_py()
+    raise InputError(f"no vector in column {column!r} of {path}. Take it away")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a shard. table: `id` and the carried columns; vectors: float32 [n, dim], zeros where reasons (string) has one."""
+
+    table: pa.Table
+    vectors: np.ndarray
+    reasons: pa.Array
+
+    @property
+    def good(self) -> np.ndarray:
+        return self.reasons.is_null().to_numpy(zero_copy_only=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a shard's vectors are read. normalize: lengths are made 1. ranges: of int8 vectors, least and greatest by dimension."""
+
+    column: str
+    id_column: str | None
+    carried: tuple[str, ...]
+    dim: int
+    normalize: bool
+    columns: pa.Schema
+    storage: Mapping[str, Any] = field(repr=False)
+    ranges: tuple[Sequence[float], Sequence[float]] | None = None
+
+    def read(self, shard: Shard) -> Rows:
+        """Every row, in order. Raises InputError when a file has changed since the plan."""
+        wanted = [self.column, self.id_column, *self.carried, REASON if REASON in self.columns.names else None]
+        names = list(dict.fromkeys(name for name in wanted if name))
+        table = read(shard, names, self.columns, self.storage)
+        ids = table[self.id_column] if self.id_column else table["_source"]
+        vectors, reasons = self._numbers(table[self.column].combine_chunks())
+        said = [table["_error"].combine_chunks()]
+        if REASON in names and pa.types.is_string(table[REASON].type):
+            said.append(table[REASON].combine_chunks())
+        reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
+        vectors[reasons.is_valid().to_numpy(zero_copy_only=False)] = 0
+        kept = pa.table({"id": ids.cast(pa.large_string())} | {name: table[name] for name in self.carried})
+        return Rows(kept, vectors, reasons)
+
+    def _numbers(self, column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+        """float32 [n, dim], and why a row is no vector (string, null where it is one)."""
+        whole = pc.equal(pc.list_value_length(column), self.dim).fill_null(False).to_numpy(zero_copy_only=False)
+        held = column.filter(pa.array(whole))
+        flat = held.flatten().to_numpy(zero_copy_only=False)
+        found = flat.reshape(-1, self.dim).astype(np.float32)
+        if self.ranges is not None:
+            low, high = np.array(self.ranges, np.float32)
+            found = low + (found + 128.5) * (high - low) / 255
+        vectors = found
+        if len(found) < len(whole):
+            vectors = np.zeros((len(whole), self.dim), np.float32)
+            vectors[whole] = found
+        lengths = np.linalg.norm(vectors, axis=1)
+        reasons = np.full(len(whole), None, object)
+        if self.normalize:
+            reasons[lengths == 0] = "a vector of zeros has no direction"
+            vectors /= np.where(lengths > 0, lengths, 1)[:, None]
+        reasons[~np.isfinite(lengths)] = "the vector is not finite"
+        reasons[~whole] = f"not a vector of {self.dim} dimensions"
+        reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
+        return vectors, pa.array(reasons, pa.string())
+
+
+def off_unit(vectors: np.ndarray) -> float:
+    """The share of vectors ([n, dim]) whose length is not 1."""
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    return float(np.mean(np.abs(lengths - 1) > UNIT)) if len(vectors) else 0.0

@@ -1,0 +1,240 @@
+"""Centroids and codec from the sample: the empty index, which every later stage reads and none changes.
+
+Up to FLAT_LISTS centroids come of one k-means, on one worker with all of its node's cores. More come in two levels, as maps
+over shards: a few cells by k-means of a part of the sample, the sample dealt by cell, and a k-means in each, whose number of
+centroids is the cell's share of the sample.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..indexes import Kind, Metric, lists_of, untrained
+from ..parts import GROUPS
+from ..plan import Shard
+from ..rows import read
+from ..stages import Bundle
+from ..storage import Folder
+from . import FACTS, HELD, TRAINED, VECTOR
+from .coding import assign, error_of, load_index, save_index, turns
+from .reading import PATHS, drawn, matrix, paths_of, read_parts
+
+POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
+LEAST_POINTS = 39
+LEAST_CODEC = 256  # vectors a product quantizer's codebook of 256 is trained on, at the very least
+CELL_POINTS = 256  # of the sample for a cell, of those there are
+ITERATIONS = 10  # of k-means; twice as many moved recall@10 by less than its spread
+CODEC_ROWS = 131_072  # of the sample train the codec where the centroids are there
+CELLS = "cells.npy"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: the kind, and how many lists it has."""
+
+    kind: Kind
+    dim: int
+    lists: int
+    metric: Metric
+
+    def empty(self) -> Any:
+        index = untrained(self.kind, self.dim, self.lists, self.metric)
+        if self.kind.lists:
+            lists_of(index).cp.niter = ITERATIONS
+        return index
+
+
+@dataclass(frozen=True)
+class Train:
+    """The verb of the one shard that holds the whole sample: publishes TRAINED, and leaves a row that says how well it fits.
+
+    centroids: where two levels made them, their parts; a kind that turns vectors first has turned them there too.
+    """
+
+    plan: Plan
+    folder: Folder
+    threads: int
+    storage: Mapping[str, Any] = field(repr=False)
+    centroids: tuple[str, ...] = ()
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        return {PATHS: paths_of(shard)}, {}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+
+        def work(bundle: Bundle) -> Bundle:
+            began = time.perf_counter()
+            sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
+            rows, index = len(sample), self.plan.empty()
+            if self.centroids:
+                give_centroids(index, self._centroids())
+                sample = sample[:: max(1, len(sample) // CODEC_ROWS)]
+            index.train(sample)
+            self.folder.claim(TRAINED, save_index(index))
+            kept = load_index(self.folder.read(TRAINED))
+            fit = sample[:: max(1, len(sample) // CODEC_ROWS)]
+            facts = {"seconds": time.perf_counter() - began, "rows": rows, "error": error_of(kept, fit)}
+            return {"rows": pa.table({"trained": [TRAINED]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
+
+        return work
+
+    def _centroids(self) -> np.ndarray:
+        parts = read_parts(pa.table({"path": list(self.centroids)}), [VECTOR], self.storage)
+        return np.concatenate([matrix(part[VECTOR]) for part in parts])
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
+
+
+def give_centroids(index: Any, centroids: np.ndarray) -> None:
+    """Put centroids ([lists, dim], of vectors as they come) into an index that is not trained yet."""
+    import faiss
+
+    for turn in turns(index):
+        turn.train(centroids)
+        centroids = turn.apply(centroids)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # the links of a graph made by several depend on who was first
+    faiss.downcast_index(lists_of(index).quantizer).add(np.ascontiguousarray(centroids))
+    faiss.omp_set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The verb of the one shard with part of the sample: the first level, published as CELLS, float32 [cells, dim]."""
+
+    plan: Plan
+    cells: int
+    folder: Folder
+    threads: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        return {PATHS: paths_of(shard)}, {}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+
+        def work(bundle: Bundle) -> Bundle:
+            sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
+            self.folder.claim(CELLS, npy(kmeans(sample, self.cells, self.plan.metric)))
+            return {"rows": pa.table({"cells": [self.cells]})}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
+
+
+@dataclass(frozen=True)
+class Deal:
+    """The verb: a part of the sample in the order of its vectors' cells, a row group a cell."""
+
+    plan: Plan
+    folder: Folder
+    threads: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        return {PATHS: paths_of(shard)}, {}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+        cells = from_npy(self.folder.read(CELLS))
+        quantizer = flat(cells, self.plan.metric)
+
+        def work(bundle: Bundle) -> Bundle:
+            (table,) = read_parts(bundle[PATHS], [VECTOR, HELD], self.storage)
+            table = table.filter(pc.invert(table[HELD])).select([VECTOR]).combine_chunks()
+            owners, _ = assign(quantizer, matrix(table[VECTOR]))
+            groups = np.bincount(owners, minlength=len(cells)).tolist()
+            dealt = table.take(pa.array(np.argsort(owners, kind="stable")))
+            return {"rows": dealt.replace_schema_metadata({GROUPS: json.dumps(groups)})}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The verb: the centroids of a cell. shares: how many, by shard."""
+
+    plan: Plan
+    shares: tuple[int, ...]
+    threads: int
+    columns: pa.Schema
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        began = time.perf_counter()
+        table = read(shard, [VECTOR], self.columns, self.storage)
+        share = {FACTS: json.dumps({"share": self.shares[shard.number]})}
+        return {"rows": table.select([VECTOR]).replace_schema_metadata(share)}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+
+        def work(bundle: Bundle) -> Bundle:
+            share = json.loads(bundle["rows"].schema.metadata[FACTS])["share"]
+            points = matrix(bundle["rows"][VECTOR])
+            made = kmeans(points, share, self.plan.metric) if share else points[:0]
+            column = pa.FixedSizeListArray.from_arrays(pa.array(made.reshape(-1)), self.plan.dim)
+            return {"rows": pa.table({VECTOR: column})}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+
+
+def shares(points: np.ndarray, lists: int) -> np.ndarray:
+    """int64 [cells]: `lists` centroids over cells of so many points, in proportion, and no more than points."""
+    ends = np.cumsum(points) * lists // max(int(points.sum()), 1)
+    return np.minimum(np.diff(ends, prepend=0), points)
+
+
+def kmeans(points: np.ndarray, count: int, metric: Metric) -> np.ndarray:
+    """float32 [count, dim]: centroids, as an index of that metric trains its own; their directions for products."""
+    import faiss
+
+    spherical = metric == "ip"
+    means = faiss.Kmeans(points.shape[1], count, niter=ITERATIONS, spherical=spherical, min_points_per_centroid=1)
+    means.train(np.ascontiguousarray(points))
+    assert means.centroids is not None
+    return means.centroids
+
+
+def flat(vectors: np.ndarray, metric: Metric) -> Any:
+    import faiss
+
+    index = (faiss.IndexFlatIP if metric == "ip" else faiss.IndexFlatL2)(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    return index
+
+
+def npy(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array)
+    return sink.getvalue()
+
+
+def from_npy(data: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(data))

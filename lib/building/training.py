@@ -1,0 +1,161 @@
+"""The driver of a build's first half: the sample, then centroids and codec. What is trained is never trained again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from ..cluster import Workers, connect, most_cpus
+from ..corpus import Corpus, list_files, measure
+from ..errors import InputError
+from ..indexes import FLAT_LISTS, described
+from ..indexing import Build, corpus_options
+from ..job import Job, carry_out_planned, whole
+from ..ledger import Ledger
+from ..parts import Part
+from ..shuffle import bucket_plan
+from . import TRAINED
+from .log import Log, Say
+from .reading import File, facts_of, files_of, files_plan
+from .sample import Sample, sample_plan
+from .source import Source
+from .train import CELL_POINTS, LEAST_POINTS, POINTS, Cells, Cluster, Deal, Plan, Train, shares
+
+CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
+OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
+
+
+def train(build: Build, log: Log, say: Say) -> None:
+    """Draw the sample and train on it, or find that done. Raises InputError for too few vectors."""
+    if build.folder.exists(TRAINED):
+        return
+    with log.timed("sample"):
+        parts = draw(build, say)
+    facts = facts_of(build.stage("sample"), parts)
+    _check_lengths(build, facts, parts, log, say)
+    rows = sum(part.rows for part in parts) - sum(fact["held"] for fact in facts)
+    if build.kind.lists and rows < LEAST_POINTS * build.choice.lists:
+        raise InputError(
+            f"{rows:,} vectors to train on are too few for {build.choice.lists:,} lists ({LEAST_POINTS} a list): "
+            f"{sum(part.rows for part in parts):,} rows of the sample have one. Ask for --lists "
+            f"{max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows"
+        )
+    plan = Plan(build.kind, build.vectors.dim, build.choice.lists, build.config.metric)
+    with log.timed("train"):
+        centroids: tuple[str, ...] = ()
+        if build.choice.lists > FLAT_LISTS:
+            centroids, count = _two_levels(build, plan, parts, rows, say)
+            plan = replace(plan, lists=count)
+        _train(build, plan, parts, rows, centroids, say)
+
+
+def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
+    """How the input's vectors are read."""
+    ranges = build.vectors.made.get("int8_ranges") if build.vectors.type == "int8" else None
+    config = build.config
+    return Source(
+        config.vector_column,
+        build.id_column,
+        carried,
+        build.vectors.dim,
+        config.normalize,
+        columns,
+        build.storage,
+        ranges,
+    )
+
+
+def wanted_rows(build: Build) -> int:
+    return build.config.sample_rows or max(POINTS * build.choice.lists, CODEC_POINTS)
+
+
+def draw(build: Build, say: Say) -> list[Part]:
+    """The sample's parts."""
+    rows, held = wanted_rows(build), build.config.recall_queries
+    corpus = _measured(build)
+
+    def verb(ledger: Ledger, workers: Workers) -> Sample:
+        blocks = len(ledger.part_names())
+        return Sample(source(build, ledger.columns), -(-rows // blocks), -(-held // blocks))
+
+    job = Job("drawing the sample", {"verb": "sample", "rows": rows, "held": held, "of": build.key}, verb)
+    folder = build.stage("sample")
+    options = build.options(build.config.input, folder)
+    outcome = carry_out_planned(job, options, lambda: (sample_plan(corpus, rows + held), corpus.schema), say)
+    return whole(outcome, folder.url).parts
+
+
+def _measured(build: Build) -> Corpus:
+    options = corpus_options(build.config)
+    return measure(list_files(options, build.storage), options, build.storage, strict=True)
+
+
+def _check_lengths(build: Build, facts: Sequence[dict[str, Any]], parts: Sequence[Part], log: Log, say: Say) -> None:
+    """Tell of vectors whose products are no cosines."""
+    rows = sum(part.rows for part in parts)
+    if not rows:
+        raise InputError(f"no row of the sample of {build.config.input} has a vector. Look at its column `error`")
+    share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / rows
+    if build.config.metric == "ip" and share > OFF_UNIT:
+        note = (
+            f"{share:.0%} of the vectors are not of length 1: products rank long vectors first. If cosines are wanted, build "
+            "again with --normalize"
+        )
+        log.notes.append(note)
+        say(f"warning: {note}")
+
+
+def _train(build: Build, plan: Plan, parts: Sequence[Part], rows: int, centroids: tuple[str, ...], say: Say) -> None:
+    folder = build.stage("sample")
+    said = f"training {described(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else "")
+
+    def verb(ledger: Ledger, workers: Workers) -> Train:
+        return Train(plan, build.folder, workers.threads, build.storage, centroids)
+
+    bytes_held = 4 * rows * plan.dim
+    job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=bytes_held)
+    _on_one_worker(build, job, "train", [files_of(folder, parts)], say)
+
+
+def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:
+    """A stage of one shard, on all cores of the largest node."""
+    connect()
+    folder = build.stage(name)
+    options = build.options(
+        build.stage("sample").url, folder, cpus_per_worker=most_cpus(), max_workers=1, min_workers=1
+    )
+    whole(carry_out_planned(job, options, lambda: files_plan(groups), say), folder.url)
+
+
+def _two_levels(build: Build, plan: Plan, parts: Sequence[Part], rows: int, say: Say) -> tuple[tuple[str, ...], int]:
+    """Centroids by cells: the paths of the parts that hold them, and how many there are."""
+    sample = build.stage("sample")
+    files = files_of(sample, parts)
+    cells = 2 ** round(plan.lists.bit_length() / 2)
+    taken = files[:: max(1, rows // (cells * CELL_POINTS))]
+
+    def first(ledger: Ledger, workers: Workers) -> Cells:
+        return Cells(plan, cells, build.stage("cells"), workers.threads, build.storage)
+
+    _on_one_worker(build, Job(f"{cells:,} cells", {"verb": "cells", "of": build.key}, first), "cells", [taken], say)
+
+    def deal(ledger: Ledger, workers: Workers) -> Deal:
+        return Deal(plan, build.stage("cells"), workers.threads, build.storage)
+
+    dealt = build.stage("dealt")
+    job = Job("dealing the sample by cell", {"verb": "deal", "of": build.key}, deal)
+    each = [[file] for file in files]
+    whole(carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(each), say), dealt.url)
+    buckets, columns = bucket_plan({"dealt": dealt})
+    points = buckets.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
+    given = tuple(shares(points, plan.lists).tolist())
+
+    def cluster(ledger: Ledger, workers: Workers) -> Cluster:
+        return Cluster(plan, given, workers.threads, ledger.columns, build.storage)
+
+    folder = build.stage("centroids")
+    job = Job(f"{plan.lists:,} centroids", {"verb": "centroids", "of": build.key}, cluster)
+    outcome = carry_out_planned(job, build.options(dealt.url, folder), lambda: (buckets, columns), say)
+    made = whole(outcome, folder.url).parts
+    return tuple(folder.path(part.part) for part in made), sum(given)

@@ -1,0 +1,203 @@
+"""What a search of an index does with one shard: a block of queries in one piece, or the lists of all pieces for a block."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .building.measure import open_piece
+from .building.reading import matrix
+from .building.source import Source
+from .indexes import Kind, Metric
+from .parts import read_manifest
+from .plan import Shard
+from .ranking import best, rank_ids
+from .searching import PASSAGE_ID, QUERY_ID, SCORE
+from .stages import Bundle
+from .storage import Folder, download, open_file
+
+QUERIES, PIECES = "queries", "pieces"  # where a shard's slices come from
+FOUND_SCHEMA = pa.schema(
+    [(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32()), ("error", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Find:
+    """The verb: the `most` best of each query among a piece's vectors; a row with a reason for a query that has no vector.
+
+    firsts: of each piece, by name, the number of its first row and how many it has. allowed: Parquet with the column `id` of
+    the only passages to find, in `folder`, or None.
+    """
+
+    source: Source
+    kind: Kind
+    metric: Metric
+    effort: int
+    most: int
+    firsts: Mapping[str, tuple[int, int]]
+    rows: Folder  # of the encoded rows, which have the ids
+    folder: Folder
+    allowed: str | None
+    threads: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        began = time.perf_counter()
+        pieces = {name: [p for p in shard.slices if p.name.startswith(f"{name}/")] for name in (QUERIES, PIECES)}
+        rows = self.source.read(Shard(shard.number, tuple(pieces[QUERIES])))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors.reshape(-1)), self.source.dim)
+        queries = pa.table({"id": rows.table["id"], "vector": column, "error": rows.reasons})
+        return {"queries": queries, "piece": pa.table({"path": [pieces[PIECES][0].path]})}, {
+            "read": time.perf_counter() - began
+        }
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        import faiss
+
+        faiss.omp_set_num_threads(self.threads)
+        opened = _Opened(self)
+
+        def work(bundle: Bundle) -> Bundle:
+            (path,) = bundle["piece"]["path"].to_pylist()
+            name, queries = path.rpartition("/")[2], bundle["queries"]
+            index = opened.index(path)
+            good = pc.is_null(queries["error"]).combine_chunks()
+            asked = queries.filter(good)
+            scores, numbers = index.search(
+                np.ascontiguousarray(matrix(asked["vector"])), self.most, params=opened.parameters(name)
+            )
+            there = numbers.reshape(-1) >= 0
+            rows = np.repeat(np.arange(len(asked)), numbers.shape[1])[there]
+            found = (scores if self.metric == "ip" else -scores).reshape(-1)[there]
+            ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
+            listed = _ranked(asked["id"].combine_chunks(), rows, ids, found, self.most)
+            lacking = queries.filter(pc.invert(good)) if self.firsts[name][0] == 0 else queries.slice(0, 0)
+            return {"rows": pa.concat_tables([listed, _without(lacking["id"], lacking["error"])])}
+
+        return work
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return _counted(shard, bundle)
+
+
+class _Opened:
+    """A worker's piece: its file, its ids, and what may be found in it. The last one is kept; a shard's next is mostly the same."""
+
+    def __init__(self, verb: Find):
+        self.verb = verb
+        self.place = tempfile.TemporaryDirectory(prefix="shoal-search-")
+        self.parts = read_manifest(verb.rows)
+        self.allowed = None
+        if verb.allowed is not None:
+            table = pq.read_table(pa.BufferReader(verb.folder.read(verb.allowed)))
+            self.allowed = table["id"].combine_chunks()
+        self.kept: dict[str, Any] = {}
+        self.name = ""
+
+    def _keep(self, name: str) -> dict[str, Any]:
+        if name != self.name:
+            self.kept, self.name = {}, name
+        return self.kept
+
+    def index(self, path: str) -> Any:
+        kept = self._keep(path.rpartition("/")[2])
+        if "index" not in kept:
+            kept["index"] = open_piece(download(path, f"{self.place.name}/piece", self.verb.storage))
+        return kept["index"]
+
+    def ids(self, name: str) -> pa.Array:
+        """large_string: of each row of a piece, those without a vector too."""
+        kept = self._keep(name)
+        if "ids" not in kept:
+            first, count = self.verb.firsts[name]
+            chunks, start = [], 0
+            for part in self.parts:
+                if start < first + count and start + part.rows > first:
+                    with open_file(self.verb.rows.path(part.part), self.verb.storage) as file:
+                        chunks.append(pq.read_table(file, columns=["id"])["id"].combine_chunks())
+                start += part.rows
+            kept["ids"] = pa.concat_arrays(chunks)
+        return kept["ids"]
+
+    def parameters(self, name: str) -> Any:
+        """How faiss searches the piece."""
+        import faiss
+
+        kind = self.verb.kind
+        chosen: dict[str, Any] = {}
+        if self.allowed is not None:
+            places = np.flatnonzero(pc.is_in(self.ids(name), value_set=self.allowed).to_numpy(zero_copy_only=False))
+            chosen["sel"] = faiss.IDSelectorBatch(places + self.verb.firsts[name][0])
+        if kind.effort:
+            chosen[kind.effort] = self.verb.effort
+        return kind.parameters(**chosen)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """The verb: of the lists of all pieces for the same queries, the `most` best of each query. Its work is reading."""
+
+    most: int
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        """Memory: two lists, whatever the number of pieces."""
+        began = time.perf_counter()
+        lists = (self._read(piece.path) for piece in shard.slices)
+        return {"rows": reduce(self._best, lists)}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        return lambda bundle: bundle
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return _counted(shard, bundle)
+
+    def _read(self, path: str) -> pa.Table:
+        with open_file(path, self.storage) as file:
+            return pq.read_table(file).cast(FOUND_SCHEMA)
+
+    def _best(self, left: pa.Table, right: pa.Table) -> pa.Table:
+        rows = pa.concat_tables([left, right])
+        listed, lacking = rows.filter(pc.is_null(rows["error"])), rows.filter(pc.is_valid(rows["error"]))
+        numbered = listed[QUERY_ID].combine_chunks().dictionary_encode()
+        queries = numbered.indices.to_numpy().astype(np.int64)
+        passages, scores = listed[PASSAGE_ID].combine_chunks(), listed[SCORE].to_numpy()
+        return pa.concat_tables([_ranked(numbered.dictionary, queries, passages, scores, self.most), lacking])
+
+
+def _ranked(queries: pa.Array, rows: np.ndarray, ids: pa.Array, scores: np.ndarray, most: int) -> pa.Table:
+    """Each query's `most` best passages. A passage that is there as several chunks counts once, by its best."""
+    ranks, names = rank_ids(ids)
+    rows, scores, ranks = best(rows, scores, ranks, 0)
+    if len(rows):
+        _, first = np.unique(rows * len(names) + ranks, return_index=True)
+        first.sort()
+        rows, scores, ranks = rows[first], scores[first], ranks[first]
+        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = places < most
+        rows, scores, ranks = rows[kept], scores[kept], ranks[kept]
+    data = {QUERY_ID: queries.take(pa.array(rows)), PASSAGE_ID: names.take(pa.array(ranks)), SCORE: scores}
+    return pa.table(data | {"error": pa.nulls(len(rows), pa.string())}).cast(FOUND_SCHEMA)
+
+
+def _without(ids: pa.ChunkedArray, reasons: pa.ChunkedArray) -> pa.Table:
+    nothing = {PASSAGE_ID: pa.nulls(len(ids), pa.large_string()), SCORE: pa.nulls(len(ids), pa.float32())}
+    return pa.table({QUERY_ID: ids} | nothing | {"error": reasons}).cast(FOUND_SCHEMA)
+
+
+def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    rows = bundle["rows"]
+    return rows, {"rows": len(rows), "source_rows": shard.rows, "errors": len(rows) - rows["error"].null_count}
+
+
+def pieces_first(blocks: Sequence[pa.Table], pieces: Sequence[pa.Table]) -> list[pa.Table]:
+    """The slices of each shard: the blocks of one piece side by side, so that a worker opens it once."""
+    return [pa.concat_tables([block, piece]) for piece in pieces for block in blocks]

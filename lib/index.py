@@ -1,0 +1,28 @@
+"""Build an index of vectors, or add what is new to one, and measure what it finds."""
+
+from typing import Any
+
+from .building.card import write_card
+from .building.growing import add, encode, merge
+from .building.log import Log, Say
+from .building.recall import measure_recall
+from .building.training import train
+from .indexing import IndexConfig, open_build
+
+
+def build(config: IndexConfig, say: Say) -> dict[str, Any]:
+    """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
+    opened, log = open_build(config), Log()
+    for sentence in opened.choice.why:
+        say(sentence)
+    train(opened, log, say)
+    with log.timed("encode"):
+        parts = encode(opened, say)
+    with log.timed("assemble"):
+        manifest = add(opened, parts, say)
+    if config.merge:
+        with log.timed("merge"):
+            manifest = merge(opened, manifest, config.merge, say)
+    with log.timed("measure"):
+        rows, queries = measure_recall(opened, manifest, say)
+    return write_card(opened, manifest, parts, rows, queries, log)

@@ -1,0 +1,34 @@
+"""Exact search: the vectors as they are, each held against every query."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Flat:
+    """float32, no training."""
+
+    lists: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    effort: ClassVar[str] = ""
+    recall: ClassVar[float] = 1.0
+
+    def check(self, dim: int) -> None:
+        pass
+
+    def key(self, dim: int) -> str:
+        return "IDMap,Flat"
+
+    def bytes(self, dim: int) -> float:
+        return 4.0 * dim
+
+    def parameters(self, **chosen: Any) -> Any:
+        import faiss
+
+        return faiss.SearchParameters(**chosen)
+
+    def finished(self, index: Any) -> Any:
+        return index
+
+
+KIND = Flat

@@ -1,0 +1,34 @@
+"""Inverted lists of the vectors as they are: exact within the lists that are probed."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import list_parameters
+
+
+@dataclass(frozen=True)
+class IvfFlat:
+    """float32."""
+
+    lists: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    effort: ClassVar[str] = "nprobe"
+    recall: ClassVar[float] = 1.0
+
+    def check(self, dim: int) -> None:
+        pass
+
+    def key(self, dim: int) -> str:
+        return "{lists},Flat"
+
+    def bytes(self, dim: int) -> float:
+        return 4.0 * dim
+
+    def parameters(self, **chosen: Any) -> Any:
+        return list_parameters(**chosen)
+
+    def finished(self, index: Any) -> Any:
+        return index
+
+
+KIND = IvfFlat

@@ -1,0 +1,25 @@
+"""ivf-pq behind a rotation learned so that the groups of dimensions share the variance (OPQ: Ge et al., IEEE PAMI 36(4), 2014)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import list_parameters
+from .ivf_pq import IvfPq
+
+
+@dataclass(frozen=True)
+class IvfOpq(IvfPq):
+    """code: bytes a vector; 0 for one for every 8 dimensions. Its training takes minutes where ivf-pq's takes seconds."""
+
+    recall: ClassVar[float] = 0.72
+
+    def key(self, dim: int) -> str:
+        return f"OPQ{self._code(dim)},{super().key(dim)}"
+
+    def parameters(self, **chosen: Any) -> Any:
+        import faiss
+
+        return faiss.SearchParametersPreTransform(index_params=list_parameters(**chosen))  # type: ignore[call-arg]
+
+
+KIND = IvfOpq

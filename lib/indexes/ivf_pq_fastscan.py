@@ -1,0 +1,46 @@
+"""Inverted lists with 4-bit product quantization, laid out so that a processor scans 32 codes at once (Andre et al., PVLDB 9(4),
+2015). faiss cannot merge this layout on disk: it is kept as pieces."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import UsageError
+from . import list_parameters, lists_of
+
+
+@dataclass(frozen=True)
+class IvfPqFastscan:
+    """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions."""
+
+    groups: int = 0
+    lists: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    effort: ClassVar[str] = "nprobe"
+    recall: ClassVar[float] = 0.60
+
+    def check(self, dim: int) -> None:
+        if dim % self._groups(dim) or self._groups(dim) % 2:
+            raise UsageError(
+                f"--kind ivf-pq-fastscan:groups={self._groups(dim)}: it must be even, and divide the vectors' {dim} dimensions"
+            )
+
+    def key(self, dim: int) -> str:
+        return f"{{lists}},PQ{self._groups(dim)}x4np"
+
+    def bytes(self, dim: int) -> float:
+        return self._groups(dim) / 2
+
+    def parameters(self, **chosen: Any) -> Any:
+        return list_parameters(**chosen)
+
+    def finished(self, index: Any) -> Any:
+        """The codes in faiss's blocks of 32; of equal distances another may come first than in the plain layout."""
+        import faiss
+
+        return faiss.IndexIVFPQFastScan(faiss.downcast_index(lists_of(index)))
+
+    def _groups(self, dim: int) -> int:
+        return self.groups or dim // 4
+
+
+KIND = IvfPqFastscan

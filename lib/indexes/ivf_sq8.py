@@ -1,0 +1,34 @@
+"""Inverted lists of what a vector has beside its centroid, a byte a dimension."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from . import list_parameters
+
+
+@dataclass(frozen=True)
+class IvfSq8:
+    """256 steps between the least and the greatest of each dimension in the training sample."""
+
+    lists: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    effort: ClassVar[str] = "nprobe"
+    recall: ClassVar[float] = 0.98
+
+    def check(self, dim: int) -> None:
+        pass
+
+    def key(self, dim: int) -> str:
+        return "{lists},SQ8"
+
+    def bytes(self, dim: int) -> float:
+        return float(dim)
+
+    def parameters(self, **chosen: Any) -> Any:
+        return list_parameters(**chosen)
+
+    def finished(self, index: Any) -> Any:
+        return index
+
+
+KIND = IvfSq8

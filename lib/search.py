@@ -1,0 +1,173 @@
+"""Search an index with many queries: texts or vectors in, each query's best passages out, reranked where that is asked for."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from . import rerank
+from .asking import Opened, QueryVectors, Say, SearchConfig, check_queries, open_index, query_vectors, shared
+from .building import PIECES, ROWS
+from .building.reading import File, files_of, files_plan
+from .building.source import Source, VectorOptions
+from .cluster import ClusterOptions, Workers
+from .corpus import list_files, measure
+from .errors import InputError, UsageError
+from .finding import FOUND_SCHEMA, Find, Gather, pieces_first
+from .finding import QUERIES as OF_QUERIES
+from .indexing import digest
+from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
+from .ledger import Ledger
+from .parts import parquet_bytes
+from .plan import PLAN_SCHEMA, count_shards, cut, shards
+from .reranking import RerankConfig
+from .rows import read
+from .scoring import RerankerOptions
+from .sharded import Outcome
+from .storage import Folder, absolute
+
+QUERY_BLOCK = 4096  # queries a shard: a piece's lists are read once for all of them
+ALLOWED = "allowed.parquet"
+
+
+def search(config: SearchConfig, say: Say) -> Outcome:
+    """Embed the queries if need be, search, rerank if asked. Raises ShoalError before anything scales, for what cannot work."""
+    opened = open_index(config)
+    _check(config, opened)
+    vectors = query_vectors(config, opened, say)
+    check_queries(vectors, opened, config)
+    reranked = config.reranker or config.reranker_recipe
+    found = absolute(f"{config.output.rstrip('/')}/_candidates" if reranked else config.output)
+    outcome = _found(config, opened, vectors, found, say)
+    return rerank.rerank(_rerank_config(config, found), say) if reranked else outcome
+
+
+def _check(config: SearchConfig, opened: Opened) -> None:
+    """What can be told without the queries. Raises UsageError."""
+    if config.effort and not opened.kind.effort:
+        raise UsageError(f"--effort {config.effort}: {opened.card['kind']} searches everything. Leave it out")
+    if (config.reranker or config.reranker_recipe) and not config.corpus:
+        raise UsageError("--reranker reads the passages' texts: give --corpus, with the ids that the index has")
+    refuse_nested(
+        config.input, RunOptions(input=config.input, output=config.output, storage_option=config.storage_option)
+    )
+    if config.reranker or config.reranker_recipe:
+        rerank.checked(_rerank_config(config, config.output))
+
+
+def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, output: str, say: Say) -> Outcome:
+    card, kind = opened.card, opened.kind
+    effort = config.effort or card["advised"]
+    folder = Folder(output, opened.folder.options)
+    folder.probe()
+    allowed = _allowed(config, folder)
+    firsts = {piece["name"]: (piece["first"], piece["rows"]) for piece in opened.pieces}
+    ranges = vectors.about.made.get("int8_ranges") if vectors.about.type == "int8" else None
+    settings = {
+        "verb": "search",
+        "queries": vectors.url,
+        "pieces": sorted(firsts),
+        "most": config.top_k,
+        "effort": effort,
+        "allowed": allowed,
+    }
+
+    def verb(ledger: Ledger, workers: Workers) -> Find:
+        source = Source(
+            vectors.column,
+            vectors.id_column,
+            (),
+            card["dim"],
+            card["normalized_here"],
+            ledger.columns,
+            folder.options,
+            ranges,
+        )
+        rows = opened.folder.below(ROWS)
+        given = (source, kind, card["metric"], effort, config.top_k, firsts, rows, folder, allowed, workers.threads)
+        return Find(*given, folder.options)
+
+    many = len(opened.pieces) > 1
+    place = folder.below("_pieces") if many else folder
+    most = max(piece["bytes"] for piece in opened.pieces)
+    said = f"searching {card['vectors']:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
+    job = Job(said, settings, verb, weight_bytes=most)
+    blocks = _blocks(vectors)
+    options = _options(config, vectors.url, place)
+    outcome = carry_out_planned(job, options, lambda: _plan(vectors, blocks, opened), say)
+    if not many:
+        return outcome
+    files = files_of(place, whole(outcome, place.url).parts)
+    groups = [files[number :: len(blocks)] for number in range(len(blocks))]
+    merge = Job("merging the pieces' lists", settings | {"verb": "gather"}, _gather(config, folder))
+    return carry_out_planned(
+        merge, _options(config, place.url, folder), lambda: (files_plan(groups)[0], FOUND_SCHEMA), say
+    )
+
+
+def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers], Gather]:
+    return lambda ledger, workers: Gather(config.top_k, folder.options)
+
+
+def _blocks(vectors: QueryVectors) -> list[pa.Table]:
+    plan = cut(vectors.corpus, QUERY_BLOCK)
+    names = pa.array([f"{OF_QUERIES}/{name}" for name in plan["name"].to_pylist()], pa.string())
+    plan = plan.set_column(plan.schema.get_field_index("name"), "name", names)
+    return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
+
+
+def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:
+    """A shard for each piece and block of queries."""
+    place = opened.folder.below(PIECES)
+    files = [File(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
+    pieces = []
+    for file in files:
+        piece, _ = files_plan([[file]])
+        name = pa.array([f"{PIECES}/{file.path.rpartition('/')[2]}"])
+        pieces.append(piece.set_column(piece.schema.get_field_index("name"), "name", name))
+    shards = pieces_first(blocks, pieces)
+    numbered = [
+        shard.set_column(0, PLAN_SCHEMA.field(0), pa.array([number] * len(shard), pa.int64()))
+        for number, shard in enumerate(shards)
+    ]
+    return pa.concat_tables(numbered), vectors.corpus.schema
+
+
+def _allowed(config: SearchConfig, folder: Folder) -> str | None:
+    """The name of the list of ids in `folder`, written once. Raises InputError for one without any."""
+    if config.allow is None:
+        return None
+
+    options = RunOptions(input=config.allow, output=config.output, text_column=config.allow_column)
+    files = list_files(options, folder.options)
+    corpus = measure(files, options, folder.options, strict=True)
+    tables = [
+        read(shard, [config.allow_column], corpus.schema, folder.options) for shard in shards(cut(corpus, 1_000_000))
+    ]
+    ids = pc.unique(pa.concat_tables(tables)[config.allow_column].cast(pa.large_string()).drop_null())
+    if not len(ids):
+        raise InputError(f"--allow {config.allow} has no id in column {config.allow_column!r}: nothing could be found")
+    name = f"_{digest(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
+    folder.claim(name, parquet_bytes(pa.table({"id": ids})))
+    return name
+
+
+def _options(config: SearchConfig, input: str, output: Folder) -> VectorOptions:
+    given = {each.name: getattr(config, each.name) for each in fields(ClusterOptions)}
+    given |= {"gpus_per_worker": 0.0, "storage_option": config.storage_option}
+    return VectorOptions(**given, input=input, output=output.url)
+
+
+def _rerank_config(config: SearchConfig, found: str) -> RerankConfig:
+    reranker = RerankerOptions(model=config.reranker, recipe=config.reranker_recipe)
+    return RerankConfig(
+        **shared(config),
+        **{each.name: getattr(reranker, each.name) for each in fields(RerankerOptions)},
+        input=found,
+        output=config.output,
+        corpus=config.corpus,
+        queries=config.input,
+        query_column=config.text_column,
+        top_k=config.top_k,
+    )
