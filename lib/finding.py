@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .building.measure import open_piece
+from .building.coding import open_piece
 from .building.reading import matrix
 from .building.source import Source
 from .indexes import Kind, Metric

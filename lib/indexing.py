@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .building import CARD, STAGES
+from .building import CARD, CODE, LIST, STAGES
 from .building.choose import AUTO, Choice, choose
 from .building.source import VectorOptions, Vectors, describe
 from .cluster import ClusterOptions
@@ -16,6 +16,7 @@ from .job import refuse_nested
 from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder, absolute, filesystem, parse_options
 
+RESERVED = {"id", LIST, CODE, "error"}
 EXPORTS = ("centroids", "milvus", "pinecone", "lance")
 
 
@@ -167,6 +168,8 @@ def check(config: IndexConfig) -> None:
         raise UsageError(f"--recall {config.recall:g} is a share: over 0, and 1 at most")
     if unknown := set(config.exports) - set(EXPORTS):
         raise UsageError(f"--exports {unknown.pop()}: choose from {', '.join(EXPORTS)}")
+    if taken := RESERVED & set(config.keep_columns):
+        raise UsageError(f"--keep-columns {taken.pop()}: the rows have a column of that name of their own. Rename it")
     if config.suppose and not config.dry_run:
         raise UsageError("--suppose is for --dry-run: it names a corpus that is not there")
     refuse_nested(config.input, corpus_options(config))

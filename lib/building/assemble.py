@@ -17,22 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..indexes import Kind
+from ..indexes import Kind, lists_of
 from ..parts import Part
 from ..plan import Shard
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import CODE, FACTS, LIST, TRAINED
-from .coding import fill, load_index
+from .coding import fill, load_index, open_merged
 from .reading import PATHS, paths_of, read_parts
 
 PIECE_BYTES = 1 << 30  # of codes in a piece; the worker that fills it holds up to twice as much
+CENTROIDS_OVER = 2  # times the centroids' bytes, which every piece repeats: more where they are large
 DATA = ".ivfdata"
 
 
 def grouped(parts: Sequence[Part], row_bytes: float, overhead: int) -> list[list[Part]]:
-    """Parts in order, in groups that make a piece each. overhead: bytes of centroids, which every piece repeats."""
-    most = max(PIECE_BYTES, 2 * overhead)
+    """Parts in order, in groups that make a piece each. overhead: bytes of the centroids."""
+    most = max(PIECE_BYTES, CENTROIDS_OVER * overhead)
     groups: list[list[Part]] = []
     held = 0.0
     for part in parts:
@@ -75,8 +76,10 @@ class Assemble:
                 number += _add(self.kind, index, table, number)
             index = self.kind.finished(index)
             said = {"first": facts["first"], "rows": number - facts["first"], "vectors": index.ntotal}
-            files = _published(self.pieces, {facts["name"]: lambda path: faiss.write_index(index, path)})
-            return _told(said | files[0] | {"seconds": time.perf_counter() - began})
+            with tempfile.TemporaryDirectory(prefix="shoal-index-") as place:
+                faiss.write_index(index, f"{place}/{facts['name']}")
+                said |= _put(self.pieces, place, facts["name"])
+            return _told(said | {"seconds": time.perf_counter() - began})
 
         return work
 
@@ -128,31 +131,25 @@ class Merge:
                 download(path, f"{place}/{number}", self.storage)
                 for number, path in enumerate(bundle[PATHS]["path"].to_pylist())
             ]
-            data = f"{place}/{Path(name).stem}{DATA}"
-            merge_ondisk(index, pieces, data)
-            # The index names its lists' file, which readers seek beside it (IO_FLAG_ONDISK_SAME_DIR).
-            made: dict[str, Callable[[str], object]] = {
-                os.path.basename(data): lambda path: os.rename(data, path),
-                name: lambda path: faiss.write_index(index, path),
-            }
-            files = _published(self.merged, made)
-        said = {"vectors": index.ntotal, "name": name, "files": files, "seconds": time.perf_counter() - began}
-        return _told(said)
+            data = f"{Path(name).stem}{DATA}"
+            merge_ondisk(index, pieces, f"{place}/{data}")
+            faiss.downcast_InvertedLists(
+                lists_of(index).invlists
+            ).filename = data  # faiss would keep this folder's name
+            faiss.write_index(index, f"{place}/{name}")
+            vectors = open_merged(f"{place}/{name}").ntotal
+            if vectors != index.ntotal:
+                raise RuntimeError(f"{name} has {vectors} vectors where {index.ntotal} were merged")
+            files = [_put(self.merged, place, each) for each in (data, name)]  # the index last: it names the other
+        return _told({"name": name, "vectors": vectors, "files": files, "seconds": time.perf_counter() - began})
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
 
 
-def _published(folder: Folder, files: Mapping[str, Callable[[str], object]]) -> list[dict[str, Any]]:
-    """Write each file on this machine's disk and put it under its name; names, sizes and checksums."""
-    told = []
-    with tempfile.TemporaryDirectory(prefix="shoal-index-") as place:
-        for name, write in files.items():
-            path = f"{place}/{name}"
-            write(path)
-            told.append({"name": name, "bytes": os.path.getsize(path), "sha256": folder.put(name, path)})
-            os.unlink(path)
-    return told
+def _put(folder: Folder, place: str, name: str) -> dict[str, Any]:
+    """Publish a file of this machine's folder `place`; its name, size and checksum."""
+    return {"name": name, "bytes": os.path.getsize(f"{place}/{name}"), "sha256": folder.put(name, f"{place}/{name}")}
 
 
 def _told(facts: Mapping[str, Any]) -> Bundle:

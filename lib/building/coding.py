@@ -21,6 +21,23 @@ def save_index(index: Any) -> bytes:
     return faiss.serialize_index(index).tobytes()
 
 
+def open_piece(path: str) -> Any:
+    """A piece without reading its lists into memory: they come as pages of the file."""
+    import faiss
+
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+
+
+def open_merged(path: str) -> Any:
+    """A merged index, whose lists are in the .ivfdata file beside it, wherever both were moved to.
+
+    IO_FLAG_MMAP holds the bit of IO_FLAG_SKIP_IVF_DATA, and with it such an index has no lists: a search ends the process.
+    """
+    import faiss
+
+    return faiss.read_index(path, faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
+
+
 def assign(quantizer: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest of a quantizer's centroids to each vector (int64 [n]), and faiss's distance or product (float32 [n])."""
     distances, lists = quantizer.search(vectors, 1)

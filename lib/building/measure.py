@@ -21,6 +21,7 @@ from ..plan import Shard
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import FACTS, NUMBER, VECTOR
+from .coding import open_piece
 from .reading import PATHS, matrix, paths_of
 from .source import Source
 
@@ -103,13 +104,6 @@ class Probe:
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
-
-
-def open_piece(path: str) -> Any:
-    """A piece without reading its lists into memory; they come as pages of the file."""
-    import faiss
-
-    return faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
 
 def as_products(vectors: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:

@@ -1,0 +1,285 @@
+"""What the steps of a build cost a core of this machine: the verbs themselves, over a few random vectors of the same dimensions.
+
+Seconds are those that a core works (process time), not the clock's: what else the machine does hardly counts, and neither does
+waiting for a store. A few seconds altogether. Random vectors have no neighbourhoods: a graph is the slower for it.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..indexes import FLAT_LISTS, Kind, Metric, efforts, lists_of, untrained
+from ..parts import RUN, Part, parquet_bytes, publish_part
+from ..plan import Shard, Slice
+from ..stages import Verb
+from ..storage import Folder
+from . import NUMBER, TRAINED, VECTOR
+from .assemble import Assemble
+from .coding import fill, save_index, turns
+from .encode import Encode
+from .measure import MOST, QUERIES, Probe, Truth, best_lists
+from .reading import matrix, read_parts
+from .source import Source
+
+BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
+CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
+WIDE = 8  # the widest probe seeks a list in so many, as the ladder of efforts ends
+ASKED, LOOKED_UP = 256, 1024  # queries to an index, and vectors assigned
+SETTINGS = "query_bs", "database_bs", "threshold"  # of faiss's products, which exact search changes for its process
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a core, and bytes. rows and centroids: how many it was measured with.
+
+    product: a dimension of a centroid, for a vector held against it. narrow: the nearest list of a vector, wide: one in WIDE of
+    them for a query; with add, a centroid linked into the graph, all three by `centroids` lists. read, put: a byte of vectors
+    from Parquet and into it. encode: a code without its list; write: its row into a part; fill: a row into a piece. codec: its
+    training, a vector of the codec_rows that it takes at most. truth: a vector held against a query. scan: a code held against
+    one, or, of a graph of vectors, a query at every effort. told, met: a place of a query's list written, and gone through by
+    the driver.
+
+    row, place: bytes in Parquet of an encoded row and of a place of a list. trained: of the empty index beside its centroids;
+    centroid: of each, its links included.
+    """
+
+    rows: int
+    centroids: int
+    graph: bool
+    product: float
+    narrow: float
+    wide: float
+    add: float
+    read: float
+    put: float
+    encode: float
+    write: float
+    fill: float
+    codec: float
+    codec_rows: int
+    truth: float
+    scan: float
+    told: float
+    met: float
+    row: float
+    place: float
+    trained: float
+    centroid: float
+
+    def assigned(self, lists: int) -> float:
+        """Seconds to find a vector's list. In a graph more lists cost as their logarithm: an estimate."""
+        return self.narrow * self._more(lists)
+
+    def linked(self, lists: int) -> float:
+        """Seconds to link one of so many centroids."""
+        return self.add * self._more(lists)
+
+    def probed(self, lists: int, effort: int) -> float:
+        """Seconds to find `effort` lists for a query: between the nearest and the widest in proportion."""
+        near, far = self.assigned(lists), self.wide * lists / max(self.centroids, 1)
+        return near + max(0.0, far - near) * WIDE * effort / max(lists, 1)
+
+    def _more(self, lists: int) -> float:
+        if not self.graph:
+            return lists / max(self.centroids, 1)
+        return max(1.0, math.log(lists) / math.log(self.centroids))
+
+    def lines(self, lists: int, queries: int) -> list[str]:
+        """Sentences, in microseconds."""
+        micro, how = 1e6, ""
+        if self.graph:
+            how = f" by their graph (an estimate: {self.narrow * micro:,.1f} with {self.centroids:,}, by the logarithm)"
+        found = [f"assigning {self.assigned(lists) * micro:,.1f} us a vector to {lists:,} lists{how}"] if lists else []
+        return [
+            *found,
+            f"encoding {self.encode * micro:,.2f} us, writing its row {self.write * micro:,.2f} us, filling it into a piece "
+            f"{self.fill * micro:,.2f} us",
+            f"k-means {2e-9 / self.product:,.0f} GFLOP/s, reading vectors {1e-6 / self.read:,.0f} MB/s, writing them "
+            f"{1e-6 / self.put:,.0f} MB/s",
+            f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector, a code scanned "
+            f"{self.scan * 1e9:,.0f} ns"
+            if lists
+            else f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector",
+        ]
+
+
+def measure_costs(kind: Kind, dim: int, lists: int, metric: Metric, number: str, row_lists: float) -> Costs:
+    """number: type of the vectors' numbers in Parquet. row_lists: inverted lists of a piece over its rows.
+
+    Nothing is written but in a temporary folder, which is gone in the end.
+    """
+    rows = min(MOST_ROWS, max(LEAST_ROWS, BYTES // (4 * dim)))
+    vectors = np.random.default_rng(0).standard_normal((rows + LOOKED_UP, dim), dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with _one_thread(), TemporaryDirectory(prefix="shoal-dry-run-") as place:
+        found = _lookup(kind, dim, lists, metric, vectors, min(max(lists, 1), CENTROIDS, rows))
+        few = max(1, min(lists, ASKED, int(rows * row_lists)))
+        index, codec, codec_rows = _learned(kind, dim, few, metric, vectors[:rows])
+        steps = _steps(kind, index, few, lists, metric, number, vectors, place)
+    steps["encode"] = max(steps["encode"] - few * dim * found["product"] * kind.lists, 1e-9)
+    held = {"trained": len(save_index(index)) - 4 * dim * few * kind.lists, "codec": codec, "codec_rows": codec_rows}
+    return Costs(**{"rows": rows} | found | steps | held)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """faiss with one thread, and its settings as they were before."""
+    import faiss
+
+    names = [f"distance_compute_blas_{name}" for name in SETTINGS]
+    threads, settings = faiss.omp_get_max_threads(), [getattr(faiss.cvar, name) for name in names]
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+        for name, value in zip(names, settings, strict=True):
+            setattr(faiss.cvar, name, value)
+
+
+def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarray, count: int) -> dict[str, Any]:
+    """What finding the nearest of `count` centroids costs, with the quantizer that so many lists have."""
+    import faiss
+
+    graph = lists > FLAT_LISTS
+    exact = (faiss.IndexFlatIP if metric == "ip" else faiss.IndexFlatL2)(dim)
+    exact.add(vectors[:count])
+    asked = vectors[-LOOKED_UP:]
+    product = _seconds(lambda: exact.search(asked, 1)) / (len(asked) * count * dim)
+    quantizer, add = exact, 0.0
+    if graph:
+        owner = untrained(kind, dim, lists, metric)  # whose quantizer goes when it does
+        quantizer = faiss.downcast_index(lists_of(owner).quantizer)
+        add = _seconds(lambda: quantizer.add(vectors[:count])) / count
+    narrow = _seconds(lambda: quantizer.search(asked, 1)) / len(asked) if graph else product * count * dim
+    wide = _seconds(lambda: quantizer.search(asked[:ASKED], max(1, count // WIDE))) / ASKED
+    centroid = len(save_index(quantizer)) / count if graph else 4.0 * dim
+    found = {"graph": graph, "product": product, "narrow": narrow, "wide": wide, "add": add}
+    return found | {"centroids": count, "centroid": centroid}
+
+
+def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarray) -> tuple[Any, float, int]:
+    """An index with vectors for centroids, its codec hardly trained; seconds a vector of a whole training, and how many it takes.
+
+    A product quantizer's training is timed on one of its groups: the others take as long. A learned rotation is replaced by a
+    random one, which turns vectors as quickly, and its learning reckoned from the rounds of quantizers that it trains.
+    """
+    import faiss
+
+    index = untrained(kind, dim, lists, metric)
+    if not kind.lists:
+        return index, 0.0, 0
+    inner, points, rounds = faiss.downcast_index(lists_of(index)), vectors[:lists], 0
+    for turn in turns(index):
+        if isinstance(turn, faiss.OPQMatrix):
+            rounds += turn.niter * turn.niter_pq + turn.niter_pq_0
+            random = faiss.RandomRotationMatrix(dim, dim)
+            random.init(0)
+            faiss.copy_array_to_vector(faiss.vector_to_array(random.A), turn.A)
+            turn.is_trained = True
+        else:
+            turn.train(points)
+        points = turn.apply(points)
+    faiss.downcast_index(inner.quantizer).add(np.ascontiguousarray(points))
+    rows, seconds = inner.train_encoder_num_vectors(), 0.0
+    if hasattr(inner, "pq"):
+        groups = np.random.default_rng(1).standard_normal((rows, inner.pq.dsub), dtype=np.float32)
+        means = faiss.Kmeans(inner.pq.dsub, inner.pq.ksub, niter=2, min_points_per_centroid=1)
+        once = _seconds(lambda: means.train(groups)) / 2 / rows
+        seconds = once * inner.pq.M * (inner.pq.cp.niter + rounds)
+        inner.pq.cp.niter, inner.pq.cp.min_points_per_centroid = 1, 1
+    index.train(vectors[:LEAST_ROWS])
+    return index, seconds, rows
+
+
+def _steps(
+    kind: Kind, index: Any, few: int, lists: int, metric: Metric, number: str, vectors: np.ndarray, place: str
+) -> dict[str, float]:
+    """The verbs over all but the last LOOKED_UP vectors, of which ASKED are queries. index: trained, of `few` lists."""
+    rows, dim = len(vectors) - LOOKED_UP, vectors.shape[1]
+    folder, table = Folder(place), _input(vectors[:rows], number)
+    folder.publish(RUN, b"{}")
+    folder.publish(TRAINED, save_index(index))
+    queries = pa.table({VECTOR: _column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})
+    folder.publish(QUERIES, parquet_bytes(queries))
+    began = time.process_time()
+    part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
+    put = (time.process_time() - began) / part.bytes
+    source = Source(VECTOR, "id", (), dim, False, table.schema, {})
+    shard = _shard(folder, part.part, rows, part.bytes)
+
+    (read, encoded, written), part = _taken(Encode(source, kind, folder, 1), shard, folder, "rows.parquet")
+    pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
+    (_, filled, _), told = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
+    if kind.lists:
+        filled += _scattered(kind, dim, lists, metric, folder.path(part.part))
+    (_, exact, listed), best = _taken(Truth(source, metric, folder, (0,), 1), shard, folder, "truth.parquet")
+    met = _seconds(lambda: best_lists([(folder, best)] * 3, np.full(ASKED, -1))) / 3
+    ladder = (few,) if kind.lists else efforts(kind, 0)
+    probe = Probe(kind, metric, ladder, folder, 1, {})
+    (_, probed, _), _ = _taken(probe, _shard(folder, "piece.faiss", rows, 0), folder, "probe.parquet")
+    graph = bool(kind.effort) and not kind.lists
+    return {
+        "read": read / Path(folder.path("vectors.parquet")).stat().st_size,
+        "put": put,
+        "encode": encoded / rows,
+        "write": written / rows,
+        "fill": filled / rows,
+        "truth": exact / rows / ASKED,
+        "scan": probed / ASKED / (1 if graph else rows),
+        "told": listed / best.rows,
+        "met": met / best.rows,
+        "row": part.bytes / rows,
+        "place": best.bytes / best.rows,
+    }
+
+
+def _scattered(kind: Kind, dim: int, lists: int, metric: Metric, path: str) -> float:
+    """Seconds to fill the codes of a part into as many lists as can be: each list that a part has rows of costs a call."""
+    (table,) = read_parts(pa.table({"path": [path]}), ["code"], {})
+    count = min(lists, len(table), FLAT_LISTS)
+    size = table["code"].type.byte_width
+    codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(-1, size)
+    numbers, index = np.arange(len(codes)), untrained(kind, dim, count, metric)
+    return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
+
+
+def _input(vectors: np.ndarray, number: str) -> pa.Table:
+    """Rows as embed_corpus.py leaves them, with numbers of that type."""
+    numbers = pa.array((vectors * 127).astype(np.int8).reshape(-1) if number == "int8" else vectors.reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(numbers.cast(pa.type_for_alias(number)), vectors.shape[1])
+    return pa.table({"id": [f"document-{row:09d}" for row in range(len(vectors))], VECTOR: column})
+
+
+def _column(vectors: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def _shard(folder: Folder, name: str, rows: int, size: int) -> Shard:
+    return Shard(0, (Slice(folder.path(name), name, 0, rows, rows, size, "", None),))
+
+
+def _taken(verb: Verb, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
+    """Seconds of a shard's three steps, after its worker has started; and its part."""
+    work, clock = verb.worker(), time.process_time
+    began = clock()
+    bundle, _ = verb.prepare(shard)
+    prepared = clock()
+    bundle = work(bundle)
+    worked = clock()
+    part = publish_part(folder, name, 0, *verb.finish(shard, bundle))
+    return (prepared - began, worked - prepared, clock() - worked), part
+
+
+def _seconds(step: Any) -> float:
+    began = time.process_time()
+    step()
+    return time.process_time() - began

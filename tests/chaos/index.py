@@ -1,0 +1,307 @@
+"""An index build under fire: driver and workers are killed in every stage, the same command again ends with the same index.
+
+    python -m tests.chaos.index --kills 20 --where both
+
+On the local disk, and with input and output on a real S3 server. Kills are dealt over sample and training, encoding, assembling
+and merging. An undisturbed run, made first and elsewhere, says what must come of it; whatever is listed meanwhile is whole.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import faiss
+import fsspec
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from faiss.contrib.inspect_tools import get_invlist
+
+from tests.real.s3 import Ceph
+
+from . import verify
+from .chaos import guarded
+from .cluster import Head
+from .evaluation import Fire
+from .observer import OPTIONS, S3_OPTIONS, Observer
+from .tally import Tally
+
+DIM, FILES, CENTRES, LISTS = 64, 6, 200, 256
+EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, the 50th one that is not finite; from 0
+# The real job, with pieces as small as their centroids allow; only the driver reads that number.
+SCRIPT = "from lib.building import assemble; assemble.PIECE_BYTES = 1; from jobs.build_index import main; main()"
+CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
+# Stages in order: the folders by which they are known, and the share of the kills that have fallen when they end.
+FOLDERS = {"train": ("sample", "train"), "encode": ("rows",), "assemble": ("assemble-",), "merge": ("merge-",)}
+FOLDERS |= {"measure": ("queries-",)}
+SHARES = {"nothing": 0.0, "train": 0.3, "encode": 0.6, "assemble": 0.8, "merge": 1.0, "measure": 1.0}
+PHASES = ("train",), ("encode",), ("assemble", "merge")  # in each of which a kill must have fallen
+TICK = 0.1  # seconds
+FLIGHT = 0.0, 2.5  # seconds after the first worker of a stage, or after a kill, at which the next kill falls
+EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
+WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
+MOMENTS = 0.05, 0.6  # seconds between two listings of the index
+PATIENCE = 600.0  # seconds for a driver that is left alone
+
+
+class Output:
+    """A build's folder as an outsider sees it, past every cache."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.path = fsspec.core.url_to_fs(url, **OPTIONS, **(S3_OPTIONS if "://" in url else {}))
+
+    def names(self, folder: str = "") -> dict[str, str]:
+        """What is listed directly in a folder of it, each with what changes when it is put again."""
+        try:
+            entries = self.fs.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return {}
+        marks = ("ETag", "LastModified", "ino", "mtime")
+        return {e["name"].rstrip("/").rsplit("/", 1)[-1]: str([e.get(mark) for mark in marks]) for e in entries}
+
+    def files(self) -> dict[str, str]:
+        """The files of faiss: what was trained, pieces, merged ones with their lists."""
+        found = {at + name: tag for at in ("", "pieces/", "merged/") for name, tag in self.names(at).items()}
+        return {name: tag for name, tag in found.items() if name.endswith((".faiss", ".ivfdata"))}
+
+    def digests(self) -> dict[str, str]:
+        return {name: hashlib.sha256(self.read(name)).hexdigest() for name in self.files()}
+
+    def stage(self) -> str:
+        """The last stage that has a folder."""
+        there = [*self.names("_build"), *(["rows"] if self.names("rows") else [])]
+        begun = [stage for stage, folders in FOLDERS.items() if any(name.startswith(folders) for name in there)]
+        return begun[-1] if begun else "nothing"
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(f"{self.path}/{name}")
+
+    def told(self, name: str) -> dict[str, Any]:
+        """JSON without what a clock decides."""
+        return json.loads(self.read(name), object_hook=lambda o: {key: o[key] for key in o.keys() - CLOCK})
+
+    @contextmanager
+    def opened(self, name: str, data: bytes) -> Iterator[Any]:
+        """The faiss index of a file, as its user opens it; of a merged one, with the file of its lists beside it."""
+        with tempfile.TemporaryDirectory(prefix="shoal-chaos-") as place:
+            path, flags = Path(place, Path(name).name), 0
+            path.write_bytes(data)
+            if name.startswith("merged/"):
+                path.with_suffix(".ivfdata").write_bytes(self.read(str(Path(name).with_suffix(".ivfdata"))))
+                flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
+            yield faiss.read_index(str(path), flags)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """The rows that a file holds, list by list."""
+        with self.opened(name, self.read(name)) as index:
+            inner = faiss.extract_index_ivf(index)
+            return np.concatenate([get_invlist(inner.invlists, place)[0] for place in range(inner.nlist)])
+
+
+class Sights:
+    """A reader of faiss's files: what is listed opens and answers, at first sight and whenever it is put again, and stays.
+
+    Run `watch` in a thread; `look` once more at the end.
+    """
+
+    def __init__(self, output: Output, tally: Tally, seed: int) -> None:
+        self.output, self.tally, self.random = output, tally, random.Random(seed)
+        self.tags: dict[str, str] = {}
+        self.seen: set[tuple[str, str]] = set()  # names, each with the digest of what was there
+        self.listings = self.opened = 0
+
+    def watch(self) -> None:
+        while not self.tally.over.wait(self.random.uniform(*MOMENTS)):
+            self.look()
+
+    def look(self) -> None:
+        files = self.output.files()
+        self.listings += 1
+        for name in self.tags.keys() - files.keys():
+            self.tally.fail(f"{name} was listed and is not any more")
+        for name, tag in files.items():
+            if self.tags.get(name) != tag:
+                self._open(name)
+        self.tags = files
+
+    def _open(self, name: str) -> None:
+        try:
+            data = self.output.read(name)
+            self.seen.add((name, hashlib.sha256(data).hexdigest()))
+            if name.endswith(".faiss"):
+                with self.output.opened(name, data) as index:
+                    index.search(np.zeros((1, DIM), np.float32), 1)
+                self.opened += 1
+        except (FileNotFoundError, RuntimeError) as error:
+            self.tally.fail(f"{name} is listed and does not open: {type(error).__name__}: {error}")
+
+
+class StagedFire(Fire):
+    """Kills the driver, which is started again, and workers, at work in a stage, until each stage has had its share."""
+
+    def look(self) -> None:
+        """Nothing: Sights does."""
+
+    def _live(self, driver: subprocess.Popen) -> bool:
+        began, before, last = time.monotonic(), {worker.pid for worker in self.head.workers()}, self.output.stage()
+        due = began + self.random.uniform(*EARLY) if self.random.random() < EARLY_SHARE else math.inf
+        old = before
+        try:
+            while driver.poll() is None and time.monotonic() < began + PATIENCE:
+                time.sleep(TICK)
+                stage, workers = self.output.stage(), self.head.workers()
+                if stage != last:
+                    old, last, due = before, stage, math.inf
+                before = {worker.pid for worker in workers}
+                fresh = [worker for worker in workers if worker.pid not in old]
+                if fresh and due == math.inf:
+                    due = time.monotonic() + self.random.uniform(*FLIGHT)
+                if time.monotonic() < due or self.stages.total() >= math.ceil(self.wanted * SHARES[stage]):
+                    continue
+                victim = self.random.choice(fresh) if fresh and self.random.random() < WORKER_SHARE else driver
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    self._tell("driver" if victim is driver else "worker", stage)
+                if victim is driver:
+                    return True
+                due = time.monotonic() + self.random.uniform(*FLIGHT)
+            return False
+        finally:
+            driver.kill()
+            driver.wait()
+
+    def _tell(self, victim: str, stage: str) -> None:
+        self.kills[victim] += 1
+        self.stages[stage] += 1
+        there = ", ".join(f"{len(self.output.names(name))} in {name}" for name in ("rows", "pieces", "merged"))
+        click.echo(f"  start {self.lives}, kill {self.stages.total()} of {self.wanted}: {victim}, {stage}; {there}")
+
+
+def write_data(url: str, rows: int, seed: int) -> None:
+    """Clustered vectors of many lengths with ids, in FILES Parquet files."""
+    rng, place = np.random.default_rng(seed), np.arange(rows) % EACH
+    vectors = rng.normal(size=(CENTRES, DIM))[rng.integers(CENTRES, size=rows)] + 0.4 * rng.normal(size=(rows, DIM))
+    vectors[place == NAN, 0] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(
+        vectors.astype(np.float32).reshape(-1), DIM, mask=pa.array(place == NULL)
+    )
+    table = pa.table({"id": [f"v-{row:08d}" for row in range(rows)], "embedding": column})
+    system, path = verify.filesystem(url)
+    system.create_dir(path)
+    for number, start in enumerate(range(0, rows, size := -(-rows // FILES))):
+        with system.open_output_stream(f"{path}/{number}.parquet") as sink:
+            pq.write_table(table.slice(start, size), sink, row_group_size=1000)
+
+
+def differences(calm: Output, fire: Output) -> list[str]:
+    """How the index made under fire differs from the undisturbed one."""
+    old, new = calm.digests(), fire.digests()
+    problems = [f"other bytes: {name}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    for name in ("manifest.json", "card.json"):
+        old, new = (each.told(name) for each in (calm, fire))
+        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        problems += [f"{name}, {key}: {new.get(key)}, undisturbed {old.get(key)}"[:400] for key in keys]
+    old, new = (verify.read_folder(f"{each.url}/rows", "part-") for each in (calm, fire))
+    return problems + [f"rows/, other {name}" for name in ("id", "list", "code", "error") if old[name] != new[name]]
+
+
+def faults(inputs: str, output: Output) -> list[str]:
+    """What of the input is missing or doubled, in rows/, in the pieces and in what they were merged into."""
+    wanted, rows = verify.read_folder(inputs)["id"].to_pylist(), verify.read_folder(f"{output.url}/rows", "part-")
+    if (found := rows["id"].to_pylist()) != wanted:
+        missing, more = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
+        return [f"rows/: {missing.total()} missing, {more.total()} doubled or foreign; or in another order"]
+    bad = np.isin(np.arange(len(wanted)) % EACH, (NULL, NAN))
+    told = [np.array_equal(rows["error"].is_valid(), bad), np.array_equal(rows["list"].is_null(), bad)]
+    problems = [] if all(told) else ["rows/: reasons or lists at other rows than those without a vector"]
+    manifest, digests = output.told("manifest.json"), output.digests()
+    named = {f"pieces/{p['name']}": p["sha256"] for made in manifest["generations"] for p in made["pieces"]}
+    named |= {f"merged/{file['name']}": file["sha256"] for made in manifest["merged"] for file in made["files"]}
+    if named | {"trained.faiss": digests.get("trained.faiss")} != digests:
+        problems.append("the files are not those of the manifest")
+    for kind in ("pieces/", "merged/"):
+        files = [name for name in digests if name.startswith(kind) and name.endswith(".faiss")]
+        held = np.sort(np.concatenate([output.numbers(name) for name in files]))
+        if not np.array_equal(held, np.flatnonzero(~bad)):
+            problems.append(f"{kind}: {len(held)} entries, not one for each of {(~bad).sum()} rows with a vector")
+    return problems
+
+
+def one_store(place: str, logs: str, options: dict[str, Any]) -> list[str]:
+    """The whole story on one store. Returns what is wrong."""
+    rows, kills, seed, inputs = options["rows"], options["kills"], options["seed"], f"{place}/in"
+    write_data(inputs, rows, seed)
+    words = {"input": inputs, "kind": options["kind"], "lists": min(LISTS, rows // 50), "merge": 2}
+    words |= {"shard-rows": options["shard_rows"], "recall-queries": 200}
+    command = [sys.executable, "-c", SCRIPT, *(f"--{name}={value}" for name, value in words.items()), "--output"]
+    calm, fire, tally = Output(f"{place}/calm"), Output(f"{place}/fire"), Tally(kills, ("driver", "worker"), rows)
+    observer, sights = Observer(f"{fire.url}/rows", tally), Sights(Output(fire.url), tally, seed + 1)
+    with Head() as head:
+        quiet = StagedFire([*command, calm.url], head, calm, Path(f"{logs}-calm.log"), 0, seed)
+        if said := quiet.burn():
+            return [f"undisturbed: {said}"]
+        click.echo(f"  undisturbed: {time.monotonic() - tally.began:.0f} s, {len(calm.files())} files of faiss")
+        burning = StagedFire([*command, fire.url], head, fire, Path(f"{logs}-fire.log"), kills, seed)
+        with guarded(tally, observer.watch, sights.watch):
+            said = burning.burn()
+    if said:
+        return [said, *tally.problems]
+    observer.look()
+    sights.look()
+    click.echo(f"  after {time.monotonic() - tally.began:.0f} s, {burning.lives} drivers, kills {burning.kills}")
+    click.echo(f"  {dict(burning.stages)}; {sights.listings} listings, {sights.opened} times a file opened")
+    problems = [*tally.problems, *differences(calm, fire), *faults(inputs, fire)]
+    problems += [f"once with other bytes: {name}" for name, _ in sights.seen - set(fire.digests().items())]
+    problems += [f"left: {path}" for path in fire.fs.find(fire.path) if path.endswith(".unfinished")]
+    missed = [phase for phase in PHASES if not any(burning.stages[stage] for stage in phase)]
+    return problems + [f"no kill in {phase}" for phase in missed if kills >= len(PHASES)]
+
+
+@click.command()
+@click.option("--kills", default=20, show_default=True, help="SIGKILLs on each store, of driver and workers together.")
+@click.option("--where", type=click.Choice(["local", "s3", "both"]), default="both", show_default=True)
+@click.option("--rows", default=60_000, show_default=True, help="Vectors.")
+@click.option("--shard-rows", default=250, show_default=True, help="Fewer make the encoding longer.")
+@click.option("--kind", default="ivf-rabitq", show_default=True, help="One that faiss can merge.")
+@click.option("--seed", default=0, show_default=True, help="Of the vectors and of the moments of the kills.")
+def main(where: str, **options: Any) -> None:
+    """Build undisturbed, build under fire, compare; exit 1 with what is wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server, head and driver are ended
+    if where != "local" and (reason := Ceph.missing()):
+        raise click.ClickException(reason)
+    folder, problems = Path(tempfile.mkdtemp(prefix="shoal-chaos-")), []
+    for store in ("local", "s3") if where == "both" else (where,):
+        click.echo("{}: {rows:,} rows, shards of {shard_rows}, {kind}, {kills} kills".format(store, **options))
+        with Ceph(folder / "ceph") if store == "s3" else nullcontext() as server:
+            if server:
+                os.environ.update(server.environment() | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"})
+                server.create_bucket("chaos")
+            place = "s3://chaos" if server else str(folder / store)
+            problems += [f"{store}: {problem}" for problem in one_store(place, f"{folder}/{store}", options)]
+    for problem in problems:
+        click.echo(f"  WRONG: {problem}")
+    if problems:
+        click.echo(f"FAILED: {len(problems)} problems; logs are in {folder}")
+        sys.exit(1)
+    shutil.rmtree(folder)
+    click.echo("the same index, every row once, and nothing half-written seen")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""jobs/build_index.py as a run: stopped and started, grown, told the wrong things, left to choose for itself."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from indexed import DIM, MADE, built, clustered, pieces, write, write_many
+
+from lib.building.choose import choose, default_lists, parse_bytes, size_of
+from lib.building.coding import open_piece
+from lib.building.growing import balanced
+from lib.errors import InputError, RunError, UsageError
+from lib.indexes import described, efforts, names, parse
+
+ROWS, LISTS = 3000, 16
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(ROWS)
+
+
+@pytest.fixture
+def source(tmp_path, vectors):
+    return write_many(tmp_path / "vectors", vectors)
+
+
+def contents(output) -> dict[str, str]:
+    """Checksums of the finished index: what was trained, the rows, the pieces, what was merged."""
+    kept = [output / "trained.faiss", *sorted((output / "rows").glob("part-*"))]
+    kept += [*pieces(output), *sorted((output / "merged").glob("*"))]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+
+
+# Stopped and started
+
+
+@pytest.mark.parametrize("stage", ["sample", "train", "rows", "pieces", "merged", "truth", "card"])
+def test_a_build_that_was_stopped_anywhere_ends_the_same(here, source, tmp_path, stage):
+    """Whatever a killed command had not yet published, the same command makes again, byte for byte; what is there stays."""
+    output, shape = tmp_path / "index", {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 400, "merge": 2}
+    built(source, output, **shape)
+    before = contents(output)
+    card = json.loads((output / "card.json").read_text())
+    order = ["sample", "train", "rows", "pieces", "merged", "truth", "card"]
+    for late in order[order.index(stage) :]:
+        _forget(output, late)
+    built(source, output, **shape)
+
+    assert contents(output) == before
+    again = json.loads((output / "card.json").read_text())
+    assert [row["recall@10"] for row in again["recall"]] == [row["recall@10"] for row in card["recall"]]
+
+
+def _forget(output, stage: str) -> None:
+    """As if the command had been killed in a stage: half of its parts are there, and no manifest."""
+    places = {"sample": "_build/sample", "train": "_build/train", "rows": "rows", "pieces": "_build/assemble-*"}
+    places |= {"merged": "_build/merge-*", "truth": "_build/truth-*"}
+    for folder in output.glob(places.get(stage, "nothing")):
+        (folder / "_manifest.parquet").unlink(missing_ok=True)
+        for path in sorted(folder.glob("part-*"))[::2]:
+            path.unlink()
+    if stage == "train":
+        (output / "trained.faiss").unlink()
+    if stage in ("pieces", "merged"):
+        (output / "manifest.json").unlink(missing_ok=True)
+    if stage == "pieces":
+        for path in pieces(output):
+            path.unlink()
+    if stage == "card":
+        (output / "card.json").unlink()
+
+
+def test_the_same_command_again_changes_nothing(here, source, tmp_path):
+    """A finished build is left as it is."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    before = contents(tmp_path / "index")
+    times = {path: path.stat().st_mtime_ns for path in pieces(tmp_path / "index")}
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+
+    assert contents(tmp_path / "index") == before
+    assert {path: path.stat().st_mtime_ns for path in pieces(tmp_path / "index")} == times
+
+
+def test_other_settings_are_another_index(here, source, tmp_path):
+    """The same output with another kind is refused, naming both."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+
+    with pytest.raises(RunError, match=r"kind: there 'ivf-flat', asked 'ivf-sq8'"):
+        built(source, tmp_path / "index", kind="ivf-sq8", lists=LISTS)
+
+
+# Grown
+
+
+def test_new_files_are_added_without_training_again(here, source, tmp_path, vectors):
+    """Vectors of new files become new pieces; the old ones and what was trained stay; everything is found."""
+    shape = {"kind": "ivf-sq8", "lists": LISTS}
+    built(source, tmp_path / "index", **shape)
+    before = contents(tmp_path / "index")
+    more = clustered(500, seed=3)
+    write(source / "a-first-by-name.parquet", more, first=ROWS)
+    card = built(source, tmp_path / "index", **shape)
+    after = contents(tmp_path / "index")
+    indexes = [open_piece(str(path)) for path in pieces(tmp_path / "index")]
+    for index in indexes:
+        index.nprobe = LISTS
+    found = [index.search(more[:50], 1) for index in indexes]
+
+    assert before.items() <= after.items()
+    assert (card["rows"], card["vectors"], card["pieces"]) == (ROWS + 500, ROWS + 500, 2)
+    assert (found[1][1][:, 0] == ROWS + np.arange(50)).all()
+    assert (found[1][0] > found[0][0]).all()
+    assert card["recall"][-1]["recall@10"][0] > 0.9
+    assert card["drift"]["generations"][1] == pytest.approx(1, abs=0.2)
+    assert card["drift"]["rebuild"] == []
+
+
+def test_drift_is_told(here, source, tmp_path):
+    """New vectors that lie far from the centroids raise the drift, and the card says to rebuild."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    strange = np.random.default_rng(1).standard_normal((400, DIM)).astype(np.float32)
+    strange /= np.linalg.norm(strange, axis=1, keepdims=True)
+    write(source / "z.parquet", strange, first=ROWS)
+    card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+
+    assert card["drift"]["generations"][1] > 1.25
+    assert "times as far" in card["drift"]["rebuild"][0]
+    assert "Rebuild" in (tmp_path / "index" / "README.md").read_text()
+
+
+# Wrong input
+
+
+def test_vectors_of_two_models_are_refused(here, source, tmp_path, vectors):
+    """Files of two models, or of one with two prompts, are refused, naming both files and what differs."""
+    write(source / "other.parquet", vectors[:10], model="another model", prompt="query: ")
+
+    with pytest.raises(InputError, match=r"other\.parquet were not made alike \(model: 'a model' and 'another model'"):
+        built(source, tmp_path / "index")
+
+
+def test_vectors_of_two_sizes_are_refused(here, source, tmp_path):
+    """Files of other dimensions are refused, naming both."""
+    write(source / "wide.parquet", clustered(10, dim=2 * DIM))
+
+    with pytest.raises(InputError, match=rf"vectors of {DIM} and of {2 * DIM} \(dim\).*wide\.parquet"):
+        built(source, tmp_path / "index")
+
+
+def test_grown_vectors_of_another_model_are_refused(here, source, tmp_path, vectors):
+    """An index is not mixed with vectors of a model that came later, also when every old file is gone."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    for path in source.iterdir():
+        path.unlink()
+    write(source / "0.parquet", vectors, revision="r2")
+
+    with pytest.raises(InputError, match=r"build another index"):
+        built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+
+
+def test_bits_are_refused(here, tmp_path):
+    """ubinary vectors are refused, with what to embed instead."""
+    write(tmp_path / "vectors" / "0.parquet", clustered(300), output_dtype="ubinary")
+
+    with pytest.raises(InputError, match="--output-dtype float16"):
+        built(tmp_path / "vectors", tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"kind": "ivf"}, r"--kind 'ivf': choose from auto, flat, hnsw"),
+        ({"kind": "ivf-rabitq:bits=5"}, r"bits=5: choose from 1, 2, 3, 4"),
+        ({"kind": "ivf-rabitq:bit=1"}, r"has no 'bit'. It has bits"),
+        ({"kind": "ivf-pq:code=7"}, r"code=7: it must divide the vectors' 32 dimensions"),
+        ({"kind": "ivf-pq:code=x"}, r"code='x' is not a whole number"),
+        ({"kind": "ivf-flat", "lists": 1000}, r"--lists 1,000 takes 39,000 vectors to train.*there are 3,000"),
+        ({"kind": "flat", "lists": 4}, r"flat has no lists"),
+        ({"kind": "ivf-flat", "memory": "10KB"}, r"over --memory 10KB"),
+        ({"memory": "1KB"}, r"take .* at least .ivf-rabitq:bits=1"),
+        ({"memory": "much"}, r"--memory 'much' is no size"),
+        ({"recall": 1.5}, r"--recall 1.5 is a share"),
+        ({"exports": ("qdrant",)}, r"--exports qdrant: choose from centroids"),
+        ({"keep_columns": ("code",)}, r"--keep-columns code: the rows have a column"),
+        ({"suppose": "10x10"}, r"--suppose is for --dry-run"),
+        ({"vector_column": "v"}, r"no column 'v' \(there: id, embedding, error\)"),
+        ({"id_column": "name"}, r"no column 'name'"),
+    ],
+)
+def test_wrong_commands_are_answered_before_anything_is_made(here, source, tmp_path, more, words):
+    """A wrong value is named with the choices and the next action, and nothing has begun."""
+    with pytest.raises((UsageError, InputError), match=words):
+        built(source, tmp_path / "index", **more)
+
+    assert not (tmp_path / "index" / "_build").exists()
+
+
+def test_too_few_vectors_to_train(here, tmp_path):
+    """A codec on a handful of vectors is refused; rows without vectors do not count as ones to train on."""
+    write(tmp_path / "few" / "0.parquet", clustered(100))
+    write(tmp_path / "holes" / "0.parquet", clustered(2000), absent=tuple(range(1900)))
+
+    with pytest.raises(UsageError, match=r"100 vectors are too few.*--kind flat"):
+        built(tmp_path / "few", tmp_path / "a", kind="ivf-pq")
+    with pytest.raises(InputError, match="vectors to train on are too few for 16 lists"):
+        built(tmp_path / "holes", tmp_path / "b", kind="ivf-flat", lists=16)
+
+
+def test_an_input_without_any_vector(here, tmp_path):
+    """It is told, and not indexed as nothing."""
+    write(tmp_path / "vectors" / "0.parquet", clustered(300), absent=tuple(range(300)))
+
+    with pytest.raises(InputError, match="no row of the sample"):
+        built(tmp_path / "vectors", tmp_path / "index")
+
+
+def test_queries_of_another_model_do_not_measure(here, source, tmp_path):
+    """--queries of another model is refused, naming both."""
+    write(tmp_path / "queries" / "0.parquet", clustered(100), model="other", revision="r9")
+
+    with pytest.raises(InputError, match=r"--queries .*vectors of other in 32 dimensions"):
+        built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"))
+
+
+# The choice
+
+
+def test_auto_keeps_to_memory_and_recall():
+    """The smallest kind that is expected to reach the recall, else the most precise that fits, with that said."""
+    million = 1_000_000
+
+    def pick(memory: str | None, recall: float) -> str:
+        return described(choose("auto", None, million, 1024, memory, recall).kind)
+
+    assert described(choose("auto", None, 5000, 1024, None, 0.9).kind) == "flat"
+    assert pick(None, 0.9) == "ivf-rabitq:bits=4"
+    assert pick(None, 0.95) == "ivf-sq8"
+    assert pick(None, 0.5) == "ivf-rabitq:bits=1"
+    assert pick("310MB", 0.9) == "ivf-rabitq:bits=2"
+    why = choose("auto", None, million, 1024, "310MB", 0.9).why
+    assert "most precise that fits" in why[0]
+    assert "0.9 is not to be expected" in why[1]
+    for text in ("310MB", "700MB"):
+        choice = choose("auto", None, million, 1024, text, 0.9)
+        assert choice.bytes <= parse_bytes(text)
+
+
+def test_the_size_that_is_said_is_the_size_that_is_built(here, source, tmp_path):
+    """The estimate of memory is within 15 % of the files for every kind, codebooks and rotations of a fixed size apart."""
+    for name in names():
+        card = built(source, tmp_path / name, kind=name)
+        wanted = size_of(parse(name), card["lists"], ROWS, DIM)
+
+        assert wanted == pytest.approx(card["bytes"], rel=0.15, abs=4 * DIM * (256 + DIM) + 2000), name
+
+
+def test_lists_grow_with_the_root_of_the_rows():
+    """Powers of two near 4 roots of the rows, fewer where the rows could not train them."""
+    assert [default_lists(rows) for rows in (1, 1000, 2e6, 1e9)] == [1, 16, 4096, 131_072]
+
+
+def test_efforts_are_a_ladder_to_an_eighth_of_the_lists():
+    """nprobe in powers of two; few lists are probed all."""
+    assert efforts(parse("ivf-flat"), 16) == (1, 2, 4, 8, 16)
+    assert efforts(parse("ivf-flat"), 4096)[-1] == 512
+    assert efforts(parse("hnsw"), 0) == (16, 32, 64, 128, 256, 512)
+
+
+def test_balanced_groups():
+    """Neighbouring pieces, each once, in groups of about as many vectors."""
+    pieces = [{"vectors": size} for size in (5, 1, 1, 1, 5, 3)]
+    groups = balanced(pieces, 3)
+
+    assert [piece for group in groups for piece in group] == pieces
+    assert [sum(piece["vectors"] for piece in group) for group in groups] == [5, 8, 3]
+    assert balanced(pieces[:1], 3) == [pieces[:1]]
+
+
+def test_kinds_name_themselves():
+    """Every kind is parsed from its own description."""
+    for name in names():
+        assert parse(described(parse(name))) == parse(name)
+
+
+def test_what_was_made_stands_in_card_and_rows(here, source, tmp_path):
+    """The card has the model's identity; kept columns lie beside the ids."""
+    for path in source.iterdir():
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("year", pa.array([2020] * len(table))), path)
+    card = built(source, tmp_path / "index", kind="flat", keep_columns=("year",), limit=1000)
+
+    assert card["made"] == MADE
+    assert card["rows"] == 1000
+    (first, *_) = sorted((tmp_path / "index" / "rows").glob("part-*"))
+    assert pq.read_schema(first).names == ["id", "year", "list", "code", "error"]
