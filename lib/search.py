@@ -53,12 +53,14 @@ def _check(config: SearchConfig, opened: Opened) -> None:
         config.input, RunOptions(input=config.input, output=config.output, storage_option=config.storage_option)
     )
     if config.reranker or config.reranker_recipe:
-        rerank.checked(_rerank_config(config, config.output))
+        rerank.checked(_rerank_config(config, f"{config.output.rstrip('/')}/_candidates"))
 
 
 def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, output: str, say: Say) -> Outcome:
     card, kind = opened.card, opened.kind
     effort = config.effort or card["advised"]
+    if kind.lists:
+        effort = min(effort, card["lists"])  # faiss's fast-scan loses its way when asked for more lists than there are
     folder = Folder(output, opened.folder.options)
     folder.probe()
     allowed = _allowed(config, folder)

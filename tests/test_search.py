@@ -1,0 +1,258 @@
+"""jobs/search_index.py: each query's best passages by an index, whatever its kind, pieces, filter, and form of the queries."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from indexed import DIM, MADE, built, clustered, exact, write, write_many
+
+from lib.asking import SearchConfig
+from lib.errors import InputError, ModelError, UsageError
+from lib.indexes import names
+from lib.search import search
+
+ROWS, LISTS = 3000, 16
+EVERYTHING = {"flat": None, "hnsw": 512}  # efforts; of the others 64 lists
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(ROWS)
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    return clustered(70, seed=4)
+
+
+@pytest.fixture
+def source(tmp_path, vectors):
+    return write_many(tmp_path / "vectors", vectors)
+
+
+@pytest.fixture
+def asked(tmp_path, queries):
+    """A folder with the queries' vectors, the second of which is missing."""
+    write(tmp_path / "queries" / "0.parquet", queries, absent=(1,))
+    return tmp_path / "queries"
+
+
+def found(tmp_path, asked, name="found", **more) -> pa.Table:
+    config = SearchConfig(index=str(tmp_path / "index"), input=str(asked), output=str(tmp_path / name), **more)
+    search(config, lambda sentence: None)
+    return pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / name).glob("part-*")))
+
+
+def lists_of(table: pa.Table) -> dict[str, list[str]]:
+    lists: dict[str, list[str]] = {}
+    for row in table.to_pylist():
+        if row["passage_id"] is not None:
+            lists.setdefault(row["query_id"], []).append(row["passage_id"])
+    return lists
+
+
+def small_pieces(monkeypatch) -> None:
+    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", 4 * DIM * 700)
+    monkeypatch.setattr("lib.building.assemble.CENTROIDS_OVER", 0)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_flat_finds_what_numpy_finds(here, source, tmp_path, asked, vectors, queries, monkeypatch, many):
+    """Ids, order and scores are those of a product of matrices, in one piece or several."""
+    if many:
+        small_pieces(monkeypatch)
+    card = built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    table = found(tmp_path, asked, top_k=20)
+    best = exact(queries, vectors, 20)
+    scores = table.filter(pa.compute.equal(table["query_id"], "d0"))["score"].to_numpy()
+
+    assert (card["pieces"] > 1) is many
+    assert lists_of(table) == {f"d{q}": [f"d{n}" for n in best[q]] for q in range(len(queries)) if q != 1}
+    np.testing.assert_allclose(scores, queries[0] @ vectors[best[0]].T, rtol=1e-5)
+
+
+def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path, asked, monkeypatch):
+    """It is one row without a passage, whatever the number of pieces."""
+    small_pieces(monkeypatch)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    table = found(tmp_path, asked, top_k=5)
+    rows = [row for row in table.to_pylist() if row["query_id"] == "d1"]
+
+    assert rows == [{"query_id": "d1", "passage_id": None, "score": None, "error": "empty text"}]
+
+
+@pytest.mark.parametrize("kind", names())
+@pytest.mark.parametrize("many", [False, True])
+def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors, queries, monkeypatch, kind, many):
+    """--allow keeps to its ids in every kind, and still fills the lists from them."""
+    if many:
+        small_pieces(monkeypatch)
+    built(source, tmp_path / "index", kind=kind, shard_rows=300)
+    allowed = list(range(0, ROWS, 7))
+    (tmp_path / "allow.jsonl").write_text("".join(json.dumps({"id": f"d{n}"}) + "\n" for n in [*allowed, 999_999]))
+    table = found(tmp_path, asked, top_k=10, effort=EVERYTHING.get(kind, 64), allow=str(tmp_path / "allow.jsonl"))
+    lists = lists_of(table)
+    best = exact(queries, vectors[allowed], 10)
+    hits = [len({f"d{allowed[n]}" for n in best[q]} & set(lists[f"d{q}"])) for q in range(len(queries)) if q != 1]
+
+    assert {name for each in lists.values() for name in each} <= {f"d{n}" for n in allowed}
+    assert np.mean([len(each) for each in lists.values()]) > 9
+    assert np.mean(hits) / 10 > (0.3 if "pq" in kind else 0.8)
+
+
+def test_effort_finds_more(here, source, tmp_path, asked, vectors, queries):
+    """A higher --effort probes more lists; by itself the card's advice is taken."""
+    card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, recall=0.95)
+    best = exact(queries, vectors, 10)
+
+    def hits(name: str, effort: int | None) -> float:
+        lists = lists_of(found(tmp_path, asked, name, top_k=10, effort=effort))
+        return np.mean(
+            [len({f"d{n}" for n in best[q]} & set(lists[f"d{q}"])) / 10 for q in range(len(queries)) if q != 1]
+        )
+
+    assert hits("one", 1) < hits("all", LISTS) == 1.0
+    assert hits("advised", None) == pytest.approx(hits("same", card["advised"]))
+
+
+def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors):
+    """Where several rows have the same id, a query's list has it once, by the best of them."""
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors))
+    ids = pa.array([f"p{row // 3}" for row in range(ROWS)], pa.large_string())
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat")
+    lists = lists_of(found(tmp_path, asked, top_k=30))
+
+    assert all(len(set(each)) == len(each) for each in lists.values())
+
+
+def test_the_same_search_goes_on(here, source, tmp_path, asked, monkeypatch):
+    """A search that was stopped makes only the parts that are missing; another one in the same place is refused."""
+    small_pieces(monkeypatch)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    whole = found(tmp_path, asked, top_k=5)
+    parts = sorted((tmp_path / "found" / "_pieces").glob("part-*"))
+    times = {path: path.stat().st_mtime_ns for path in parts[1:]}
+    parts[0].unlink()
+    for path in [*(tmp_path / "found").glob("part-*"), *(tmp_path / "found").rglob("_manifest.parquet")]:
+        path.unlink()
+
+    assert found(tmp_path, asked, top_k=5).equals(whole)
+    assert {path: path.stat().st_mtime_ns for path in parts[1:]} == times
+    with pytest.raises(Exception, match="most: there 5, asked 6"):
+        found(tmp_path, asked, top_k=6)
+
+
+# Queries as texts
+
+
+@pytest.fixture
+def texts(here, build, tmp_path):
+    """An index of sentences by a tiny model with prompts; the folder of the corpus and of the queries."""
+    from lib.embed import embed
+    from lib.embedding import EmbedConfig
+
+    model = build("bert", prompts={"query": "ask: ", "passage": ""})
+    rng = np.random.default_rng(0)
+    words = sorted({word for text in tiny.TEXT for word in text.split()})
+    lines = [" ".join(rng.choice(words, 6)) for _ in range(400)]
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(json.dumps({"id": f"p{n}", "text": t}) + "\n" for n, t in enumerate(lines))
+    )
+    asked = [{"id": f"q{n}", "text": line} for n, line in enumerate(lines[:30])] + [{"id": "q30", "text": ""}]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "embedded"), model=str(model), dtype="float32"
+    )
+    embed(options, lambda sentence: None)
+    built(tmp_path / "embedded", tmp_path / "index", kind="flat")
+    return model
+
+
+def test_texts_are_embedded_with_the_card_s_model_and_query_prompt(texts, tmp_path):
+    """Queries as texts need no --model: the card's one encodes them, with its query prompt, as sentence-transformers does."""
+    from sentence_transformers import SentenceTransformer
+
+    table = found(tmp_path, tmp_path / "queries.jsonl", top_k=3, dtype="float32")
+    reference = SentenceTransformer(str(texts), device="cpu")
+    asked = [json.loads(line)["text"] for line in (tmp_path / "queries.jsonl").read_text().splitlines()][:30]
+    passages = [json.loads(line)["text"] for line in (tmp_path / "docs.jsonl").read_text().splitlines()]
+    left = reference.encode(asked, prompt="ask: ", normalize_embeddings=True)
+    right = reference.encode(passages, prompt="", normalize_embeddings=True)
+    top = np.sort(left @ right.T, axis=1)[:, ::-1][:, :3]
+    scores = np.array([row["score"] for row in table.to_pylist() if row["query_id"] != "q30"]).reshape(30, 3)
+
+    np.testing.assert_allclose(scores, top, atol=1e-5)
+    (lacking,) = [row for row in table.to_pylist() if row["query_id"] == "q30"]
+    assert lacking["error"]
+
+
+def test_another_model_than_the_card_s_is_refused(texts, build, tmp_path):
+    """Queries by another model, as --model or as vectors, are refused before anything is embedded."""
+    other = build("bert", pooling="cls")
+    write(tmp_path / "vectors" / "0.parquet", clustered(20), model="other", revision="r9")
+    write(tmp_path / "wide" / "0.parquet", clustered(20, dim=64))
+
+    with pytest.raises(ModelError, match="is not the model of the index"):
+        found(tmp_path, tmp_path / "queries.jsonl", model=str(other))
+    with pytest.raises(InputError, match=r"queries at .* are vectors of other in 32 dimensions"):
+        found(tmp_path, tmp_path / "vectors")
+    with pytest.raises(InputError, match="in 64 dimensions"):
+        found(tmp_path, tmp_path / "wide")
+
+
+def test_found_passages_are_reranked(texts, tmp_path):
+    """--reranker scores what was found with the texts of both, and keeps the best of them."""
+    model = tiny.build_reranker("bert", tmp_path / "reranker")
+    more = {"reranker": str(model), "corpus": str(tmp_path / "docs.jsonl"), "top_k": 5}
+    table = found(tmp_path, tmp_path / "queries.jsonl", **more)
+    candidates = pa.concat_tables(
+        pq.read_table(path) for path in sorted((tmp_path / "found" / "_candidates").glob("part-*"))
+    )
+    wanted = {(row["query_id"], row["passage_id"]) for row in candidates.to_pylist()}
+
+    assert {(row["query_id"], row["passage_id"]) for row in table.to_pylist()} == wanted
+    ranked = sorted((row["rank"], row["score"]) for row in table.to_pylist() if row["query_id"] == "q3")
+    assert [rank for rank, _ in ranked] == [1, 2, 3, 4, 5]
+    assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
+
+
+# Wrong input
+
+
+def test_an_index_that_is_not_finished(here, source, tmp_path, asked):
+    """A folder without a card is told, with the next action."""
+    with pytest.raises(InputError, match="no finished index at"):
+        found(tmp_path, asked)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"effort": 4}, "--effort 4: flat searches everything"),
+        ({"reranker": "x"}, "give --corpus"),
+        ({"allow": "nothing"}, "nothing at nothing"),
+        ({"id_column": "name"}, "no column 'name'"),
+    ],
+)
+def test_wrong_commands_are_answered(here, source, tmp_path, asked, more, words):
+    """A wrong value is named with the next action."""
+    built(source, tmp_path / "index", kind="flat")
+
+    with pytest.raises((UsageError, InputError), match=words):
+        found(tmp_path, asked, **more)
+
+
+def test_texts_for_an_index_of_unknown_vectors(here, tmp_path, vectors):
+    """An index of vectors that no job of ours made cannot embed texts by itself: --model is asked for."""
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors)).replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat")
+    (tmp_path / "queries.jsonl").write_text('{"id": "q", "text": "a text"}\n')
+
+    assert MADE["model"] not in (tmp_path / "index" / "card.json").read_text()
+    with pytest.raises(UsageError, match="does not know which model"):
+        found(tmp_path, tmp_path / "queries.jsonl")
