@@ -17,7 +17,7 @@ setup: .venv/ready  ## make .venv with everything the tests need
 	test -f .venv/ready || { $(PYTHON) -m venv .venv && $(BIN)/pip install -q -c constraints.txt -e '.[demo]'; }
 	touch $@
 
-demo: .venv/demo  ## embed this Python's own documentation with MiniLM, and ask it three questions
+demo: .venv/demo  ## embed and index this Python's own documentation with MiniLM, and ask it three questions
 	$(BIN)/python -m benchmarks.demo
 
 servers: .venv/ready  ## install the S3 servers of the tests: Ceph where apt and root are there, Swift

@@ -1,4 +1,4 @@
-"""The demo: embed the documentation of this Python with MiniLM, then answer three questions by cosine."""
+"""The demo: embed the documentation of this Python with MiniLM, build an index of it, and ask that three questions."""
 
 import json
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.corpora import python_documents
@@ -37,36 +36,39 @@ def write_corpus(path: Path) -> int:
     return len(documents)
 
 
-def answer(output: Path, model: str) -> None:
-    """Print the three nearest documents to each question."""
-    from lib.models import read_spec
-    from lib.models.encoder import Encoder
-    from lib.models.tokenizer import Tokenizer
+def run(job: str, *line: object) -> None:
+    """One of the jobs, as a user starts it; ends with it where it fails."""
+    done = subprocess.run([sys.executable, str(ROOT / "jobs" / job), *map(str, line)])
+    if done.returncode:
+        sys.exit(done.returncode)
 
-    table = pq.read_table([str(part) for part in sorted(output.glob("part-*.parquet"))])
-    vectors = np.stack(table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
-    spec = read_spec(model)
-    questions = Encoder(spec, device="cpu").encode(Tokenizer(spec)(QUESTIONS))
-    for question, scores in zip(QUESTIONS, questions @ vectors.T, strict=True):
+
+def show(found: Path, corpus: Path) -> None:
+    """Print what was found for each question."""
+    texts = {row["id"]: row["text"] for row in map(json.loads, corpus.open())}
+    rows = pq.read_table([str(part) for part in sorted(found.glob("part-*.parquet"))]).to_pylist()
+    for number, question in enumerate(QUESTIONS):
         click.echo(f"\n{question}?")
-        for row in np.argsort(-scores)[:3]:
-            text = " ".join(table["text"][int(row)].as_py().split())[:70]
-            click.echo(f"  {scores[row]:.3f}  {table['id'][int(row)].as_py():<40} {text}")
+        for row in (row for row in rows if row["query_id"] == str(number)):
+            text = " ".join(texts[row["passage_id"]].split())[:70]
+            click.echo(f"  {row['score']:.3f}  {row['passage_id']:<40} {text}")
 
 
 @click.command()
-@click.option("--folder", default=".demo", show_default=True, help="Where corpus and vectors go.")
+@click.option("--folder", default=".demo", show_default=True, help="Where corpus, vectors and index go.")
 def main(folder: str) -> None:
-    """Embed the documentation of the Python installation and search it."""
-    corpus, output = Path(folder) / "python_docs.jsonl", Path(folder) / "vectors"
-    model = minilm()
+    """Embed the documentation of the Python installation, index it, and ask the index."""
+    place, model = Path(folder), minilm()
+    corpus, questions = place / "python_docs.jsonl", place / "questions.jsonl"
     if not corpus.exists():
         click.echo(f"{write_corpus(corpus):,} documents of this Python in {corpus}")
-    line = ["--input", str(corpus), "--output", str(output), "--model", model, "--text-template", "{id} {text}"]
-    done = subprocess.run([sys.executable, str(ROOT / "jobs/embed_corpus.py"), *line, "--keep-columns", "text"])
-    if done.returncode:
-        sys.exit(done.returncode)
-    answer(output, model)
+    asked = [{"id": str(number), "text": question} for number, question in enumerate(QUESTIONS)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    words = ["--model", model, "--text-template", "{id} {text}"]
+    run("embed_corpus.py", "--input", corpus, "--output", place / "vectors", *words)
+    run("build_index.py", "--input", place / "vectors", "--output", place / "index", "--kind", "ivf-rabitq")
+    run("search_index.py", "--index", place / "index", "--input", questions, "--output", place / "found", "--top-k", 3)
+    show(place / "found", corpus)
 
 
 if __name__ == "__main__":
