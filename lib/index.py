@@ -3,6 +3,7 @@
 from typing import Any
 
 from .building.card import write_card
+from .building.exports import export, refuse_exports
 from .building.growing import add, encode, merge
 from .building.log import Log, Say
 from .building.recall import measure_recall
@@ -13,6 +14,7 @@ from .indexing import IndexConfig, open_build
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
     opened, log = open_build(config), Log()
+    refuse_exports(opened)
     for sentence in opened.choice.why:
         say(sentence)
     train(opened, log, say)
@@ -23,6 +25,9 @@ def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     if config.merge:
         with log.timed("merge"):
             manifest = merge(opened, manifest, config.merge, say)
+    if config.exports:
+        with log.timed("export"):
+            export(opened, parts, say)
     with log.timed("measure"):
         rows, queries = measure_recall(opened, manifest, say)
     return write_card(opened, manifest, parts, rows, queries, log)

@@ -93,11 +93,12 @@ FLOORS = [
         "indexing",
         "building.sample",
         "building.encode",
+        "building.exporting",
         "building.measure",
     ],
     ["rerank", "training.plan", "building.training", "finding"],
     ["rankings", "card", "building.growing"],
-    ["evaluate", "mteb_adapter", "building.recall", "building.card", "asking"],
+    ["evaluate", "mteb_adapter", "building.recall", "building.exports", "building.card", "asking"],
     ["legs", "index", "search"],
     ["finetune"],
 ]

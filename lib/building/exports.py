@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..cluster import Workers
 from ..errors import RunError, UsageError
@@ -26,7 +25,7 @@ from ..indexing import Build
 from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
 from ..parts import Part
-from ..plan import PLAN_SCHEMA, shards
+from ..plan import shards
 from ..stages import Verb
 from ..storage import Folder
 from . import ROWS, TRAINED, VECTOR
@@ -34,7 +33,7 @@ from .coding import load_index, turns
 from .exporting import Files, Fragments, file_name, lance_options, lance_schema, lance_url
 from .growing import read_manifest
 from .log import Say
-from .reading import facts_of
+from .reading import facts_of, some_shards
 from .source import Source
 from .training import source
 
@@ -127,8 +126,7 @@ def _run(
 ) -> Run:
     """between: the first of its shards, and the one after its last. rows: plan and columns of all."""
     (first, stop), (plan, columns) = between, rows
-    own = plan.filter(pc.and_(pc.greater_equal(plan["shard"], first), pc.less(plan["shard"], stop)))
-    own = own.set_column(0, PLAN_SCHEMA.field(0), pc.subtract(own["shard"], first))
+    own = some_shards(plan, first, stop)
 
     def made(ledger: Ledger, workers: Workers) -> Verb:
         return verb(source(build, ledger.columns, build.config.keep_columns), first)
@@ -142,10 +140,10 @@ def _run(
 
 def _files(build: Build, store: Store, vectors: int, say: Say) -> None:
     """What a store imports. vectors: how many the index has."""
-    place, described = _place(build, store.place), store.described and bool(build.config.keep_columns)
+    place, kept = _place(build, store.place), bool(build.config.keep_columns)
 
     def verb(source: Source, first: int) -> Files:
-        return Files(source, place, first, store.column, described)
+        return Files(source, place, first, store.column, store.described and kept)
 
     runs, files = _runs(build, store.name, verb, say), 0
     there = place.list()
@@ -154,7 +152,7 @@ def _files(build: Build, store: Store, vectors: int, say: Say) -> None:
         names = [file_name(run.first, shard) for shard, part in told if part.source_rows > part.errors]
         _refuse_gone(place, run, [name for name in names if name not in there])
         files += len(names)
-    say(f"{place.url}: {_counted(place, runs, vectors)} in {files:,} files")
+    say(f"{place.url}: {vectors:,} vectors in {files:,} files{_left_out(place, runs, vectors)}")
 
 
 def _lance(build: Build, vectors: int, say: Say) -> None:
@@ -169,12 +167,12 @@ def _lance(build: Build, vectors: int, say: Say) -> None:
         fragments = [each for fact in facts_of(run.folder, run.parts) for each in fact["fragments"]]
         _refuse_gone(place, run, [name for name in _paths(fragments) if name not in there])
         made += fragments
-    counted = _counted(place, runs, vectors)
+    left_out = _left_out(place, runs, vectors)
     if _committed(place, url, options) != _paths(made):
         schema = lance_schema(source(build, read_plan(build.folder.below(ROWS))[1], build.config.keep_columns))
         known = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in made]
         lance.LanceDataset.commit(url, lance.LanceOperation.Overwrite(schema, known), storage_options=options)
-    say(f"{place.url}: {counted} in {len(made):,} fragments")
+    say(f"{place.url}: {vectors:,} vectors in {len(made):,} fragments{left_out}")
 
 
 def _paths(fragments: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -199,8 +197,8 @@ def _refuse_gone(place: Folder, run: Run, gone: Sequence[str]) -> None:
         )
 
 
-def _counted(place: Folder, runs: Sequence[Run], vectors: int) -> str:
-    """How many there are, in words. Raises RunError where that is not every vector of the index."""
+def _left_out(place: Folder, runs: Sequence[Run], vectors: int) -> str:
+    """The rows that are not in an export, in words. Raises RunError where it has not every vector of the index."""
     rows, without = (
         sum(getattr(part, name) for run in runs for part in run.parts) for name in ("source_rows", "errors")
     )
@@ -209,7 +207,7 @@ def _counted(place: Folder, runs: Sequence[Run], vectors: int) -> str:
             f"{place.url} has {rows - without:,} vectors, the index {vectors:,}. Delete it and {runs[0].folder.url}, and start "
             "the same command again"
         )
-    return f"{vectors:,} vectors" + (f" (and not {without:,} rows without one: {ROWS}/ says why)" if without else "")
+    return f"; {without:,} rows without one are left out ({ROWS}/ says why)" if without else ""
 
 
 def _centroids(build: Build, say: Say) -> None:
@@ -251,7 +249,7 @@ def explained(arrays: Mapping[str, np.ndarray], metric: str, residual: bool) -> 
     vector = "`x @ rotation.T`" if turned else "`x`"
     measure = "greatest inner product with" if metric == "ip" else "least Euclidean distance from"
     said = [
-        "# Centroids\n",
+        "# Centroids",
         f"`centroids.npy`: float32 [{lists}, {dim}], row i for list i; the column `list` of `rows/` names it.",
     ]
     if turned:

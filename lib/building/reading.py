@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..parts import FOOTER_THREADS, Part
@@ -46,6 +47,12 @@ def files_plan(groups: Sequence[Sequence[File]]) -> tuple[pa.Table, pa.Schema]:
         "error": pa.nulls(len(files), pa.string()),
     }
     return pa.table(data, PLAN_SCHEMA), pa.schema([])
+
+
+def some_shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
+    """The plan of some of its shards, numbered from 0."""
+    shards = plan.filter(pc.and_(pc.greater_equal(plan["shard"], first), pc.less(plan["shard"], stop)))
+    return shards.set_column(0, PLAN_SCHEMA.field(0), pc.subtract(shards["shard"], first))
 
 
 def paths_of(shard: Shard) -> pa.Table:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..cluster import Workers
@@ -16,13 +15,13 @@ from ..indexing import Build, digest
 from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
 from ..parts import Part, parquet_bytes, read_manifest
-from ..plan import PLAN_SCHEMA, cut, heads
+from ..plan import cut, heads
 from ..storage import Folder
 from . import FILE, HELD, NUMBER, ROW, ROWS, VECTOR
 from .growing import Manifest, lists_in, piece_files
 from .log import Say
 from .measure import QUERIES, Measured, Probe, Truth, best_lists, measured
-from .reading import facts_of, files_plan, matrix, read_parts
+from .reading import facts_of, files_plan, matrix, read_parts, some_shards
 from .source import VectorOptions, describe
 from .training import draw, source
 
@@ -48,7 +47,7 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
     seconds = dict.fromkeys(wanted, 0.0)
     for generation in manifest["generations"]:
         key = digest(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
-        shards = _shards(plan, *generation["shards"])
+        shards = some_shards(plan, *generation["shards"])
         truth += _truth(build, place, key, shards, columns, generation, say)
         probed = _probe(build, place, key, generation, wanted, say)
         for fact in facts_of(build.stage(f"probe-{key}"), probed):
@@ -113,12 +112,6 @@ def _numbers(plan: pa.Table, files: Sequence[str], rows: np.ndarray) -> np.ndarr
             if start <= row < stop:
                 found[place] = first + row - start
     return found
-
-
-def _shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
-    """The plan of some of its shards, numbered from 0."""
-    shards = plan.filter(pc.and_(pc.greater_equal(plan["shard"], first), pc.less(plan["shard"], stop)))
-    return shards.set_column(0, PLAN_SCHEMA.field(0), pc.subtract(shards["shard"], first))
 
 
 def _truth(
