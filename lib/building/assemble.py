@@ -133,9 +133,8 @@ class Merge:
             ]
             data = f"{Path(name).stem}{DATA}"
             merge_ondisk(index, pieces, f"{place}/{data}")
-            faiss.downcast_InvertedLists(
-                lists_of(index).invlists
-            ).filename = data  # faiss would keep this folder's name
+            lists: Any = faiss.downcast_InvertedLists(lists_of(index).invlists)
+            lists.filename = data  # faiss would keep this folder's name
             faiss.write_index(index, f"{place}/{name}")
             vectors = open_merged(f"{place}/{name}").ntotal
             if vectors != index.ntotal:

@@ -25,8 +25,8 @@ from . import NUMBER, TRAINED, VECTOR
 from .assemble import Assemble
 from .coding import fill, save_index, turns
 from .encode import Encode
-from .measure import MOST, QUERIES, Probe, Truth, best_lists
-from .reading import matrix, read_parts
+from .measure import QUERIES, Probe, Truth, best_lists
+from .reading import read_parts
 from .source import Source
 
 BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
@@ -153,7 +153,7 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     exact = (faiss.IndexFlatIP if metric == "ip" else faiss.IndexFlatL2)(dim)
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
-    product = _seconds(lambda: exact.search(asked, 1)) / (len(asked) * count * dim)
+    product = _seconds(lambda: exact.search(vectors, 1)) / (len(vectors) * count * dim)
     quantizer, add = exact, 0.0
     if graph:
         owner = untrained(kind, dim, lists, metric)  # whose quantizer goes when it does

@@ -46,9 +46,8 @@ EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, th
 # The real job, with pieces as small as their centroids allow; only the driver reads that number.
 SCRIPT = "from lib.building import assemble; assemble.PIECE_BYTES = 1; from jobs.build_index import main; main()"
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
-# Stages in order: the folders by which they are known, and the share of the kills that have fallen when they end.
-FOLDERS = {"train": ("sample", "train"), "encode": ("rows",), "assemble": ("assemble-",), "merge": ("merge-",)}
-FOLDERS |= {"measure": ("queries-",)}
+# Stages in order: how the first folder of each begins, and the share of the kills that have fallen when it ends.
+FOLDERS = {"train": "sample", "encode": "rows", "assemble": "assemble-", "merge": "merge-", "measure": "queries-"}
 SHARES = {"nothing": 0.0, "train": 0.3, "encode": 0.6, "assemble": 0.8, "merge": 1.0, "measure": 1.0}
 PHASES = ("train",), ("encode",), ("assemble", "merge")  # in each of which a kill must have fallen
 TICK = 0.1  # seconds
@@ -85,8 +84,8 @@ class Output:
 
     def stage(self) -> str:
         """The last stage that has a folder."""
-        there = [*self.names("_build"), *(["rows"] if self.names("rows") else [])]
-        begun = [stage for stage, folders in FOLDERS.items() if any(name.startswith(folders) for name in there)]
+        there = [*self.names(), *self.names("_build")]
+        begun = [stage for stage, folder in FOLDERS.items() if any(name.startswith(folder) for name in there)]
         return begun[-1] if begun else "nothing"
 
     def read(self, name: str) -> bytes:
@@ -124,7 +123,7 @@ class Sights:
         self.output, self.tally, self.random = output, tally, random.Random(seed)
         self.tags: dict[str, str] = {}
         self.seen: set[tuple[str, str]] = set()  # names, each with the digest of what was there
-        self.listings = self.opened = 0
+        self.listings = 0
 
     def watch(self) -> None:
         while not self.tally.over.wait(self.random.uniform(*MOMENTS)):
@@ -147,7 +146,6 @@ class Sights:
             if name.endswith(".faiss"):
                 with self.output.opened(name, data) as index:
                     index.search(np.zeros((1, DIM), np.float32), 1)
-                self.opened += 1
         except (FileNotFoundError, RuntimeError) as error:
             self.tally.fail(f"{name} is listed and does not open: {type(error).__name__}: {error}")
 
@@ -198,9 +196,7 @@ def write_data(url: str, rows: int, seed: int) -> None:
     rng, place = np.random.default_rng(seed), np.arange(rows) % EACH
     vectors = rng.normal(size=(CENTRES, DIM))[rng.integers(CENTRES, size=rows)] + 0.4 * rng.normal(size=(rows, DIM))
     vectors[place == NAN, 0] = np.nan
-    column = pa.FixedSizeListArray.from_arrays(
-        vectors.astype(np.float32).reshape(-1), DIM, mask=pa.array(place == NULL)
-    )
+    column = pa.FixedSizeListArray.from_arrays(np.float32(vectors).ravel(), DIM, mask=pa.array(place == NULL))
     table = pa.table({"id": [f"v-{row:08d}" for row in range(rows)], "embedding": column})
     system, path = verify.filesystem(url)
     system.create_dir(path)
@@ -265,7 +261,7 @@ def one_store(place: str, logs: str, options: dict[str, Any]) -> list[str]:
     observer.look()
     sights.look()
     click.echo(f"  after {time.monotonic() - tally.began:.0f} s, {burning.lives} drivers, kills {burning.kills}")
-    click.echo(f"  {dict(burning.stages)}; {sights.listings} listings, {sights.opened} times a file opened")
+    click.echo(f"  {dict(burning.stages)}; {sights.listings} listings, {len(sights.seen)} files opened")
     problems = [*tally.problems, *differences(calm, fire), *faults(inputs, fire)]
     problems += [f"once with other bytes: {name}" for name, _ in sights.seen - set(fire.digests().items())]
     problems += [f"left: {path}" for path in fire.fs.find(fire.path) if path.endswith(".unfinished")]
@@ -294,11 +290,8 @@ def main(where: str, **options: Any) -> None:
                 server.create_bucket("chaos")
             place = "s3://chaos" if server else str(folder / store)
             problems += [f"{store}: {problem}" for problem in one_store(place, f"{folder}/{store}", options)]
-    for problem in problems:
-        click.echo(f"  WRONG: {problem}")
     if problems:
-        click.echo(f"FAILED: {len(problems)} problems; logs are in {folder}")
-        sys.exit(1)
+        raise click.ClickException("\n  ".join([f"{len(problems)} problems; logs are in {folder}", *problems]))
     shutil.rmtree(folder)
     click.echo("the same index, every row once, and nothing half-written seen")
 
