@@ -10,7 +10,7 @@ import pytest
 from indexed import DIM, MADE, built, clustered, pieces, write, write_many
 
 from lib.building.choose import choose, default_lists, parse_bytes, size_of
-from lib.building.coding import open_piece
+from lib.building.coding import open_merged, open_piece
 from lib.building.growing import balanced
 from lib.errors import InputError, RunError, UsageError
 from lib.indexes import described, efforts, names, parse
@@ -117,6 +117,18 @@ def test_new_files_are_added_without_training_again(here, source, tmp_path, vect
     assert card["recall"][-1]["recall@10"][0] > 0.9
     assert card["drift"]["generations"][1] == pytest.approx(1, abs=0.2)
     assert card["drift"]["rebuild"] == []
+
+
+def test_a_grown_index_is_merged_again(here, source, tmp_path):
+    """--merge after an addition leaves one merged index with everything, and no file of the one before."""
+    shape = {"kind": "ivf-sq8", "lists": LISTS, "merge": 1}
+    built(source, tmp_path / "index", **shape)
+    write(source / "z.parquet", clustered(500, seed=3), first=ROWS)
+    built(source, tmp_path / "index", **shape)
+    (path,) = (tmp_path / "index" / "merged").glob("*.faiss")
+
+    assert open_merged(str(path)).ntotal == ROWS + 500
+    assert len(list((tmp_path / "index" / "merged").iterdir())) == 2
 
 
 def test_drift_is_told(here, source, tmp_path):

@@ -1,15 +1,14 @@
 """What the steps of a build cost a core of this machine: the verbs themselves, over a few random vectors of the same dimensions.
 
 Seconds are those that a core works (process time), not the clock's: what else the machine does hardly counts, and neither does
-waiting for a store. A few seconds altogether. Random vectors have no neighbourhoods: a graph is the slower for it.
+waiting for a store. A few of them altogether. Random vectors have no neighbourhoods: a graph is the slower for it.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..parts import RUN, Part, parquet_bytes, publish_part
 from ..plan import Shard, Slice
 from ..stages import Verb
 from ..storage import Folder
-from . import NUMBER, TRAINED, VECTOR
+from . import CODE, NUMBER, TRAINED, VECTOR
 from .assemble import Assemble
 from .coding import fill, save_index, turns
 from .encode import Encode
@@ -33,6 +32,7 @@ BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that
 CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
 WIDE = 8  # the widest probe seeks a list in so many, as the ladder of efforts ends
 ASKED, LOOKED_UP = 256, 1024  # queries to an index, and vectors assigned
+MOST_TRAINED = 2**62  # vectors that a codec learns of, where faiss takes all there are
 SETTINGS = "query_bs", "database_bs", "threshold"  # of faiss's products, which exact search changes for its process
 
 
@@ -42,10 +42,10 @@ class Costs:
 
     product: a dimension of a centroid, for a vector held against it. narrow: the nearest list of a vector, wide: one in WIDE of
     them for a query; with add, a centroid linked into the graph, all three by `centroids` lists. read, put: a byte of vectors
-    from Parquet and into it. encode: a code without its list; write: its row into a part; fill: a row into a piece. codec: its
-    training, a vector of the codec_rows that it takes at most. truth: a vector held against a query. scan: a code held against
-    one, or, of a graph of vectors, a query at every effort. told, met: a place of a query's list written, and gone through by
-    the driver.
+    from Parquet and into it. encode: a code without its list; write: its row into a part; fill: a row into a piece; repeat: a
+    byte of the empty index, which every piece repeats. codec: its training, a vector of the codec_rows that it takes at most and
+    that are assigned first. truth: a vector held against a query. scan: a code held against one, or, of a graph of vectors, a
+    query at every effort. told, met: a place of a query's list written, and gone through by the driver.
 
     row, place: bytes in Parquet of an encoded row and of a place of a list. trained: of the empty index beside its centroids;
     centroid: of each, its links included.
@@ -63,6 +63,7 @@ class Costs:
     encode: float
     write: float
     fill: float
+    repeat: float
     codec: float
     codec_rows: int
     truth: float
@@ -94,21 +95,21 @@ class Costs:
 
     def lines(self, lists: int, queries: int) -> list[str]:
         """Sentences, in microseconds."""
-        micro, how = 1e6, ""
-        if self.graph:
-            how = f" by their graph (an estimate: {self.narrow * micro:,.1f} with {self.centroids:,}, by the logarithm)"
-        found = [f"assigning {self.assigned(lists) * micro:,.1f} us a vector to {lists:,} lists{how}"] if lists else []
-        return [
-            *found,
-            f"encoding {self.encode * micro:,.2f} us, writing its row {self.write * micro:,.2f} us, filling it into a piece "
-            f"{self.fill * micro:,.2f} us",
-            f"k-means {2e-9 / self.product:,.0f} GFLOP/s, reading vectors {1e-6 / self.read:,.0f} MB/s, writing them "
-            f"{1e-6 / self.put:,.0f} MB/s",
-            f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector, a code scanned "
-            f"{self.scan * 1e9:,.0f} ns"
-            if lists
-            else f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector",
+        micro = 1e6
+        how = f" by their graph, an estimate: {self.narrow * micro:,.1f} us with {self.centroids:,}, by the logarithm"
+        truth = f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector"
+        found = [
+            f"encoding {self.encode * micro:,.2f} us a vector, writing its row {self.write * micro:,.2f} us, filling it into a "
+            f"piece {self.fill * micro:,.2f} us",
+            f"reading vectors {1e-6 / self.read:,.0f} MB/s, writing them {1e-6 / self.put:,.0f} MB/s",
+            f"{truth}, a code scanned for one query {self.scan * 1e9:,.0f} ns" if lists else truth,
         ]
+        if not lists:
+            return found
+        assigning = (
+            f"assigning {self.assigned(lists) * micro:,.1f} us a vector to {lists:,} lists{how if self.graph else ''}"
+        )
+        return [assigning, f"k-means {2e-9 / self.product:,.0f} GFLOP/s", *found]
 
 
 def measure_costs(kind: Kind, dim: int, lists: int, metric: Metric, number: str, row_lists: float) -> Costs:
@@ -154,7 +155,8 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
     product = _seconds(lambda: exact.search(vectors, 1)) / (len(vectors) * count * dim)
-    quantizer, add = exact, 0.0
+    quantizer: Any = exact
+    add = 0.0
     if graph:
         owner = untrained(kind, dim, lists, metric)  # whose quantizer goes when it does
         quantizer = faiss.downcast_index(lists_of(owner).quantizer)
@@ -177,7 +179,8 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
     index = untrained(kind, dim, lists, metric)
     if not kind.lists:
         return index, 0.0, 0
-    inner, points, rounds = faiss.downcast_index(lists_of(index)), vectors[:lists], 0
+    inner: Any = faiss.downcast_index(lists_of(index))
+    points, rounds = vectors[:lists], 0
     for turn in turns(index):
         if isinstance(turn, faiss.OPQMatrix):
             rounds += turn.niter * turn.niter_pq + turn.niter_pq_0
@@ -189,7 +192,7 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
             turn.train(points)
         points = turn.apply(points)
     faiss.downcast_index(inner.quantizer).add(np.ascontiguousarray(points))
-    rows, seconds = inner.train_encoder_num_vectors(), 0.0
+    rows, seconds = inner.train_encoder_num_vectors() or MOST_TRAINED, 0.0
     if hasattr(inner, "pq"):
         groups = np.random.default_rng(1).standard_normal((rows, inner.pq.dsub), dtype=np.float32)
         means = faiss.Kmeans(inner.pq.dsub, inner.pq.ksub, niter=2, min_points_per_centroid=1)
@@ -197,7 +200,7 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
         seconds = once * inner.pq.M * (inner.pq.cp.niter + rounds)
         inner.pq.cp.niter, inner.pq.cp.min_points_per_centroid = 1, 1
     index.train(vectors[:LEAST_ROWS])
-    return index, seconds, rows
+    return index, seconds, rows if inner.by_residual else 0
 
 
 def _steps(
@@ -212,13 +215,17 @@ def _steps(
     folder.publish(QUERIES, parquet_bytes(queries))
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
-    put = (time.process_time() - began) / part.bytes
+    put, size = (time.process_time() - began) / part.bytes, part.bytes
     source = Source(VECTOR, "id", (), dim, False, table.schema, {})
-    shard = _shard(folder, part.part, rows, part.bytes)
+    shard = _shard(folder, part.part, rows, size)
 
-    (read, encoded, written), part = _taken(Encode(source, kind, folder, 1), shard, folder, "rows.parquet")
+    encode = Encode(source, kind, folder, 1)
+    encode.prepare(shard)  # what the first reading of a process takes, no other does
+    (read, encoded, written), part = _taken(encode, shard, folder, "rows.parquet")
     pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
-    (_, filled, _), told = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
+    (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
+    (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
+    filled = max(filled - empty, 0.0)
     if kind.lists:
         filled += _scattered(kind, dim, lists, metric, folder.path(part.part))
     (_, exact, listed), best = _taken(Truth(source, metric, folder, (0,), 1), shard, folder, "truth.parquet")
@@ -228,11 +235,12 @@ def _steps(
     (_, probed, _), _ = _taken(probe, _shard(folder, "piece.faiss", rows, 0), folder, "probe.parquet")
     graph = bool(kind.effort) and not kind.lists
     return {
-        "read": read / Path(folder.path("vectors.parquet")).stat().st_size,
+        "read": read / size,
         "put": put,
         "encode": encoded / rows,
         "write": written / rows,
         "fill": filled / rows,
+        "repeat": empty / len(save_index(index)),
         "truth": exact / rows / ASKED,
         "scan": probed / ASKED / (1 if graph else rows),
         "told": listed / best.rows,
@@ -244,23 +252,24 @@ def _steps(
 
 def _scattered(kind: Kind, dim: int, lists: int, metric: Metric, path: str) -> float:
     """Seconds to fill the codes of a part into as many lists as can be: each list that a part has rows of costs a call."""
-    (table,) = read_parts(pa.table({"path": [path]}), ["code"], {})
+    (table,) = read_parts(pa.table({"path": [path]}), [CODE], {})
     count = min(lists, len(table), FLAT_LISTS)
-    size = table["code"].type.byte_width
-    codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8).reshape(-1, size)
+    size = table[CODE].type.byte_width
+    codes = np.frombuffer(b"".join(table[CODE].to_pylist()), np.uint8).reshape(-1, size)
     numbers, index = np.arange(len(codes)), untrained(kind, dim, count, metric)
     return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
 
 
 def _input(vectors: np.ndarray, number: str) -> pa.Table:
     """Rows as embed_corpus.py leaves them, with numbers of that type."""
-    numbers = pa.array((vectors * 127).astype(np.int8).reshape(-1) if number == "int8" else vectors.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(numbers.cast(pa.type_for_alias(number)), vectors.shape[1])
-    return pa.table({"id": [f"document-{row:09d}" for row in range(len(vectors))], VECTOR: column})
+    numbers = (vectors * 127).astype(np.int8) if number == "int8" else vectors
+    ids = [f"document-{row:09d}" for row in range(len(vectors))]
+    return pa.table({"id": ids, VECTOR: _column(numbers, number)})
 
 
-def _column(vectors: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+def _column(vectors: np.ndarray, number: str = "float") -> pa.Array:
+    numbers = pa.array(vectors.reshape(-1)).cast(pa.type_for_alias(number))
+    return pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
 
 
 def _shard(folder: Folder, name: str, rows: int, size: int) -> Shard:
@@ -279,7 +288,7 @@ def _taken(verb: Verb, shard: Shard, folder: Folder, name: str) -> tuple[Sequenc
     return (prepared - began, worked - prepared, clock() - worked), part
 
 
-def _seconds(step: Any) -> float:
+def _seconds(step: Callable[[], object]) -> float:
     began = time.process_time()
     step()
     return time.process_time() - began

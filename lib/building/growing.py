@@ -137,6 +137,9 @@ def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
     manifest = manifest | {"merged": facts_of(folder, made)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
+    named = {file["name"] for merged in manifest["merged"] for file in merged["files"]}
+    for stale in build.folder.below(MERGED).list().keys() - named:  # of an index before this one
+        build.folder.below(MERGED).remove(stale)
     return manifest
 
 
