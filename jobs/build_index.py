@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from lib.building.forecast import forecast
 from lib.index import build
 from lib.indexing import IndexConfig
 from lib.options import command
@@ -16,6 +17,9 @@ Exit codes: 0 the index and its card are there, 1 error, 2 wrong command."""
 @command(IndexConfig, "build_index.py", EPILOG)
 def main(config: IndexConfig) -> int:
     """Turn vectors into a faiss index with measured recall. Stopped, the same command goes on; grown input is added."""
+    if config.dry_run:
+        click.echo("\n".join(forecast(config)))
+        return 0
     card = build(config, lambda sentence: click.echo(sentence, err=True))
     click.echo(f"{card['vectors']:,} vectors, {card['bytes_per_vector']:.1f} bytes each: {config.output}/README.md")
     return 0

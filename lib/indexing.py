@@ -27,7 +27,9 @@ class IndexConfig(ClusterOptions):
     input: str = field(
         default="", metadata={"help": "Vectors: embed_corpus.py's output, or any Parquet; any fsspec URL."}
     )
-    output: str = field(metadata={"help": "Folder for the index; any fsspec URL. The same command resumes there."})
+    output: str = field(
+        default="", metadata={"help": "Folder for the index; any fsspec URL. The same command resumes there."}
+    )
     kind: str = field(default=AUTO, metadata={"help": f"auto, or one of {', '.join(names())}; as ivf-rabitq:bits=2."})
     lists: int | None = field(
         default=None, metadata={"help": "Inverted lists. Default: near 4 times the square root of the rows.", "min": 1}
@@ -172,6 +174,10 @@ def check(config: IndexConfig) -> None:
         raise UsageError(f"--keep-columns {taken.pop()}: the rows have a column of that name of their own. Rename it")
     if config.suppose and not config.dry_run:
         raise UsageError("--suppose is for --dry-run: it names a corpus that is not there")
+    if config.suppose:
+        return
+    if not config.output:
+        raise UsageError("no --output. Give a folder for the index, as --output index/ or s3://bucket/index/")
     refuse_nested(config.input, corpus_options(config))
 
 

@@ -96,10 +96,10 @@ FLOORS = [
         "building.exporting",
         "building.measure",
     ],
-    ["rerank", "training.plan", "building.training", "finding"],
-    ["rankings", "card", "building.growing"],
-    ["evaluate", "mteb_adapter", "building.recall", "building.exports", "building.card", "asking"],
-    ["legs", "index", "search"],
+    ["rerank", "training.plan", "building.training", "building.costs", "finding"],
+    ["rankings", "card", "building.growing", "building.reckoning"],
+    ["evaluate", "mteb_adapter", "building.recall", "building.expected", "building.exports", "building.card", "asking"],
+    ["legs", "index", "search", "building.forecast"],
     ["finetune"],
 ]
 LIGHT = [

@@ -20,9 +20,10 @@ from .log import Log, Say
 from .reading import File, facts_of, files_of, files_plan
 from .sample import Sample, sample_plan
 from .source import Source
-from .train import CELL_POINTS, LEAST_POINTS, POINTS, Cells, Cluster, Deal, Plan, Train, shares
+from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, POINTS, Cells, Cluster, Deal, Plan, Train, shares
 
 CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
+COPIES = 2  # of the sample that training holds beside it: turned, and less the centroids
 OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 
@@ -113,9 +114,12 @@ def _train(build: Build, plan: Plan, parts: Sequence[Part], rows: int, centroids
     def verb(ledger: Ledger, workers: Workers) -> Train:
         return Train(plan, build.folder, workers.threads, build.storage, centroids)
 
-    bytes_held = 4 * rows * plan.dim
-    job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=bytes_held)
-    _on_one_worker(build, job, "train", [files_of(folder, parts)], say)
+    files = files_of(folder, parts)
+    if centroids:  # only the codec is left to train
+        files = files[:: max(1, rows // CODEC_ROWS)]
+    held = COPIES * 4 * plan.dim * sum(file.rows for file in files)
+    job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=held)
+    _on_one_worker(build, job, "train", [files], say)
 
 
 def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:

@@ -95,7 +95,7 @@ def efforts(kind: Kind, lists: int) -> tuple[int, ...]:
     """The ladder on which recall and speed are measured: powers of two."""
     if not kind.effort:
         return (0,)
-    first, last = (1, min(lists, max(16, lists // 8))) if kind.lists else (16, 512)
+    first, last = (1, min(lists, max(16, lists // 8), 1024)) if kind.lists else (16, 512)
     return tuple(2**power for power in range(first.bit_length() - 1, last.bit_length()))
 
 
@@ -118,6 +118,6 @@ def lists_of(index: Any) -> Any:
     """The part of an index with inverted lists, behind whatever turns the vectors first."""
     import faiss
 
-    found = faiss.extract_index_ivf(index)
+    found: Any = faiss.extract_index_ivf(index)
     found.referenced_objects = [index]  # it is a part of it, and faiss would let the whole go
     return found
