@@ -461,7 +461,7 @@ def main(folder: str, only: str, seeds: str, path: str | None, **options: Any) -
     given = [param.name or "" for param in click.get_current_context().command.params if param.name in options]
     said = " ".join(f"--{name.replace('_', '-')} {options[name]}" for name in given if options[name] is not None)
     head += [f"- `python benchmarks/finetune_quality.py --seeds {seeds} {said}`, all-MiniLM-L6-v2", *machine(load)]
-    text = compose(bench, numbers, head)
+    text = compose(bench, numbers, head).replace(minilm(), "MINILM").replace(f"{ROOT}/", "")
     click.echo(text)
     if path:
         Path(path).write_text(text)
