@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,7 +12,7 @@ from ..indexes import FLAT_LISTS, described
 from ..indexing import Build, corpus_options
 from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger
-from ..parts import Part
+from ..parts import Part, read_manifest
 from ..shuffle import bucket_plan
 from . import TRAINED
 from .log import Log, Say
@@ -29,26 +28,12 @@ OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 def train(build: Build, log: Log, say: Say) -> None:
     """Draw the sample and train on it, or find that done. Raises InputError for too few vectors."""
-    if build.folder.exists(TRAINED):
-        return
-    with log.timed("sample"):
-        parts = draw(build, say)
-    facts = facts_of(build.stage("sample"), parts)
-    _check_lengths(build, facts, parts, log, say)
-    rows = sum(part.rows for part in parts) - sum(fact["held"] for fact in facts)
-    if build.kind.lists and rows < LEAST_POINTS * build.choice.lists:
-        raise InputError(
-            f"{rows:,} vectors to train on are too few for {build.choice.lists:,} lists ({LEAST_POINTS} a list): "
-            f"{sum(part.rows for part in parts):,} rows of the sample have one. Ask for --lists "
-            f"{max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows"
-        )
-    plan = Plan(build.kind, build.vectors.dim, build.choice.lists, build.config.metric)
-    with log.timed("train"):
-        centroids: tuple[str, ...] = ()
-        if build.choice.lists > FLAT_LISTS:
-            centroids, count = _two_levels(build, plan, parts, rows, say)
-            plan = replace(plan, lists=count)
-        _train(build, plan, parts, rows, centroids, say)
+    if not build.folder.exists(TRAINED):
+        with log.timed("sample"):
+            parts = draw(build, say)
+        with log.timed("train"):
+            _train(build, parts, say)
+    _tell_lengths(build, log, say)
 
 
 def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
@@ -92,12 +77,13 @@ def _measured(build: Build) -> Corpus:
     return measure(list_files(options, build.storage), options, build.storage, strict=True)
 
 
-def _check_lengths(build: Build, facts: Sequence[dict[str, Any]], parts: Sequence[Part], log: Log, say: Say) -> None:
+def _tell_lengths(build: Build, log: Log, say: Say) -> None:
     """Tell of vectors whose products are no cosines."""
+    folder = build.stage("sample")
+    parts = read_manifest(folder)  # none where _build was deleted
     rows = sum(part.rows for part in parts)
-    if not rows:
-        raise InputError(f"no row of the sample of {build.config.input} has a vector. Look at its column `error`")
-    share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / rows
+    facts = facts_of(folder, parts)
+    share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / max(rows, 1)
     if build.config.metric == "ip" and share > OFF_UNIT:
         note = (
             f"{share:.0%} of the vectors are not of length 1: products rank long vectors first. If cosines are wanted, build "
@@ -107,19 +93,37 @@ def _check_lengths(build: Build, facts: Sequence[dict[str, Any]], parts: Sequenc
         say(f"warning: {note}")
 
 
-def _train(build: Build, plan: Plan, parts: Sequence[Part], rows: int, centroids: tuple[str, ...], say: Say) -> None:
-    folder = build.stage("sample")
+def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
+    folder, plan = build.stage("sample"), Plan(build.kind, build.vectors.dim, build.choice.lists, build.config.metric)
+    rows = _trainable(build, parts)
+    files = files_of(folder, parts)
+    centroids: tuple[str, ...] = ()
+    if plan.lists > FLAT_LISTS:
+        centroids, count = _two_levels(build, plan, parts, rows, say)
+        plan = replace(plan, lists=count)
+        files = files[:: max(1, rows // CODEC_ROWS)]  # only the codec is left to train
     said = f"training {described(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else "")
 
     def verb(ledger: Ledger, workers: Workers) -> Train:
         return Train(plan, build.folder, workers.threads, build.storage, centroids)
 
-    files = files_of(folder, parts)
-    if centroids:  # only the codec is left to train
-        files = files[:: max(1, rows // CODEC_ROWS)]
     held = COPIES * 4 * plan.dim * sum(file.rows for file in files)
     job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=held)
     _on_one_worker(build, job, "train", [files], say)
+
+
+def _trainable(build: Build, parts: Sequence[Part]) -> int:
+    """Vectors of the sample that are there to train on. Raises InputError where they are too few."""
+    there = sum(part.rows for part in parts)
+    rows = there - sum(fact["held"] for fact in facts_of(build.stage("sample"), parts))
+    if not rows:
+        raise InputError(f"no row of the sample of {build.config.input} has a vector. Look at its column `error`")
+    if build.kind.lists and rows < LEAST_POINTS * build.choice.lists:
+        raise InputError(
+            f"{rows:,} vectors to train on are too few for {build.choice.lists:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
+            f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows"
+        )
+    return rows
 
 
 def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:
