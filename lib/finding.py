@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from .building.coding import open_piece
 from .building.reading import matrix
 from .building.source import Source
-from .indexes import Kind, Metric
+from .indexes import Kind, Metric, scores_of
 from .parts import read_manifest
 from .plan import Shard
 from .ranking import best, rank_ids
@@ -76,7 +76,7 @@ class Find:
             )
             there = numbers.reshape(-1) >= 0
             rows = np.repeat(np.arange(len(asked)), numbers.shape[1])[there]
-            found = (scores if self.metric == "ip" else -scores).reshape(-1)[there]
+            found = scores_of(self.kind, self.metric, scores).reshape(-1)[there]
             ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
             listed = _ranked(asked["id"].combine_chunks(), rows, ids, found, self.most)
             lacking = queries.filter(pc.invert(good)) if self.firsts[name][0] == 0 else queries.slice(0, 0)

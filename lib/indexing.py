@@ -38,8 +38,9 @@ class IndexConfig(ClusterOptions):
         default=None, metadata={"help": "What the index may take while it serves, as 64GB; auto keeps to it."}
     )
     recall: float = field(default=0.9, metadata={"help": "recall@10 that is wanted: for auto, and for the advice."})
-    metric: Metric = field(default="ip", metadata={"help": "Inner product (cosine of normalised vectors), or l2."})
-    normalize: bool = field(default=False, metadata={"help": "Make every vector's length 1 first."})
+    metric: Metric = field(
+        default="cosine", metadata={"help": "cosine: every vector's length is made 1. ip: inner product. l2: distance."}
+    )
     vector_column: str = field(default="embedding", metadata={"help": "Column with the vectors."})
     id_column: str | None = field(
         default=None, metadata={"help": "Column that names a row. Default: 'id' if there is one, else FILE#POSITION."}
@@ -184,7 +185,7 @@ def check(config: IndexConfig) -> None:
 def settings(config: IndexConfig, storage: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes the index. What is measured, merged or exported besides may change."""
     fs, path = filesystem(config.input, storage)
-    named = ("kind", "lists", "metric", "normalize", "vector_column", "id_column", "limit", "sample_rows", "shard_rows")
+    named = ("kind", "lists", "metric", "vector_column", "id_column", "limit", "sample_rows", "shard_rows")
     found = {name: getattr(config, name) for name in named} | {"keep_columns": list(config.keep_columns)}
     auto = {"memory": config.memory, "recall": config.recall} if config.kind == AUTO else {}
     return {"verb": "index", "input": fs.unstrip_protocol(path)} | found | auto

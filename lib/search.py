@@ -81,7 +81,7 @@ def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, output: 
             vectors.id_column,
             (),
             card["dim"],
-            card["normalized_here"],
+            card["metric"] == "cosine",
             ledger.columns,
             folder.options,
             ranges,

@@ -101,7 +101,7 @@ def test_milvus_is_given_ids_and_vectors(build, tmp_path):
 
 def test_pinecone_is_given_ids_values_and_metadata(build, tmp_path):
     """Its files have `id`, `values` and `metadata`, the kept columns as JSON without nulls; vectors are those the index is of."""
-    build(exports=("pinecone",), keep_columns=("title", "year"), normalize=True)
+    build(exports=("pinecone",), keep_columns=("title", "year"), metric="cosine")
     table = read(tmp_path / "index/exports/pinecone/__default__")
     vectors = made_vectors()[good_rows()]
 

@@ -56,7 +56,7 @@ def plain(output, kind: str, vectors: np.ndarray) -> faiss.Index:
     """The trained index with all vectors added in one process by faiss itself."""
     index = load_index((output / "trained.faiss").read_bytes())
     numbers = np.arange(len(vectors), dtype=np.int64)
-    index.add_with_ids(vectors, numbers)
+    index.add_with_ids(vectors / np.linalg.norm(vectors, axis=1)[:, None], numbers)
     return parse(kind).finished(index)
 
 
@@ -73,7 +73,8 @@ def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vec
                 faiss.ParameterSpace().set_index_parameter(each, parse(kind).effort, effort)
         (scores, found), (scores_wanted, found_wanted) = index.search(queries, 10), wanted.search(queries, 10)
 
-        np.testing.assert_array_equal(scores, scores_wanted)
+        # What fast-scan has computed ahead of a search is rounded otherwise in an index that was read.
+        np.testing.assert_allclose(scores, scores_wanted, rtol=1e-5 if "fastscan" in kind else 0)
         untied = np.ones_like(found, bool)
         untied[:, 1:] &= scores[:, 1:] != scores[:, :-1]
         untied[:, :-1] &= untied[:, 1:]
@@ -103,7 +104,7 @@ def test_the_card_tells_the_recall_that_numpy_measures(here, source, tmp_path, v
             true = np.argsort(-scores, axis=1)[:, :cut]
             mine = [[n for n in line if n != own][:cut] for line, own in zip(found, numbers, strict=True)]
             hits = [len(set(a) & set(b)) / cut for a, b in zip(mine, true.tolist(), strict=True)]
-            assert row[f"recall@{cut}"][0] == pytest.approx(np.mean(hits), abs=0.006)  # of ties faiss lists any
+            assert row[f"recall@{cut}"][0] == pytest.approx(np.mean(hits), abs=0.04 if "fastscan" in kind else 0.006)  # of ties any
 
 
 def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_path):
@@ -230,22 +231,22 @@ def test_bad_vectors_are_kept_out_with_a_reason_and_counted(here, tmp_path, vect
 
 
 def test_vectors_that_are_not_normalised(here, tmp_path, vectors):
-    """For inner products that is told; --normalize makes it the index of the normalised ones, zeros kept out."""
+    """For inner products that is told; --metric cosine, the default, makes it the index of the normalised ones, zeros kept out."""
     long = vectors * np.linspace(0.5, 3, ROWS, dtype=np.float32)[:, None]
     long[3] = 0
     write(tmp_path / "long" / "0.parquet", long)
     write(tmp_path / "unit" / "0.parquet", vectors, absent=(3,))
     said: list[str] = []
-    config = IndexConfig(input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat")
+    config = IndexConfig(input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat", metric="ip")
     card = build(config, said.append)
-    normal = built(tmp_path / "long", tmp_path / "b", kind="flat", normalize=True)
+    normal = built(tmp_path / "long", tmp_path / "b", kind="flat")
     built(tmp_path / "unit", tmp_path / "c", kind="flat")
     queries = clustered(20, seed=7)
     found = [open_piece(str(pieces(tmp_path / name)[0])).search(queries, 10)[1] for name in ("b", "c")]
 
-    assert any("--normalize" in line for line in said)
-    assert any("--normalize" in note for note in card["notes"])
-    assert not normal["notes"]
+    assert any("--metric cosine" in line for line in said)
+    assert any("--metric cosine" in note for note in card["notes"])
+    assert "they were made so" in normal["notes"][0]
     np.testing.assert_array_equal(*found)
     assert normal["without_vector"] == 1
 

@@ -20,6 +20,12 @@ README, CURVE = "README.md", "curve.svg"
 DRIFTED = 1.25  # times the training sample's error: its centroids no longer lie where the new vectors do
 FULL = 8  # times the vectors that the lists were chosen for: they have become long
 
+METRICS = {
+    "cosine": "cosine: lengths were made 1, make the queries' so too; where there are lists faiss gives d, the squared distance, and "
+    "the cosine is 1 - d / 2",
+    "ip": "inner product, lengths as they came",
+    "l2": "squared distance, lengths as they came",
+}
 USE = """```python
 import faiss  # no Shoal needed
 
@@ -41,7 +47,6 @@ def write_card(
         "why": list(build.choice.why),
         "lists": lists_in(build),
         "metric": config.metric,
-        "normalized_here": config.normalize,
         "dim": build.vectors.dim,
         "made": dict(build.vectors.made),
         "input": config.input,
@@ -116,8 +121,7 @@ def markdown(card: Mapping[str, Any], piece: str) -> str:
         "model": f"{made['model']}, revision {made['revision']}" if made.get("model") else "not told by the vectors",
         "prompt of the passages": repr(made["prompt"]) if made.get("prompt") else "none",
         "vectors": f"{card['vectors']:,} of {card['dim']} dimensions, {card['without_vector']:,} rows without one",
-        "metric": "inner product" if card["metric"] == "ip" else "l2",
-        "lengths": "made 1 here" if card["normalized_here"] else f"as they came (normalized: {made.get('normalized')})",
+        "metric": METRICS[card["metric"]],
         "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces",
         "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
         "drift": f"{card['drift']['generations']} x the sample's error",

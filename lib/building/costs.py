@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..indexes import FLAT_LISTS, Kind, Metric, efforts, lists_of, untrained
+from ..indexes import FLAT_LISTS, Kind, Metric, by_products, efforts, lists_of, untrained
 from ..parts import RUN, Part, parquet_bytes, publish_part
 from ..plan import Shard, Slice
 from ..stages import Verb
@@ -151,7 +151,7 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     import faiss
 
     graph = lists > FLAT_LISTS
-    exact = (faiss.IndexFlatIP if metric == "ip" else faiss.IndexFlatL2)(dim)
+    exact = (faiss.IndexFlatIP if by_products(kind, metric) else faiss.IndexFlatL2)(dim)
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
     product = _seconds(lambda: exact.search(vectors, 1)) / (len(vectors) * count * dim)

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ..cluster import Workers
 from ..errors import RunError, UsageError
-from ..indexes import described, lists_of
+from ..indexes import by_products, described, lists_of
 from ..indexing import Build
 from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
@@ -221,7 +221,9 @@ def _centroids(build: Build, say: Say) -> None:
         for name, array in arrays.items():
             np.save(f"{folder}/{name}.npy", array)
             place.put(f"{name}.npy", f"{folder}/{name}.npy")
-    place.publish(README, explained(arrays, build.config.metric, lists_of(index).by_residual).encode())
+    place.publish(
+        README, explained(arrays, by_products(build.kind, build.config.metric), lists_of(index).by_residual).encode()
+    )
     say(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
 
 
@@ -242,12 +244,12 @@ def trained_arrays(index: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-def explained(arrays: Mapping[str, np.ndarray], metric: str, residual: bool) -> str:
+def explained(arrays: Mapping[str, np.ndarray], products: bool, residual: bool) -> str:
     """The README beside them, as Markdown. residual: whether codes are of what a vector has beside its centroid."""
     lists, dim = arrays[CENTROIDS].shape
     turned = ROTATION in arrays
     vector = "`x @ rotation.T`" if turned else "`x`"
-    measure = "greatest inner product with" if metric == "ip" else "least Euclidean distance from"
+    measure = "greatest inner product with" if products else "least Euclidean distance from"
     said = [
         "# Centroids",
         f"`centroids.npy`: float32 [{lists}, {dim}], row i for list i; the column `list` of `rows/` names it.",

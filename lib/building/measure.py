@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..indexes import Kind, Metric, set_effort
+from ..indexes import Kind, Metric, scores_of, set_effort
 from ..nearest import nearest
 from ..parts import Part
 from ..plan import Shard
@@ -96,7 +96,7 @@ class Probe:
                     began = time.perf_counter()
                     scores, numbers = index.search(queries, MOST + 1)
                     seconds[effort] = (time.perf_counter() - began) * self.threads
-                    tables.append(_lists(scores if self.metric == "ip" else -scores, numbers, effort))
+                    tables.append(_lists(scores_of(self.kind, self.metric, scores), numbers, effort))
             facts = json.dumps({"seconds": seconds})
             return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
 
@@ -108,7 +108,7 @@ class Probe:
 
 def as_products(vectors: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:
     """Vectors whose products are ranked as the metric ranks these: for l2 a dimension more, so that q x - |x|^2 / 2 counts."""
-    if metric == "ip":
+    if metric != "l2":
         return vectors
     last = np.ones(len(vectors)) if queries else -np.sum(vectors.astype(np.float64) ** 2, axis=1) / 2
     return np.concatenate([vectors, last[:, None].astype(np.float32)], axis=1)

@@ -53,7 +53,7 @@ class Sample:
         files = np.repeat([piece.path for piece in shard.slices], [piece.rows for piece in shard.slices])
         lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.slices])
         data = {VECTOR: column, FILE: files[places], ROW: lines[places], HELD: np.arange(len(places)) < held}
-        facts = {"off_unit": off_unit(drawn), "good": int(rows.good.sum()), "held": held}
+        facts = {"off_unit": off_unit(rows.lengths[places]), "good": int(rows.good.sum()), "held": held}
         table = pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts)})
         return {"rows": table}, {"read": time.perf_counter() - began}
 

@@ -103,11 +103,13 @@ def _first_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a shard. table: `id` and the carried columns; vectors: float32 [n, dim], zeros where reasons (string) has one."""
+    """Rows of a shard. table: `id` and the carried columns; vectors: float32 [n, dim], zeros where reasons (string) has one;
+    lengths: float32 [n], as they came."""
 
     table: pa.Table
     vectors: np.ndarray
     reasons: pa.Array
+    lengths: np.ndarray
 
     @property
     def good(self) -> np.ndarray:
@@ -133,17 +135,17 @@ class Source:
         names = list(dict.fromkeys(name for name in wanted if name))
         table = read(shard, names, self.columns, self.storage)
         ids = table[self.id_column] if self.id_column else table["_source"]
-        vectors, reasons = self._numbers(table[self.column].combine_chunks())
+        vectors, lengths, reasons = self._numbers(table[self.column].combine_chunks())
         said = [table["_error"].combine_chunks()]
         if REASON in names and pa.types.is_string(table[REASON].type):
             said.append(table[REASON].combine_chunks())
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
         vectors[reasons.is_valid().to_numpy(zero_copy_only=False)] = 0
         kept = pa.table({"id": ids.cast(pa.large_string())} | {name: table[name] for name in self.carried})
-        return Rows(kept, vectors, reasons)
+        return Rows(kept, vectors, reasons, lengths)
 
-    def _numbers(self, column: pa.Array) -> tuple[np.ndarray, pa.Array]:
-        """float32 [n, dim], and why a row is no vector (string, null where it is one)."""
+    def _numbers(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """float32 [n, dim], their lengths as they came, and why a row is no vector (string, null where it is one)."""
         whole = pc.equal(pc.list_value_length(column), self.dim).fill_null(False).to_numpy(zero_copy_only=False)
         held = column.filter(pa.array(whole))
         flat = held.flatten().to_numpy(zero_copy_only=False)
@@ -163,10 +165,9 @@ class Source:
         reasons[~np.isfinite(lengths)] = "the vector is not finite"
         reasons[~whole] = f"not a vector of {self.dim} dimensions"
         reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
-        return vectors, pa.array(reasons, pa.string())
+        return vectors, lengths, pa.array(reasons, pa.string())
 
 
-def off_unit(vectors: np.ndarray) -> float:
-    """The share of vectors ([n, dim]) whose length is not 1."""
-    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-    return float(np.mean(np.abs(lengths - 1) > UNIT)) if len(vectors) else 0.0
+def off_unit(lengths: np.ndarray) -> float:
+    """The share of vectors whose length ([n]) is not 1."""
+    return float(np.mean(np.abs(lengths - 1) > UNIT)) if len(lengths) else 0.0

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..indexes import Kind, Metric, lists_of, untrained
+from ..indexes import Kind, Metric, by_products, lists_of, untrained
 from ..parts import GROUPS
 from ..plan import Shard
 from ..rows import read
@@ -43,6 +43,10 @@ class Plan:
     dim: int
     lists: int
     metric: Metric
+
+    @property
+    def products(self) -> bool:
+        return by_products(self.kind, self.metric)
 
     def empty(self) -> Any:
         index = untrained(self.kind, self.dim, self.lists, self.metric)
@@ -129,7 +133,7 @@ class Cells:
 
         def work(bundle: Bundle) -> Bundle:
             sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
-            self.folder.claim(CELLS, npy(kmeans(sample, self.cells, self.plan.metric)))
+            self.folder.claim(CELLS, npy(kmeans(sample, self.cells, self.plan.products)))
             return {"rows": pa.table({"cells": [self.cells]})}
 
         return work
@@ -155,7 +159,7 @@ class Deal:
 
         faiss.omp_set_num_threads(self.threads)
         cells = from_npy(self.folder.read(CELLS))
-        quantizer = flat(cells, self.plan.metric)
+        quantizer = flat(cells, self.plan.products)
 
         def work(bundle: Bundle) -> Bundle:
             (table,) = read_parts(bundle[PATHS], [VECTOR, HELD], self.storage)
@@ -195,7 +199,7 @@ class Cluster:
         def work(bundle: Bundle) -> Bundle:
             share = json.loads(bundle["rows"].schema.metadata[FACTS])["share"]
             points = matrix(bundle["rows"][VECTOR])
-            made = kmeans(points, share, self.plan.metric) if share else points[:0]
+            made = kmeans(points, share, self.plan.products) if share else points[:0]
             column = pa.FixedSizeListArray.from_arrays(pa.array(made.reshape(-1)), self.plan.dim)
             return {"rows": pa.table({VECTOR: column})}
 
@@ -211,21 +215,20 @@ def shares(points: np.ndarray, lists: int) -> np.ndarray:
     return np.minimum(np.diff(ends, prepend=0), points)
 
 
-def kmeans(points: np.ndarray, count: int, metric: Metric) -> np.ndarray:
-    """float32 [count, dim]: centroids, as an index of that metric trains its own; their directions for products."""
+def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
+    """float32 [count, dim]: centroids as faiss trains its own; for products, their directions."""
     import faiss
 
-    spherical = metric == "ip"
-    means = faiss.Kmeans(points.shape[1], count, niter=ITERATIONS, spherical=spherical, min_points_per_centroid=1)
+    means = faiss.Kmeans(points.shape[1], count, niter=ITERATIONS, spherical=products, min_points_per_centroid=1)
     means.train(np.ascontiguousarray(points))
     assert means.centroids is not None
     return means.centroids
 
 
-def flat(vectors: np.ndarray, metric: Metric) -> Any:
+def flat(vectors: np.ndarray, products: bool) -> Any:
     import faiss
 
-    index = (faiss.IndexFlatIP if metric == "ip" else faiss.IndexFlatL2)(vectors.shape[1])
+    index = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors))
     return index
 

@@ -23,6 +23,10 @@ from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, POINTS, Cells, Cluster
 
 CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
 COPIES = 2  # of the sample that training holds beside it: turned, and less the centroids
+LENGTHS = {
+    "cosine": "they were made so. If the model is meant for products of vectors as they are, build with --metric ip",
+    "ip": "products rank long vectors first. If cosines are wanted, build with --metric cosine",
+}
 OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 
@@ -45,7 +49,7 @@ def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> S
         build.id_column,
         carried,
         build.vectors.dim,
-        config.normalize,
+        config.metric == "cosine",
         columns,
         build.storage,
         ranges,
@@ -84,11 +88,8 @@ def _tell_lengths(build: Build, log: Log, say: Say) -> None:
     rows = sum(part.rows for part in parts)
     facts = facts_of(folder, parts)
     share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / max(rows, 1)
-    if build.config.metric == "ip" and share > OFF_UNIT:
-        note = (
-            f"{share:.0%} of the vectors are not of length 1: products rank long vectors first. If cosines are wanted, build "
-            "again with --normalize"
-        )
+    if build.config.metric != "l2" and share > OFF_UNIT:
+        note = f"{share:.0%} of the vectors are not of length 1: {LENGTHS[build.config.metric]}"
         log.notes.append(note)
         say(f"warning: {note}")
 

@@ -46,12 +46,11 @@ EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, th
 # The real job, with pieces as small as their centroids allow; only the driver reads that number.
 SCRIPT = "from lib.building import assemble; assemble.PIECE_BYTES = 1; from jobs.build_index import main; main()"
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
-# Stages in order: how the first folder of each begins, and the share of the kills that have fallen when it ends.
-FOLDERS = {"train": "sample", "encode": "rows", "assemble": "assemble-", "merge": "merge-", "measure": "queries-"}
-SHARES = {"nothing": 0.0, "train": 0.3, "encode": 0.6, "assemble": 0.8, "merge": 1.0, "measure": 1.0}
-PHASES = ("train",), ("encode",), ("assemble", "merge")  # in each of which a kill must have fallen
+# By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
+SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
+PHASES = ("sample", "train"), ("rows",), ("assemble", "merge")  # in each of which a kill must have fallen
 TICK = 0.1  # seconds
-FLIGHT = 0.0, 2.5  # seconds after the first worker of a stage, or after a kill, at which the next kill falls
+FLIGHT = 0.0, 2.0  # seconds after the first worker of a stage, or after a kill, at which the next kill falls
 EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 MOMENTS = 0.05, 0.6  # seconds between two listings of the index
@@ -83,10 +82,9 @@ class Output:
         return {name: hashlib.sha256(self.read(name)).hexdigest() for name in self.files()}
 
     def stage(self) -> str:
-        """The last stage that has a folder."""
-        there = [*self.names(), *self.names("_build")]
-        begun = [stage for stage, folder in FOLDERS.items() if any(name.startswith(folder) for name in there)]
-        return begun[-1] if begun else "nothing"
+        """The last that has a folder, of SHARES."""
+        there = ["", *self.names(), *self.names("_build")]
+        return [stage for stage in SHARES if any(name.startswith(stage) for name in there)][-1]
 
     def read(self, name: str) -> bytes:
         return self.fs.cat_file(f"{self.path}/{name}")
@@ -104,7 +102,11 @@ class Output:
             if name.startswith("merged/"):
                 path.with_suffix(".ivfdata").write_bytes(self.read(str(Path(name).with_suffix(".ivfdata"))))
                 flags = faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR
-            yield faiss.read_index(str(path), flags)
+            index = faiss.read_index(str(path), flags)
+            lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
+            if flags and lists.totsize > path.with_suffix(".ivfdata").stat().st_size:  # a search would end this process
+                raise RuntimeError("the file of its lists is cut")
+            yield index
 
     def numbers(self, name: str) -> np.ndarray:
         """The rows that a file holds, list by list."""
@@ -114,10 +116,7 @@ class Output:
 
 
 class Sights:
-    """A reader of faiss's files: what is listed opens and answers, at first sight and whenever it is put again, and stays.
-
-    Run `watch` in a thread; `look` once more at the end.
-    """
+    """Sees to it that every file of faiss opens and answers whenever it is listed, and stays. Run `watch` in a thread."""
 
     def __init__(self, output: Output, tally: Tally, seed: int) -> None:
         self.output, self.tally, self.random = output, tally, random.Random(seed)
@@ -224,8 +223,7 @@ def faults(inputs: str, output: Output) -> list[str]:
         missing, more = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
         return [f"rows/: {missing.total()} missing, {more.total()} doubled or foreign; or in another order"]
     bad = np.isin(np.arange(len(wanted)) % EACH, (NULL, NAN))
-    told = [np.array_equal(rows["error"].is_valid(), bad), np.array_equal(rows["list"].is_null(), bad)]
-    problems = [] if all(told) else ["rows/: reasons or lists at other rows than those without a vector"]
+    problems = [] if np.array_equal(rows["error"].is_valid(), bad) else ["rows/: reasons at other rows"]
     manifest, digests = output.told("manifest.json"), output.digests()
     named = {f"pieces/{p['name']}": p["sha256"] for made in manifest["generations"] for p in made["pieces"]}
     named |= {f"merged/{file['name']}": file["sha256"] for made in manifest["merged"] for file in made["files"]}
