@@ -192,7 +192,11 @@ def collected(bench: Bench, number: int, kinds: Sequence[str], trainings: Sequen
 @click.option("--texts", type=int, help="Passages the vectors are mixed of. Default: all of WordNet.")
 @click.option("--lists", type=int, help="Default: what the job takes.")
 @click.option(
-    "--metric", type=click.Choice(["cosine", "ip", "l2"]), default="cosine", show_default=True, help="Of ours, and the script's."
+    "--metric",
+    type=click.Choice(["cosine", "ip", "l2"]),
+    default="cosine",
+    show_default=True,
+    help="Of ours, and the script's.",
 )
 @click.option("--queries", default=1000, show_default=True, help="Held out of the sample.")
 @click.option("--cores", default=2, show_default=True, help="And workers.")

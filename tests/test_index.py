@@ -104,7 +104,9 @@ def test_the_card_tells_the_recall_that_numpy_measures(here, source, tmp_path, v
             true = np.argsort(-scores, axis=1)[:, :cut]
             mine = [[n for n in line if n != own][:cut] for line, own in zip(found, numbers, strict=True)]
             hits = [len(set(a) & set(b)) / cut for a, b in zip(mine, true.tolist(), strict=True)]
-            assert row[f"recall@{cut}"][0] == pytest.approx(np.mean(hits), abs=0.04 if "fastscan" in kind else 0.006)  # of ties any
+            assert row[f"recall@{cut}"][0] == pytest.approx(
+                np.mean(hits), abs=0.04 if "fastscan" in kind else 0.006
+            )  # of ties any
 
 
 def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_path):
