@@ -35,13 +35,14 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node
+chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
 	$(BIN)/python -m tests.chaos.evaluation
 	$(BIN)/python -m tests.chaos.finetune
 	$(BIN)/python -m tests.chaos.finetune --parallel fsdp --kills 2 --driver-kills 0
 	$(BIN)/python -m tests.chaos.finetune --lose-node
+	$(BIN)/python -m tests.chaos.index
 
 scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; MiniLM on wn-8k
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
@@ -56,6 +57,8 @@ bench: .venv/ready  ## each job side by side with its peers, on this machine
 	$(BIN)/python -m benchmarks.search_cpu
 	$(BIN)/python -m benchmarks.finetune_cpu
 	$(BIN)/python -m benchmarks.finetune_quality
+	$(BIN)/python -m benchmarks.index_vectors
+	$(BIN)/python -m benchmarks.index_cpu
 
 size:  ## lines a file
 	@git ls-files '*.py' | xargs wc -l | sort -n
