@@ -84,8 +84,7 @@ def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path
     assert rows == [{"query_id": "d1", "passage_id": None, "score": None, "error": "empty text"}]
 
 
-@pytest.mark.parametrize("kind", names())
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("kind", "many"), [*((name, False) for name in names()), ("ivf-rabitq", True), ("flat", True)])
 def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors, queries, monkeypatch, kind, many):
     """--allow keeps to its ids in every kind, and still fills the lists from them."""
     if many:
