@@ -50,7 +50,7 @@ CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
 PHASES = ("sample", "train"), ("rows",), ("assemble", "merge")  # in each of which a kill must have fallen
 TICK = 0.1  # seconds
-FLIGHT = 0.0, 2.0  # seconds after the first worker of a stage, or after a kill, at which the next kill falls
+FLIGHTS = 1.5, 6.0  # seconds, at most, from a stage's first worker, or a kill, to the next: while it loads, or at work
 EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 MOMENTS = 0.05, 0.6  # seconds between two listings of the index
@@ -168,7 +168,7 @@ class StagedFire(Fire):
                 before = {worker.pid for worker in workers}
                 fresh = [worker for worker in workers if worker.pid not in old]
                 if fresh and due == math.inf:
-                    due = time.monotonic() + self.random.uniform(*FLIGHT)
+                    due = time.monotonic() + self.random.uniform(0, self.random.choice(FLIGHTS))
                 if time.monotonic() < due or self.stages.total() >= math.ceil(self.wanted * SHARES[stage]):
                     continue
                 victim = self.random.choice(fresh) if fresh and self.random.random() < WORKER_SHARE else driver
@@ -177,7 +177,7 @@ class StagedFire(Fire):
                     self._tell("driver" if victim is driver else "worker", stage)
                 if victim is driver:
                     return True
-                due = time.monotonic() + self.random.uniform(*FLIGHT)
+                due = time.monotonic() + self.random.uniform(0, self.random.choice(FLIGHTS))
             return False
         finally:
             driver.kill()
