@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,39 @@ def _forget(output, stage: str) -> None:
             path.unlink()
     if stage == "card":
         (output / "card.json").unlink()
+
+
+@pytest.mark.parametrize("lost", ["_manifest.parquet", None])
+def test_a_kill_between_what_was_trained_and_its_part(here, source, tmp_path, lost):
+    """With TRAINED published and its stage not audited, or with _build deleted, the same command ends with the same index."""
+    output = tmp_path / "index"
+    first = built(source, output, kind="ivf-pq", lists=LISTS)
+    before = contents(output)
+    (output / "card.json").unlink()
+    if lost:
+        (output / "_build" / "train" / lost).unlink()
+    else:
+        shutil.rmtree(output / "_build")
+    again = built(source, output, kind="ivf-pq", lists=LISTS)
+
+    assert contents(output) == before
+    assert again["drift"] == first["drift"]
+    assert again["recall"][-1]["recall@10"] == first["recall"][-1]["recall@10"]
+
+
+def test_what_killed_writers_left_is_swept(here, source, tmp_path):
+    """Unfinished files of names that are published do not stay."""
+    output = tmp_path / "index"
+    built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
+    left = [
+        path.with_name(f".{path.name}.{'0' * 32}.unfinished") for path in (pieces(output)[0], output / "trained.faiss")
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    (output / "manifest.json").unlink()
+    built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
+
+    assert not any(path.exists() for path in left)
 
 
 def test_the_same_command_again_changes_nothing(here, source, tmp_path):

@@ -23,7 +23,7 @@ from ..plan import Shard
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import CODE, FACTS, LIST, TRAINED
-from .coding import fill, load_index, open_merged
+from .coding import fill, load_index, open_merged, open_piece
 from .reading import PATHS, paths_of, read_parts
 
 PIECE_BYTES = 1 << 30  # of codes in a piece; the worker that fills it holds up to twice as much
@@ -121,7 +121,6 @@ class Merge:
 
     def _work(self, bundle: Bundle) -> Bundle:
         import faiss
-        from faiss.contrib.ondisk import merge_ondisk
 
         began = time.perf_counter()
         name = json.loads(bundle[PATHS].schema.metadata[FACTS])["name"]
@@ -132,9 +131,7 @@ class Merge:
                 for number, path in enumerate(bundle[PATHS]["path"].to_pylist())
             ]
             data = f"{Path(name).stem}{DATA}"
-            merge_ondisk(index, pieces, f"{place}/{data}")
-            lists: Any = faiss.downcast_InvertedLists(lists_of(index).invlists)
-            lists.filename = data  # faiss would keep this folder's name
+            _merge(index, pieces, place, data)
             faiss.write_index(index, f"{place}/{name}")
             vectors = open_merged(f"{place}/{name}").ntotal
             if vectors != index.ntotal:
@@ -144,6 +141,24 @@ class Merge:
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
+
+
+def _merge(index: Any, pieces: Sequence[str], place: str, data: str) -> None:
+    """Give an empty index the lists of all pieces, in the file `data` of the folder `place`.
+
+    faiss.contrib.ondisk.merge_ondisk does the same, but keeps every piece open for the life of the process.
+    """
+    import faiss
+
+    opened, inner = [open_piece(path) for path in pieces], lists_of(index)
+    pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
+    for piece in opened:
+        pointers.push_back(lists_of(piece).invlists)
+    lists: Any = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, f"{place}/{data}")
+    index.ntotal = inner.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
+    inner.replace_invlists(lists, True)
+    lists.this.disown()
+    lists.filename = data  # which readers seek beside the index; faiss would keep this folder's name
 
 
 def _put(folder: Folder, place: str, name: str) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
     }
     manifest = {"generations": [*manifest["generations"], generation], "merged": []}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
+    build.folder.below(PIECES).sweep(done={piece["name"] for piece in pieces_of(manifest)})
+    build.folder.sweep(done={TRAINED, MANIFEST})
     return manifest
 
 
@@ -140,6 +142,7 @@ def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     named = {file["name"] for merged in manifest["merged"] for file in merged["files"]}
     for stale in build.folder.below(MERGED).list().keys() - named:  # of an index before this one
         build.folder.below(MERGED).remove(stale)
+    build.folder.below(MERGED).sweep(done=named)
     return manifest
 
 

@@ -83,8 +83,9 @@ class Train:
             if self.centroids:
                 give_centroids(index, self._centroids())
                 sample = sample[:: max(1, len(sample) // CODEC_ROWS)]
-            index.train(sample)
-            self.folder.claim(TRAINED, save_index(index))
+            if not self.folder.exists(TRAINED):  # as after a kill between this and the part that tells of it
+                index.train(sample)
+                self.folder.claim(TRAINED, save_index(index))
             kept = load_index(self.folder.read(TRAINED))
             fit = sample[:: max(1, len(sample) // CODEC_ROWS)]
             facts = {"seconds": time.perf_counter() - began, "rows": rows, "error": error_of(kept, fit)}

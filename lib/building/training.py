@@ -31,8 +31,11 @@ OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 
 def train(build: Build, log: Log, say: Say) -> None:
-    """Draw the sample and train on it, or find that done. Raises InputError for too few vectors."""
-    if not build.folder.exists(TRAINED):
+    """Draw the sample and train on it, or find that done. Raises InputError for too few vectors.
+
+    Where _build was deleted the sample is drawn again, to tell of drift; what was trained stays.
+    """
+    if not (build.folder.exists(TRAINED) and read_manifest(build.stage("train"))):
         with log.timed("sample"):
             parts = draw(build, say)
         with log.timed("train"):
