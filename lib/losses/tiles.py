@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 4096  # rows and columns; 64 MiB in float32, of which four live at once
+# Rows and columns; four tiles live at once. On a CPU the small one is a quarter faster than the large, too.
+CPU_TILE, TILE = 1024, 4096  # 4 and 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def log_partition(
     scale: Tensor,
     excluded: Excluded | None = None,
     hardness: float = 0.0,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Tensor:
     """log sum_j exp(scale * r_i.c_j + hardness * r_i.c_j) over the columns that count, [n]; -inf where none does.
 
@@ -47,7 +48,8 @@ def log_partition(
     is excluded.
     """
     with torch.autocast(rows.device.type, enabled=False):  # backward is not under it: its tiles would be others
-        return _LogPartition.apply(rows, columns, scale, excluded, hardness, tile)  # type: ignore[no-any-return]
+        side = tile or (CPU_TILE if rows.device.type == "cpu" else TILE)
+        return _LogPartition.apply(rows, columns, scale, excluded, hardness, side)  # type: ignore[no-any-return]
 
 
 class _LogPartition(torch.autograd.Function):
