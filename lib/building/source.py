@@ -161,7 +161,7 @@ class Source:
         reasons = np.full(len(whole), None, object)
         if self.normalize:
             reasons[lengths == 0] = "a vector of zeros has no direction"
-            vectors /= np.where(lengths > 0, lengths, 1)[:, None]
+            vectors /= np.where(np.isfinite(lengths) & (lengths > 0), lengths, 1)[:, None]
         reasons[~np.isfinite(lengths)] = "the vector is not finite"
         reasons[~whole] = f"not a vector of {self.dim} dimensions"
         reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
