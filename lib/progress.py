@@ -61,7 +61,7 @@ class Progress:
         parts = [
             f"{self.done}/{self.shards} shards",
             f"{self.rows / elapsed:,.0f} rows/s",
-            f"{self.tokens / elapsed:,.0f} tokens/s",
+            *([f"{self.tokens / elapsed:,.0f} tokens/s"] if self.tokens else []),
             f"ETA {duration(left) if left is not None else '?'}",
         ]
         if self.errors:

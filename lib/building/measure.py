@@ -28,6 +28,7 @@ from .source import Source
 CUTS = 1, 10, 100
 MOST = max(CUTS)
 QUERIES = "queries.parquet"  # VECTOR and NUMBER: the row that is left out of a query's own list, or -1
+NEAR = 0.005  # of the most recall there is: more effort for less is not advised
 RESAMPLES = 1000  # of the queries, for intervals
 
 
@@ -190,5 +191,6 @@ def measured(found: Mapping[int, np.ndarray], true: np.ndarray, seconds: Mapping
 
 
 def enough(rows: Sequence[Measured], asked: float) -> Measured:
-    """The least effort with that recall@10; the most where none has it."""
-    return next((row for row in rows if row.recall[10][0] >= asked), rows[-1])
+    """The least effort with that recall@10; where none has it, the least that comes near the most there is."""
+    most = max(row.recall[10][0] for row in rows)
+    return next(row for row in rows if row.recall[10][0] >= min(asked, most - NEAR))
