@@ -80,58 +80,54 @@ class TwoPass:
     assemble: Callable[[Work, tuple[Tensor, ...]], Any] | None = None
 
     def __call__(self, work: Work) -> Tensor:
-        count = work.rows.count
-        group = (len(work.tokens.offsets) - 1 - count) // count
-        chunks = self.cutter.by_text(work.inputs, _texts(work, group), work.chunk_seed)
+        chunks = self.cutter.by_text(work.inputs, _texts(work), work.chunk_seed)
         leaves = self._outputs(chunks)
-        queries, passages = leaves[0].split([count, count * group])  # two slices would each make a gradient of all
+        value = self._value(work, leaves)
+        self._carry(chunks, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+        return value
+
+    def _value(self, work: Work, leaves: tuple[Tensor, ...]) -> Tensor:
+        """The loss, with the outputs' gradients left in them; of its graph nothing stays."""
+        count = work.rows.count
+        # one split: two slices would each make a gradient of all
+        queries, passages = leaves[0].split([count, len(leaves[0]) - count])
         batch = Batch(
             rows=work.rows,
             queries=queries,
-            passages=passages.unflatten(0, (count, group)),
+            passages=passages.unflatten(0, (count, -1)),
             gather=work.place.gather,
             sharpness=self.sharpness,
             tokens=self.assemble(work, leaves[1:]) if self.assemble else None,
         )
         value = self.loss(batch)
         value.backward()
-        self._carry(chunks, leaves)
         return value.detach()
 
     def _outputs(self, chunks: list[Chunk]) -> tuple[Tensor, ...]:
-        """Outputs of all texts in their order, as leaves of the loss's graph."""
-        found = []
+        """Outputs of all texts in their order, as leaves of the loss's graph. Each is copied to its place at once: small
+        tensors kept from among the great ones of a forward leave holes in the heap."""
+        leaves: tuple[Tensor, ...] = ()
         for number in range(self.network.chunks(len(chunks))):
             chunk = chunks[min(number, len(chunks) - 1)]
             sow(chunk.seed)
             with self.autocast():
                 outputs = self.network.peek(chunk.flat)
-            if number < len(chunks):
-                found.append(outputs)
-        device = found[0][0].device
-        places = [index(np.concatenate([c.documents for c in chunks]), device)]
-        places.append(index(np.concatenate([c.tokens for c in chunks]), device))
-        kinds = [places[0]] + [places[1]] * (len(found[0]) - 1)
-        columns = [torch.cat(column) for column in zip(*found, strict=True)]
-        leaves = (
-            torch.empty_like(column).index_copy_(0, kind, column) for kind, column in zip(kinds, columns, strict=True)
-        )
+            leaves = leaves or _room(outputs, chunks)
+            for leaf, output, place in zip(leaves, outputs, _places(chunk, outputs), strict=True):
+                leaf.index_copy_(0, place, output)
         return tuple(leaf.requires_grad_() for leaf in leaves)
 
-    def _carry(self, chunks: list[Chunk], leaves: tuple[Tensor, ...]) -> None:
+    def _carry(self, chunks: list[Chunk], gradients: list[Tensor]) -> None:
         """The gradients of the outputs into the weights, reduced over the ranks in the last chunk."""
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         total = self.network.chunks(len(chunks))
         for number in range(total):
             chunk = chunks[min(number, len(chunks) - 1)]
-            places = [index(chunk.documents, leaves[0].device), index(chunk.tokens, leaves[0].device)]
             sow(chunk.seed)
             with self.network.syncing(number == total - 1):
                 with self.autocast():
                     outputs = self.network(chunk.flat)
-                kinds = [places[0]] + [places[1]] * (len(outputs) - 1)
-                triples = zip(outputs, gradients, kinds, strict=True)
-                surrogate = torch.stack([(out * gradient[kind]).sum() for out, gradient, kind in triples]).sum()
+                triples = zip(outputs, gradients, _places(chunk, outputs), strict=True)
+                surrogate = torch.stack([(out * gradient[place]).sum() for out, gradient, place in triples]).sum()
                 (surrogate if number < len(chunks) else surrogate * 0.0).backward()
 
 
@@ -164,11 +160,26 @@ class OnePass:
         return value
 
 
-def _texts(work: Work, group: int) -> list[np.ndarray]:
+def _room(outputs: tuple[Tensor, ...], chunks: list[Chunk]) -> tuple[Tensor, ...]:
+    """Where the outputs of all chunks go, of the kinds of one chunk's: of all texts first, then of all tokens."""
+    texts, tokens = sum(len(chunk.documents) for chunk in chunks), sum(len(chunk.tokens) for chunk in chunks)
+    return tuple(
+        output.new_empty(tokens if number else texts, *output.shape[1:]) for number, output in enumerate(outputs)
+    )
+
+
+def _places(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Of each output's rows among those of all chunks."""
+    documents, *tokens = chunk.documents, *[chunk.tokens] * (len(outputs) - 1)
+    return [index(places, outputs[0].device) for places in (documents, *tokens)]
+
+
+def _texts(work: Work) -> list[np.ndarray]:
     """Texts of each slice: its queries and its passages."""
-    found = []
+    count, found = work.rows.count, []
+    group = (len(work.tokens.offsets) - 1 - count) // count
     for rows in work.slices():
-        passages = work.rows.count + rows[:, None] * group + np.arange(group)
+        passages = count + rows[:, None] * group + np.arange(group)
         found.append(np.concatenate([rows, passages.reshape(-1)]))
     return found
 
