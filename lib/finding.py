@@ -1,6 +1,5 @@
 """What a search of an index does with one shard: a block of queries in one piece, or the lists of all pieces for a block."""
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from .indexes import Kind, Metric, scores_of
 from .parts import read_manifest
 from .plan import Shard
 from .ranking import best, rank_ids
+from .scratch import Scratch
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 from .stages import Bundle
 from .storage import Folder, download, open_file
@@ -93,7 +93,7 @@ class _Opened:
 
     def __init__(self, verb: Find):
         self.verb = verb
-        self.place = tempfile.TemporaryDirectory(prefix="shoal-search-")
+        self.place = Scratch("search")
         self.parts = read_manifest(verb.rows)
         self.allowed = None
         if verb.allowed is not None:

@@ -163,10 +163,10 @@ def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
     work, cutter = work_of(case, place), Cutter(case.budget, CPU, padding_id)
     if loss.of != EMBEDDING:
         group = GROUP if loss.of == RERANKING else 1
-        chunks = [chunk for _, chunk in cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)]
+        cuts = cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
     else:
-        chunks = cutter.by_text(work.inputs, step_module._texts(work, GROUP), work.chunk_seed)
-    found = []
+        cuts = cutter.by_text(work.inputs, step_module._texts(work), work.chunk_seed)
+    chunks, found = [cutter.chunk(work.inputs, cut) for cut in cuts], []
     for chunk in chunks:
         torch.manual_seed(chunk.seed)
         found.append(network(chunk.flat))

@@ -75,7 +75,8 @@ def test_a_supposed_billion(tmp_path):
     two_levels = ["train: cells", "train: deal", "train: centroids", "train"]
     assert [stage.name for stage in found.stages] == [
         *("sample", *two_levels, "encode", "assemble"),
-        *("measure: exact", "measure: probe"),
+        *("measure: exact", "measure: exact lists", "measure: exact lists, 2"),
+        *("measure: probe", "measure: probe lists"),
     ]
     choice, stages = found.given.build.choice, {stage.name: stage for stage in found.stages}
     assert choice.lists == 131_072
@@ -117,6 +118,8 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     for module in ("indexes", "building.training", "building.expected", "building.choose", "building.costs"):
         monkeypatch.setattr(f"lib.{module}.FLAT_LISTS", flat_lists)
     monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", ROWS // 4 * (DIM + ID_BYTES))
+    monkeypatch.setattr("lib.building.recall.PARTS_AT_ONCE", 2)
+    monkeypatch.setattr("lib.building.expected.PARTS_AT_ONCE", 2)
     write(tmp_path / "in")
     settings = {"kind": "ivf-sq8", "lists": 512, "merge": 2, "recall_queries": 100, "shard_rows": 3000}
     found = foresee(real(tmp_path, **settings))

@@ -6,7 +6,6 @@ the same one.
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,12 @@ import pyarrow.compute as pc
 from ..indexes import Kind, lists_of
 from ..parts import Part
 from ..plan import Shard
+from ..scratch import Scratch
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import CODE, FACTS, LIST, TRAINED
 from .coding import fill, load_index, open_merged, open_piece
-from .reading import PATHS, paths_of, read_parts
+from .reading import PATHS, OfParts, paths_of, read_parts
 
 PIECE_BYTES = 1 << 30  # of codes in a piece; the worker that fills it holds up to twice as much
 CENTROIDS_OVER = 2  # times the centroids' bytes, which every piece repeats: more where they are large
@@ -47,7 +47,7 @@ def grouped(parts: Sequence[Part], row_bytes: float, overhead: int) -> list[list
 
 
 @dataclass(frozen=True)
-class Assemble:
+class Assemble(OfParts):
     """The verb: a faiss file of each shard's parts. firsts: the number of each shard's first row."""
 
     kind: Kind
@@ -76,15 +76,12 @@ class Assemble:
                 number += _add(self.kind, index, table, number)
             index = self.kind.finished(index)
             said = {"first": facts["first"], "rows": number - facts["first"], "vectors": index.ntotal}
-            with tempfile.TemporaryDirectory(prefix="shoal-index-") as place:
+            with Scratch("index") as place:
                 faiss.write_index(index, f"{place}/{facts['name']}")
                 said |= _put(self.pieces, place, facts["name"])
             return _told(said | {"seconds": time.perf_counter() - began})
 
         return work
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
 
 
 def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
@@ -101,7 +98,7 @@ def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(OfParts):
     """The verb: the pieces of a shard as one index whose lists lie on disk; two files, `name` and `name`.ivfdata.
 
     Neither vectors nor codes are held in memory: faiss maps the pieces and copies list by list.
@@ -125,7 +122,7 @@ class Merge:
         began = time.perf_counter()
         name = json.loads(bundle[PATHS].schema.metadata[FACTS])["name"]
         index = load_index(self.folder.read(TRAINED))
-        with tempfile.TemporaryDirectory(prefix="shoal-merge-") as place:
+        with Scratch("merge") as place:
             pieces = [
                 download(path, f"{place}/{number}", self.storage)
                 for number, path in enumerate(bundle[PATHS]["path"].to_pylist())
@@ -138,9 +135,6 @@ class Merge:
                 raise RuntimeError(f"{name} has {vectors} vectors where {index.ntotal} were merged")
             files = [_put(self.merged, place, each) for each in (data, name)]  # the index last: it names the other
         return _told({"name": name, "vectors": vectors, "files": files, "seconds": time.perf_counter() - began})
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
 
 
 def _merge(index: Any, pieces: Sequence[str], place: str, data: str) -> None:

@@ -24,7 +24,7 @@ from . import CODE, NUMBER, TRAINED, VECTOR
 from .assemble import Assemble
 from .coding import fill, save_index, turns
 from .encode import Encode
-from .measure import QUERIES, Probe, Truth, best_lists
+from .measure import LISTED, QUERIES, Probe, Truth, best_lists
 from .reading import read_parts
 from .source import Source
 
@@ -45,7 +45,7 @@ class Costs:
     from Parquet and into it. encode: a code without its list; write: its row into a part; fill: a row into a piece; repeat: a
     byte of the empty index, which every piece repeats. codec: its training, a vector of the codec_rows that it takes at most and
     that are assigned first. truth: a vector held against a query. scan: a code held against one, or, of a graph of vectors, a
-    query at every effort. told, met: a place of a query's list written, and gone through by the driver.
+    query at every effort. told, met: a place of a query's list written, and gone through.
 
     row, place: bytes in Parquet of an encoded row and of a place of a list. trained: of the empty index beside its centroids;
     centroid: of each, its links included.
@@ -229,7 +229,8 @@ def _steps(
     if kind.lists:
         filled += _scattered(kind, dim, lists, metric, folder.path(part.part))
     (_, exact, listed), best = _taken(Truth(source, metric, folder, (0,), 1), shard, folder, "truth.parquet")
-    met = _seconds(lambda: best_lists([(folder, best)] * 3, np.full(ASKED, -1))) / 3
+    again = pa.table({"path": [folder.path(best.part)] * 3})
+    met = _seconds(lambda: best_lists(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
     ladder = (few,) if kind.lists else efforts(kind, 0)
     probe = Probe(kind, metric, ladder, folder, 1, {})
     (_, probed, _), _ = _taken(probe, _shard(folder, "piece.faiss", rows, 0), folder, "probe.parquet")

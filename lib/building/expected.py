@@ -4,6 +4,7 @@ Memory is reckoned of what a stage is known to hold, beside WORKER_BASE: an esti
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ..plan import cut
 from .assemble import grouped
 from .coding import CHECKED
 from .growing import ENCODE_BYTES, balanced
-from .measure import MOST
+from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
 from .sample import BLOCK, sample_plan
 from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS
@@ -26,6 +27,7 @@ RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
 CARD_OBJECTS = 3  # card.json, README.md, curve.svg
 HELD_TWICE = 2  # a trained index, as bytes and as faiss holds it; a list of codes while it grows
 SHARD_COPIES = 3  # of an encoding shard's vectors: as they were read, as numbers, turned
+PLACE_BYTES = 8 + 4 + 4 + 4  # of a list: a number, a score, an effort, a query
 MERGE_PASSES = 3  # over a piece's bytes: fetched, copied list by list, put
 
 
@@ -230,7 +232,6 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int]) -> list[Stage]
         seconds=encoded.read * costs.read + rows * queries * costs.truth + shards * listed * costs.told,
         workers=workers,
         slices=encoded.slices,
-        alone=shards * listed * costs.met,
     )
     found = pieces * listed * tried
     probe = Stage(
@@ -239,10 +240,35 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int]) -> list[Stage]
         read=rows * given.code + pieces * given.trained,
         written=found * costs.place,
         objects=pieces + RUN_OBJECTS + CARD_OBJECTS,
-        memory=WORKER_BASE + given.trained + listed * tried * (8 + 4 + 4 + 4),  # a number, a score, an effort, a query
+        memory=WORKER_BASE + given.trained + listed * tried * PLACE_BYTES,
         seconds=probed + found * costs.told,
         workers=workers,
         slices=pieces,
-        alone=found * costs.met,
     )
-    return [exact, probe]
+    return [*_shortened(given, exact, listed), *_shortened(given, probe, listed * tried)]
+
+
+def _shortened(given: Given, stage: Stage, listed: int) -> list[Stage]:
+    """A stage that leaves parts of so many places, and the maps that leave few enough of them for the driver."""
+    costs, parts, levels = given.costs, stage.shards, []
+    while parts > PARTS_AT_ONCE:
+        levels.append(parts)
+        parts = -(-parts // PARTS_AT_ONCE)
+    stages = [stage]
+    for level, before in enumerate(levels):
+        made = -(-before // PARTS_AT_ONCE)
+        stages.append(
+            Stage(
+                name=f"{stage.name} lists" + (f", {level + 1}" if level else ""),
+                shards=made,
+                read=before * listed * costs.place,
+                written=made * listed * costs.place,
+                objects=made + RUN_OBJECTS,
+                memory=WORKER_BASE + SHARD_COPIES * listed * PLACE_BYTES,
+                seconds=before * listed * costs.met + made * listed * costs.told,
+                workers=stage.workers,
+                slices=before,
+            )
+        )
+    stages[-1] = replace(stages[-1], alone=parts * listed * costs.met)
+    return stages

@@ -10,7 +10,6 @@ Each generation of the index is a run of its own: what a grown corpus adds is ex
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
 from ..parts import Part
 from ..plan import shards
+from ..scratch import Scratch
 from ..stages import Verb
 from ..storage import Folder
 from . import ROWS, TRAINED, VECTOR
@@ -217,7 +217,7 @@ def _centroids(build: Build, say: Say) -> None:
         return
     index = load_index(build.folder.read(TRAINED))
     arrays = trained_arrays(index)
-    with tempfile.TemporaryDirectory(prefix="shoal-export-") as folder:
+    with Scratch("export") as folder:
         for name, array in arrays.items():
             np.save(f"{folder}/{name}.npy", array)
             place.put(f"{name}.npy", f"{folder}/{name}.npy")

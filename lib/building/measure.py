@@ -1,10 +1,10 @@
 """What an index finds, held against what there is: exact search for the held vectors, and the pieces' own at each effort.
 
-Both are maps over shards whose parts list the best of each query; the driver goes through them with one list a query.
+Both are maps over shards whose parts list the best of each query; where those are many, a map makes few of them, and the
+driver goes through what is left with one list a query.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from ..indexes import Kind, Metric, scores_of, set_effort
 from ..nearest import nearest
-from ..parts import Part
 from ..plan import Shard
+from ..scratch import Scratch
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import FACTS, NUMBER, VECTOR
 from .coding import open_piece
-from .reading import PATHS, matrix, paths_of
+from .reading import PATHS, OfParts, matrix, read_parts
 from .source import Source
 
 CUTS = 1, 10, 100
@@ -30,10 +30,12 @@ MOST = max(CUTS)
 QUERIES = "queries.parquet"  # VECTOR and NUMBER: the row that is left out of a query's own list, or -1
 NEAR = 0.005  # of the most recall there is: more effort for less is not advised
 RESAMPLES = 1000  # of the queries, for intervals
+PARTS_AT_ONCE = 64  # of lists, that become one
+LISTED = ("effort", "query", NUMBER, "score")
 
 
 @dataclass(frozen=True)
-class Truth:
+class Truth(OfParts):
     """The verb: of a shard's vectors the nearest to each query. firsts: the number of each shard's first row."""
 
     source: Source
@@ -63,12 +65,9 @@ class Truth:
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
-
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(OfParts):
     """The verb: what a piece finds for each query at each effort, and the seconds that it takes, on one shard a piece."""
 
     kind: Kind
@@ -77,9 +76,6 @@ class Probe:
     folder: Folder  # of QUERIES
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        return {PATHS: paths_of(shard)}, {}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         import faiss
@@ -90,7 +86,7 @@ class Probe:
         def work(bundle: Bundle) -> Bundle:
             (path,) = bundle[PATHS]["path"].to_pylist()
             tables, seconds = [], {}
-            with tempfile.TemporaryDirectory(prefix="shoal-probe-") as place:
+            with Scratch("probe") as place:
                 index = open_piece(download(path, f"{place}/piece", self.storage))
                 for effort in self.efforts:
                     set_effort(self.kind, index, effort)
@@ -103,8 +99,22 @@ class Probe:
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+
+@dataclass(frozen=True)
+class Shorten(OfParts):
+    """The verb: of the lists in a shard's parts the best of each query and effort."""
+
+    folder: Folder  # of QUERIES
+    storage: Mapping[str, Any] = field(repr=False)
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        own = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[NUMBER].to_numpy()
+
+        def work(bundle: Bundle) -> Bundle:
+            best = best_lists(read_parts(bundle[PATHS], LISTED, self.storage), own)
+            return {"rows": pa.concat_tables([_lists(*best[effort], effort) for effort in sorted(best)])}
+
+        return work
 
 
 def as_products(vectors: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:
@@ -132,33 +142,33 @@ class Measured:
     seconds: float
 
 
-def best_lists(parts: Iterable[tuple[Folder, Part]], own: np.ndarray) -> dict[int, np.ndarray]:
-    """By effort: numbers of the MOST best of each query over all parts, int64 [queries, MOST], -1 where there are fewer.
+Lists = tuple[np.ndarray, np.ndarray]  # scores, float32, and numbers, int64: [queries, MOST], -1 where there are fewer
 
-    own: the number that a query's own list leaves out. Memory: a list a query and effort, and one part.
+
+def best_lists(tables: Iterable[pa.Table], own: np.ndarray) -> dict[int, Lists]:
+    """By effort: the MOST best of each query over all tables.
+
+    own: the number that a query's own list leaves out. Memory: a list a query and effort, and one table.
     """
-    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for folder, part in parts:
-        with folder.open(part.part) as file:
-            table = pq.read_table(file)
-        for effort in np.unique(table["effort"].to_numpy()).tolist():
-            rows = table.filter(pa.array(table["effort"].to_numpy() == effort))
+    kept: dict[int, Lists] = {}
+    for table in tables:
+        efforts = table["effort"].to_numpy()
+        for effort in np.unique(efforts).tolist():
+            rows = table.filter(pa.array(efforts == effort))
             query, number, score = (rows[name].to_numpy() for name in ("query", NUMBER, "score"))
             mine = number != own[query]
             query, number, score = query[mine], number[mine], score[mine]
             if effort in kept:
-                there = kept[effort]
-                place, rank = np.nonzero(there[1] >= 0)
+                scores, numbers = kept[effort]
+                place, rank = np.nonzero(numbers >= 0)
                 query = np.concatenate([place, query])
-                number, score = (
-                    np.concatenate([there[1][place, rank], number]),
-                    np.concatenate([there[0][place, rank], score]),
-                )
+                number = np.concatenate([numbers[place, rank], number])
+                score = np.concatenate([scores[place, rank], score])
             kept[effort] = _best(query, number, score, len(own))
-    return {effort: numbers for effort, (_, numbers) in kept.items()}
+    return kept
 
 
-def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
+def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int) -> Lists:
     order = np.lexsort((number, -score, query))
     query, number, score = query[order], number[order], score[order]
     starts = np.searchsorted(query, np.arange(queries))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..parts import FOOTER_THREADS, Part
 from ..plan import PLAN_SCHEMA, Shard
+from ..stages import Bundle
 from ..storage import Folder, open_file
 from . import FACTS, HELD, VECTOR
 
@@ -58,6 +59,17 @@ def some_shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
 def paths_of(shard: Shard) -> pa.Table:
     """What the worker gets of a shard whose parts it reads itself, one after the other."""
     return pa.table({"path": [p.path for p in shard.slices], "rows": [p.rows for p in shard.slices]})
+
+
+@dataclass(frozen=True)
+class OfParts:
+    """What verbs have in common whose worker reads a shard's parts itself and leaves `rows`."""
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        return {PATHS: paths_of(shard)}, {}
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
 
 
 def read_parts(paths: pa.Table, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
 """The driver of the measurement: held vectors, or queries that were given, against exact search over everything there is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,11 @@ from ..storage import Folder
 from . import FILE, HELD, NUMBER, ROW, ROWS, VECTOR
 from .growing import Manifest, lists_in, piece_files
 from .log import Say
-from .measure import QUERIES, Measured, Probe, Truth, best_lists, measured
-from .reading import facts_of, files_plan, matrix, read_parts, some_shards
+from .measure import LISTED, PARTS_AT_ONCE, QUERIES, Lists, Measured, Probe, Shorten, Truth, best_lists, measured
+from .reading import File, facts_of, files_of, files_plan, matrix, read_parts, some_shards
 from .source import VectorOptions, describe
 from .training import draw, source
 
-Where = tuple[Folder, Part]
 QUERY_BLOCKS = 32  # of a file of queries, evenly over it
 
 
@@ -42,19 +41,44 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
             "no vector to measure recall with: every row of the sample lacks one. Give some with --queries"
         )
     wanted = efforts(build.kind, lists_in(build))
-    truth: list[Where] = []
-    probes: list[Where] = []
+    truth: list[File] = []
+    probes: list[File] = []
     seconds = dict.fromkeys(wanted, 0.0)
     for generation in manifest["generations"]:
         key = digest(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
         shards = some_shards(plan, *generation["shards"])
-        truth += _truth(build, place, key, shards, columns, generation, say)
-        probed = _probe(build, place, key, generation, wanted, say)
-        for fact in facts_of(build.stage(f"probe-{key}"), probed):
+        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation, say), say)
+        probed, folder = _probe(build, place, key, generation, wanted, say), build.stage(f"probe-{key}")
+        for fact in facts_of(folder, probed):
             for effort in wanted:
                 seconds[effort] += fact["seconds"][str(effort)]
-        probes += [(build.stage(f"probe-{key}"), part) for part in probed]
-    return measured(best_lists(probes, own), best_lists(truth, own)[0], seconds), len(own)
+        probes += _shortened(build, place, files_of(folder, probed), say)
+    _, true = _best(build, truth, own)[0]
+    found = {effort: numbers for effort, (_, numbers) in _best(build, probes, own).items()}
+    return measured(found, true, seconds), len(own)
+
+
+def _best(build: Build, files: Sequence[File], own: np.ndarray) -> dict[int, Lists]:
+    paths = pa.table({"path": [file.path for file in files]})
+    return best_lists(read_parts(paths, LISTED, build.storage), own)
+
+
+def _shortened(build: Build, place: Folder, files: list[File], say: Say) -> list[File]:
+    """The same lists in few enough parts for the driver to go through."""
+    if len(files) <= PARTS_AT_ONCE:
+        return files
+    key = digest([file.path for file in files])
+    folder, job = (
+        build.stage(f"lists-{key}"),
+        Job("shortening the lists", {"verb": "lists", "key": key}, _shorten(build, place)),
+    )
+    groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]
+    outcome = carry_out_planned(job, build.options(place.url, folder), lambda: files_plan(groups), say)
+    return _shortened(build, place, files_of(folder, whole(outcome, folder.url).parts), say)
+
+
+def _shorten(build: Build, place: Folder) -> Callable[[Ledger, Workers], Shorten]:
+    return lambda ledger, workers: Shorten(place, build.storage)
 
 
 def _queries(build: Build, plan: pa.Table, say: Say) -> pa.Table:
@@ -116,8 +140,8 @@ def _numbers(plan: pa.Table, files: Sequence[str], rows: np.ndarray) -> np.ndarr
 
 def _truth(
     build: Build, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any], say: Say
-) -> list[Where]:
-    """Folder and part of each list of nearest vectors."""
+) -> list[File]:
+    """The parts of nearest vectors."""
     rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     start = generation["pieces"][0]["first"]
     firsts = tuple((start + np.cumsum(rows) - rows).tolist())
@@ -129,7 +153,7 @@ def _truth(
     job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)
     options = build.options(build.config.input, folder)
     outcome = whole(carry_out_planned(job, options, lambda: (shards, columns), say), folder.url)
-    return [(folder, part) for part in outcome.parts]
+    return files_of(folder, outcome.parts)
 
 
 def _probe(

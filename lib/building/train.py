@@ -24,7 +24,7 @@ from ..stages import Bundle
 from ..storage import Folder
 from . import FACTS, HELD, TRAINED, VECTOR
 from .coding import assign, error_of, load_index, save_index, turns
-from .reading import PATHS, drawn, matrix, paths_of, read_parts
+from .reading import PATHS, OfParts, drawn, matrix, read_parts
 
 POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
 LEAST_POINTS = 39
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(OfParts):
     """The verb of the one shard that holds the whole sample: publishes TRAINED, and leaves a row that says how well it fits.
 
     centroids: where two levels made them, their parts; a kind that turns vectors first has turned them there too.
@@ -67,9 +67,6 @@ class Train:
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
     centroids: tuple[str, ...] = ()
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        return {PATHS: paths_of(shard)}, {}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         import faiss
@@ -97,9 +94,6 @@ class Train:
         parts = read_parts(pa.table({"path": list(self.centroids)}), [VECTOR], self.storage)
         return np.concatenate([matrix(part[VECTOR]) for part in parts])
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
-
 
 def give_centroids(index: Any, centroids: np.ndarray) -> None:
     """Put centroids ([lists, dim], of vectors as they come) into an index that is not trained yet."""
@@ -115,7 +109,7 @@ def give_centroids(index: Any, centroids: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(OfParts):
     """The verb of the one shard with part of the sample: the first level, published as CELLS, float32 [cells, dim]."""
 
     plan: Plan
@@ -123,9 +117,6 @@ class Cells:
     folder: Folder
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        return {PATHS: paths_of(shard)}, {}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         import faiss
@@ -139,21 +130,15 @@ class Cells:
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": 1, "source_rows": shard.rows}
-
 
 @dataclass(frozen=True)
-class Deal:
+class Deal(OfParts):
     """The verb: a part of the sample in the order of its vectors' cells, a row group a cell."""
 
     plan: Plan
     folder: Folder
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
-
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        return {PATHS: paths_of(shard)}, {}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         import faiss
@@ -172,12 +157,9 @@ class Deal:
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
-
 
 @dataclass(frozen=True)
-class Cluster:
+class Cluster(OfParts):
     """The verb: the centroids of a cell. shares: how many, by shard."""
 
     plan: Plan
@@ -205,9 +187,6 @@ class Cluster:
             return {"rows": pa.table({VECTOR: column})}
 
         return work
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
 
 
 def shares(points: np.ndarray, lists: int) -> np.ndarray:

@@ -12,12 +12,18 @@ from .trainee import Inputs
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Documents of a rank's texts, longest first, and the seed of their dropout.
+class Cut:
+    """A chunk to be: its documents (int64 [n], places among the rank's texts, longest first), the seed of their dropout, and,
+    where whole rows were asked for, which of the rank's rows they belong to."""
 
-    documents: int64 [n], places among the rank's texts. tokens: int64 [t], places among their tokens. rows: int64, of the
-    rank's rows that they belong to, where whole rows were asked for.
-    """
+    documents: np.ndarray
+    seed: int
+    rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A cut's tokens. tokens: int64 [t], places among those of the rank's texts."""
 
     documents: np.ndarray
     tokens: np.ndarray
@@ -27,28 +33,31 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Cutter:
-    """How chunks are made: at most `budget` tokens each, on `device`; padding_id as forward.positions wants it."""
+    """How chunks are made: at most `budget` tokens each, on `device`; padding_id as forward.positions wants it.
+
+    A chunk is made when its turn comes, in each pass anew: all at once would be several times the tokens of the batch.
+    """
 
     budget: int
     device: torch.device
     padding_id: int | None
 
-    def by_text(self, inputs: Inputs, slices: list[np.ndarray], seeds: Callable[[int, int], int]) -> list[Chunk]:
-        """Chunks of whole texts. slices: the texts of each slice of the rank. seeds: of a slice's place and a chunk's."""
+    def by_text(self, inputs: Inputs, slices: list[np.ndarray], seeds: Callable[[int, int], int]) -> list[Cut]:
+        """Cuts of whole texts. slices: the texts of each slice of the rank. seeds: of a slice's place and a chunk's."""
         lengths = np.diff(inputs.tokens.offsets)
         found = []
         for place, documents in enumerate(slices):
             order = documents[longest_first(lengths[documents])]
             found += [
-                self._chunk(inputs, order[start:end], seeds(place, number))
+                Cut(order[start:end], seeds(place, number))
                 for number, (start, end) in enumerate(_cuts(lengths[order], self.budget))
             ]
         return found
 
     def by_row(
         self, inputs: Inputs, slices: list[np.ndarray], group: int, seeds: Callable[[int, int], int]
-    ) -> list[tuple[np.ndarray, Chunk]]:
-        """Chunks of whole rows of `group` texts each. slices: the rows of each slice. Each chunk with its rows."""
+    ) -> list[Cut]:
+        """Cuts of whole rows of `group` texts each. slices: the rows of each slice."""
         lengths = np.diff(inputs.tokens.offsets)
         sums = lengths.reshape(-1, group).sum(1)
         found = []
@@ -57,17 +66,16 @@ class Cutter:
             for number, (start, end) in enumerate(_cuts(sums[order], self.budget)):
                 taken = order[start:end]
                 documents = (taken[:, None] * group + np.arange(group)).reshape(-1)
-                documents = documents[longest_first(lengths[documents])]
-                found.append((taken, self._chunk(inputs, documents, seeds(place, number))))
+                found.append(Cut(documents[longest_first(lengths[documents])], seeds(place, number), taken))
         return found
 
-    def _chunk(self, inputs: Inputs, documents: np.ndarray, seed: int) -> Chunk:
+    def chunk(self, inputs: Inputs, cut: Cut) -> Chunk:
         tokens = inputs.tokens
-        places, borders = gather(np.arange(len(tokens.ids)), tokens.offsets, documents)
+        places, borders = gather(np.arange(len(tokens.ids)), tokens.offsets, cut.documents)
         flat = flatten(tokens.ids[places], borders, self.padding_id, self.device)
         if inputs.kinds is not None:
             flat = replace(flat, kinds=move(inputs.kinds[places], self.device))
-        return Chunk(documents, places, flat, seed)
+        return Chunk(cut.documents, places, flat, cut.seed)
 
 
 def index(places: np.ndarray, device: torch.device) -> torch.Tensor:

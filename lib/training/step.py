@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..losses import Batch, Rows, Scores
 from ..models import Tokens
-from .chunks import Chunk, Cutter, index
+from .chunks import Chunk, Cut, Cutter, index
 from .collectives import Place
 from .parallel import Alone
 from .trainee import Inputs
@@ -80,10 +80,10 @@ class TwoPass:
     assemble: Callable[[Work, tuple[Tensor, ...]], Any] | None = None
 
     def __call__(self, work: Work) -> Tensor:
-        chunks = self.cutter.by_text(work.inputs, _texts(work), work.chunk_seed)
-        leaves = self._outputs(chunks)
+        cuts = self.cutter.by_text(work.inputs, _texts(work), work.chunk_seed)
+        leaves = self._outputs(work, cuts)
         value = self._value(work, leaves)
-        self._carry(chunks, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+        self._carry(work, cuts, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
         return value
 
     def _value(self, work: Work, leaves: tuple[Tensor, ...]) -> Tensor:
@@ -103,32 +103,32 @@ class TwoPass:
         value.backward()
         return value.detach()
 
-    def _outputs(self, chunks: list[Chunk]) -> tuple[Tensor, ...]:
+    def _outputs(self, work: Work, cuts: list[Cut]) -> tuple[Tensor, ...]:
         """Outputs of all texts in their order, as leaves of the loss's graph. Each is copied to its place at once: small
         tensors kept from among the great ones of a forward leave holes in the heap."""
         leaves: tuple[Tensor, ...] = ()
-        for number in range(self.network.chunks(len(chunks))):
-            chunk = chunks[min(number, len(chunks) - 1)]
+        for number in range(self.network.chunks(len(cuts))):
+            chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
             sow(chunk.seed)
             with self.autocast():
                 outputs = self.network.peek(chunk.flat)
-            leaves = leaves or _room(outputs, chunks)
+            leaves = leaves or _room(outputs, work.tokens)
             for leaf, output, place in zip(leaves, outputs, _places(chunk, outputs), strict=True):
                 leaf.index_copy_(0, place, output)
         return tuple(leaf.requires_grad_() for leaf in leaves)
 
-    def _carry(self, chunks: list[Chunk], gradients: list[Tensor]) -> None:
+    def _carry(self, work: Work, cuts: list[Cut], gradients: list[Tensor]) -> None:
         """The gradients of the outputs into the weights, reduced over the ranks in the last chunk."""
-        total = self.network.chunks(len(chunks))
+        total = self.network.chunks(len(cuts))
         for number in range(total):
-            chunk = chunks[min(number, len(chunks) - 1)]
+            chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
             sow(chunk.seed)
             with self.network.syncing(number == total - 1):
                 with self.autocast():
                     outputs = self.network(chunk.flat)
                 triples = zip(outputs, gradients, _places(chunk, outputs), strict=True)
                 surrogate = torch.stack([(out * gradient[place]).sum() for out, gradient, place in triples]).sum()
-                (surrogate if number < len(chunks) else surrogate * 0.0).backward()
+                (surrogate if number < len(cuts) else surrogate * 0.0).backward()
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,12 @@ class OnePass:
 
     def __call__(self, work: Work) -> Tensor:
         group = (len(work.tokens.offsets) - 1) // work.rows.count
-        chunks = self.cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
-        total, value = self.network.chunks(len(chunks)), None
+        cuts = self.cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
+        total, value = self.network.chunks(len(cuts)), None
         for number in range(total):
-            taken, chunk = chunks[min(number, len(chunks) - 1)]
+            cut = cuts[min(number, len(cuts) - 1)]
+            chunk, taken = self.cutter.chunk(work.inputs, cut), cut.rows
+            assert taken is not None
             sow(chunk.seed)
             with self.network.syncing(number == total - 1):
                 with self.autocast():
@@ -153,19 +155,17 @@ class OnePass:
                 back = np.argsort(chunk.documents)  # rows in the order of their numbers, as _of_rows has them
                 scores = outputs[index(back, outputs.device)].unflatten(0, (len(taken), group))
                 part = self.loss(Scores(_of_rows(work.rows, np.sort(taken)), scores))
-                (part if number < len(chunks) else part * 0.0).backward()
-            if number < len(chunks):
+                (part if number < len(cuts) else part * 0.0).backward()
+            if number < len(cuts):
                 value = part.detach() if value is None else value + part.detach()
         assert value is not None
         return value
 
 
-def _room(outputs: tuple[Tensor, ...], chunks: list[Chunk]) -> tuple[Tensor, ...]:
+def _room(outputs: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
     """Where the outputs of all chunks go, of the kinds of one chunk's: of all texts first, then of all tokens."""
-    texts, tokens = sum(len(chunk.documents) for chunk in chunks), sum(len(chunk.tokens) for chunk in chunks)
-    return tuple(
-        output.new_empty(tokens if number else texts, *output.shape[1:]) for number, output in enumerate(outputs)
-    )
+    counts = [len(tokens.offsets) - 1] + [len(tokens.ids)] * (len(outputs) - 1)
+    return tuple(output.new_empty(count, *output.shape[1:]) for output, count in zip(outputs, counts, strict=True))
 
 
 def _places(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
