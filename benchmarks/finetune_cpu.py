@@ -70,6 +70,10 @@ class Contender(Protocol):
         """By their names in the transformers network."""
         ...
 
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """No gradients, before a step."""
+        ...
+
 
 class Shoal:
     """Our step as a worker does it."""
@@ -80,7 +84,8 @@ class Shoal:
         trainee = embedder.load(CPU)
         self.network, self._backbone = trainee.network.train(), trainee.backbone
         cutter, loss = Cutter(token_budget, CPU, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
-        self._step = embedder.step()(Alone(self.network), loss, cutter)
+        self._alone = Alone(self.network)
+        self._step = embedder.step()(self._alone, loss, cutter)
         self._texts, self._place = embedder.texts(), Place(0, 1, 1, rows)
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
@@ -88,6 +93,9 @@ class Shoal:
 
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self._backbone.network.named_parameters())
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        self._alone.clear(optimizer)
 
 
 class Peer:
@@ -119,6 +127,9 @@ class Peer:
 
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self.network[0].auto_model.named_parameters())
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
 
 
 def _column(inputs: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -156,7 +167,7 @@ def trainer(contender: Contender) -> Callable[[pa.Table, int], float]:
     def step(batch: pa.Table, seed: int) -> float:
         gc.collect()
         began = time.perf_counter()
-        optimizer.zero_grad()
+        contender.clear(optimizer)
         contender.gradients(batch, seed)
         nn.utils.clip_grad_norm_(contender.network.parameters(), OPTIMIZATION.clip)
         optimizer.step()

@@ -227,8 +227,12 @@ def main(folder: str, only: str, kinds: str, rounds: int, path: str | None, **op
             scaling(bench, number, first)
     given = [param.name or "" for param in click.get_current_context().command.params if param.name in options]
     said = " ".join(f"--{name.replace('_', '-')} {options[name]!r}" for name in given if options[name] is not None)
-    head = [f"- `python benchmarks/index_cpu.py --rounds {rounds} --kinds {kinds} {said}`", *machine(load)]
     found = [collected(bench, number, (first, *others), trainings) for number in range(rounds)]
+    there = {part for part in PARTS for each in found if each.get(part)} | (
+        {"others"} if len(found[0]["build"]) > 1 else set()
+    )
+    told_of = f"--only {','.join(part for part in PARTS if part in there)} --kinds {','.join(found[0]['build'])}"
+    head = [f"- `python benchmarks/index_cpu.py --rounds {rounds} {told_of} {said}`", *machine(load)]
     text = index_report.compose(found, [*head, *(f"- {line}" for line in told(made))], options["cores"])
     click.echo(text)
     if path:

@@ -8,7 +8,7 @@ from typing import Any
 from . import embed
 from .building import CARD, MANIFEST
 from .building.growing import pieces_of
-from .building.source import VectorOptions, Vectors, describe
+from .building.source import ENCODING, VectorOptions, Vectors, describe
 from .cluster import ClusterOptions
 from .corpus import Corpus, columns_at, list_files, measure
 from .embedding import EmbedConfig
@@ -55,6 +55,11 @@ class SearchConfig(EncoderOptions, ClusterOptions):
         default=None, metadata={"help": f"Published reranker: {', '.join(names(RerankRecipe))}."}
     )
     corpus: str | None = field(default=None, metadata={"help": "Passages by id, for the reranker."})
+    corpus_id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with a passage's id in --corpus. Default: passage_id, else _id, else id."},
+    )
+    corpus_text_column: str = field(default="text", metadata={"help": "Column with a passage's text in --corpus."})
     token_budget: int | None = field(
         default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
     )
@@ -116,24 +121,22 @@ def query_vectors(config: SearchConfig, opened: Opened, say: Say) -> QueryVector
 
 def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:
     """The queries as the index's model encodes them. Raises ModelError where another model is asked for."""
-    encoding = encoding_of(config, opened)
-    model = {name: getattr(_model(config, opened), name) for name in EncoderOptions.__dataclass_fields__}
-    prompt = prompt_of(encoding, config.query_prompt, (QUERY,))
+    model, encoding = encoding_of(config, opened)
     options = EmbedConfig(
-        **model,
+        **vars(model),
         **shared(config),
-        prompt=prompt,
+        prompt=prompt_of(encoding, config.query_prompt, (QUERY,)),
         input=absolute(config.input),
         text_column=config.text_column,
         id_column=config.id_column,
-        output="",
+        output=config.output,
     )
-    name = digest(vars(options), encoding.spec.revision)
-    return replace(options, output=absolute(f"{config.output.rstrip('/')}/_queries-{name}"))
+    _, _, job = embed.prepared(options)
+    return replace(options, output=absolute(f"{config.output.rstrip('/')}/_queries-{digest(job.settings)}"))
 
 
 def _model(config: SearchConfig, opened: Opened) -> EncoderOptions:
-    """The command's model, or the card's."""
+    """The command's model, or the card's; encoded as the card's vectors were, but for what the command says."""
     options = EncoderOptions(**{name: getattr(config, name) for name in EncoderOptions.__dataclass_fields__})
     made = opened.card["made"]
     if options.model is None and options.recipe is None:
@@ -143,42 +146,49 @@ def _model(config: SearchConfig, opened: Opened) -> EncoderOptions:
                 f"--vector-column with their vectors (none is called {config.vector_column!r})"
             )
         options = replace(options, model=made["model"])
-    if made.get("pooling") and options.pooling is None and options.recipe is None and len(made["pooling"]) == 1:
+    if options.max_tokens is None:
+        options = replace(options, max_tokens=made.get("max_tokens"))
+    if options.recipe is None and made.get("recipe"):
+        options = replace(options, recipe=made["recipe"])
+    if options.pooling is None and options.recipe is None and len(made.get("pooling", ())) == 1:
         options = replace(options, pooling=made["pooling"][0])
     return options
 
 
-def encoding_of(config: SearchConfig, opened: Opened) -> Encoding:
+def encoding_of(config: SearchConfig, opened: Opened) -> tuple[EncoderOptions, Encoding]:
     """The model read and held against the card. Raises ModelError where they are at odds."""
     card, made = opened.card, opened.card["made"]
     options = _model(config, opened)
     encoding = resolve(ModelOptions(**vars(options)))
-    if encoding.spec.dim != card["dim"] and options.truncate_dim is None and encoding.spec.dim > card["dim"]:
+    if options.truncate_dim is None and encoding.spec.dim > card["dim"]:
         options = replace(options, truncate_dim=card["dim"])
         encoding = resolve(ModelOptions(**vars(options)))
     spec = encoding.spec
     found = {"revision": spec.revision, "pooling": list(spec.pooling), "dim": spec.dim, "normalized": spec.normalize}
-    wanted = {"dim": card["dim"]} | {name: made[name] for name in found if name in made}
-    if differing := [name for name in wanted if found[name] != wanted[name]]:
-        said = "; ".join(f"{name}: {found[name]!r}, the index {wanted[name]!r}" for name in differing)
+    found |= {"bidirectional": spec.bidirectional, "append_eos": spec.append_eos}
+    if said := _at_odds({"dim": card["dim"]} | dict(made), found):
         raise ModelError(
             f"{spec.name} is not the model of the index ({said}). Its vectors cannot be compared: use {made.get('model')}, or build "
             "an index of this model's vectors"
         )
-    return encoding
+    return options, encoding
+
+
+def _at_odds(index: Mapping[str, Any], queries: Mapping[str, Any]) -> str:
+    """How queries were made otherwise than the index's vectors, of what both tell, in words."""
+    differing = [name for name in ENCODING if name in index and name in queries and index[name] != queries[name]]
+    return "; ".join(f"{name}: {queries[name]!r}, the index {index[name]!r}" for name in differing)
 
 
 def check_queries(vectors: QueryVectors, opened: Opened, config: SearchConfig) -> None:
     """Raises InputError for vectors that cannot be held against the index's."""
     card, made, theirs = opened.card, opened.card["made"], vectors.about.made
-    differing = [
-        name for name in ("model", "revision") if made.get(name) and theirs.get(name, made[name]) != made[name]
-    ]
-    differing = [name for name in differing if name != "model" or theirs.get("revision") != made.get("revision")]
-    if vectors.about.dim != card["dim"] or differing:
+    said = _at_odds(made, theirs)
+    if vectors.about.dim != card["dim"] or said:
         raise InputError(
             f"queries at {config.input} are vectors of {theirs.get('model', 'a model unknown')} in {vectors.about.dim} dimensions, "
-            f"the index's are of {made.get('model', 'a model unknown')} in {card['dim']}. Embed them with the index's model"
+            f"the index's are of {made.get('model', 'a model unknown')} in {card['dim']}{f' ({said})' if said else ''}. Embed them "
+            "with the index's model"
         )
 
 

@@ -191,7 +191,10 @@ class Embedding:
         return {
             "model": spec.name,
             "revision": spec.revision,
+            "recipe": self.config.recipe,
             "pooling": list(spec.pooling),
+            "bidirectional": spec.bidirectional,
+            "append_eos": spec.append_eos,
             "prompt": self.prompt,
             "dim": spec.dim,
             "normalized": spec.normalize,

@@ -24,6 +24,7 @@ from .stages import Bundle
 from .storage import Folder, download, open_file
 
 QUERIES, PIECES = "queries", "pieces"  # where a shard's slices come from
+NOTHING = "nothing was found: no passage in the lists that were probed, or none that is allowed"
 FOUND_SCHEMA = pa.schema(
     [(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32()), ("error", pa.string())]
 )
@@ -71,18 +72,29 @@ class Find:
             index = opened.index(path)
             good = pc.is_null(queries["error"]).combine_chunks()
             asked = queries.filter(good)
-            scores, numbers = index.search(
-                np.ascontiguousarray(matrix(asked["vector"])), self.most, params=opened.parameters(name)
-            )
-            there = numbers.reshape(-1) >= 0
-            rows = np.repeat(np.arange(len(asked)), numbers.shape[1])[there]
-            found = scores_of(self.kind, self.metric, scores).reshape(-1)[there]
-            ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
+            rows, ids, found = self._search(opened, name, index, np.ascontiguousarray(matrix(asked["vector"])))
             listed = _ranked(asked["id"].combine_chunks(), rows, ids, found, self.most)
-            lacking = queries.filter(pc.invert(good)) if self.firsts[name][0] == 0 else queries.slice(0, 0)
-            return {"rows": pa.concat_tables([listed, _without(lacking["id"], lacking["error"])])}
+            missed = np.setdiff1d(np.arange(len(asked)), rows)
+            nothing = _without(asked["id"].take(pa.array(missed)), pa.array([NOTHING] * len(missed), pa.string()))
+            lacking = queries.filter(pc.invert(good))
+            return {"rows": pa.concat_tables([listed, nothing, _without(lacking["id"], lacking["error"])])}
 
         return work
+
+    def _search(
+        self, opened: "_Opened", name: str, index: Any, asked: np.ndarray
+    ) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+        """Query, id and score of what is found. Where passages are several rows each, so many rows that every query has its
+        `most` passages, as far as they are there."""
+        most = self.most
+        while True:
+            scores, numbers = index.search(asked, most, params=opened.parameters(name))
+            there = numbers.reshape(-1) >= 0
+            rows = np.repeat(np.arange(len(asked)), most)[there]
+            ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
+            if most >= index.ntotal or _enough(rows, ids, most, self.most):
+                return rows, ids, scores_of(self.kind, self.metric, scores).reshape(-1)[there]
+            most = min(4 * most, index.ntotal)
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
@@ -131,11 +143,13 @@ class _Opened:
         """How faiss searches the piece."""
         import faiss
 
-        kind = self.verb.kind
+        kind, kept = self.verb.kind, self._keep(name)
         chosen: dict[str, Any] = {}
         if self.allowed is not None:
-            places = np.flatnonzero(pc.is_in(self.ids(name), value_set=self.allowed).to_numpy(zero_copy_only=False))
-            chosen["sel"] = faiss.IDSelectorBatch(places + self.verb.firsts[name][0])
+            if "allowed" not in kept:
+                places = np.flatnonzero(pc.is_in(self.ids(name), value_set=self.allowed).to_numpy(zero_copy_only=False))
+                kept["allowed"] = faiss.IDSelectorBatch(places + self.verb.firsts[name][0])
+            chosen["sel"] = kept["allowed"]
         if kind.effort:
             chosen[kind.effort] = self.verb.effort
         return kind.parameters(**chosen)
@@ -170,7 +184,10 @@ class Gather:
         numbered = listed[QUERY_ID].combine_chunks().dictionary_encode()
         queries = numbered.indices.to_numpy().astype(np.int64)
         passages, scores = listed[PASSAGE_ID].combine_chunks(), listed[SCORE].to_numpy()
-        return pa.concat_tables([_ranked(numbered.dictionary, queries, passages, scores, self.most), lacking])
+        found = pc.is_in(lacking[QUERY_ID], value_set=numbered.dictionary)
+        lacking = lacking.filter(pc.invert(found)).group_by(QUERY_ID, use_threads=False).aggregate([("error", "first")])
+        without = _without(lacking[QUERY_ID], lacking["error_first"])
+        return pa.concat_tables([_ranked(numbered.dictionary, queries, passages, scores, self.most), without])
 
 
 def _ranked(queries: pa.Array, rows: np.ndarray, ids: pa.Array, scores: np.ndarray, most: int) -> pa.Table:
@@ -186,6 +203,17 @@ def _ranked(queries: pa.Array, rows: np.ndarray, ids: pa.Array, scores: np.ndarr
         rows, scores, ranks = rows[kept], scores[kept], ranks[kept]
     data = {QUERY_ID: queries.take(pa.array(rows)), PASSAGE_ID: names.take(pa.array(ranks)), SCORE: scores}
     return pa.table(data | {"error": pa.nulls(len(rows), pa.string())}).cast(FOUND_SCHEMA)
+
+
+def _enough(rows: np.ndarray, ids: pa.Array, asked: int, most: int) -> bool:
+    """Whether every query has `most` different ids, or fewer than `asked` rows: there are no more of them."""
+    if not len(rows):
+        return True
+    _, per_query = np.unique(rows, return_counts=True)
+    numbers = ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    pairs = np.unique(rows * (numbers.max() + 1) + numbers)
+    _, different = np.unique(pairs // (numbers.max() + 1), return_counts=True)
+    return bool(((different >= most) | (per_query < asked)).all())
 
 
 def _without(ids: pa.ChunkedArray, reasons: pa.ChunkedArray) -> pa.Table:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from .building.card import write_card
-from .building.exports import export, refuse_exports
+from .building.exports import export
 from .building.growing import add, encode, merge
 from .building.log import Log, Say
+from .building.queries import check_queries
 from .building.recall import measure_recall
 from .building.training import train
 from .indexing import IndexConfig, open_build
@@ -14,7 +15,7 @@ from .indexing import IndexConfig, open_build
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
     opened, log = open_build(config), Log()
-    refuse_exports(opened)
+    check_queries(opened)
     for sentence in opened.choice.why:
         say(sentence)
     train(opened, log, say)

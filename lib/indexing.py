@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
-from .building import CARD, CODE, LIST, STAGES
+from .building import CARD, CODE, LIST, MANIFEST, PIECES, ROWS, STAGES, TRAINED, VECTOR
 from .building.choose import AUTO, Choice, choose
-from .building.source import VectorOptions, Vectors, describe
+from .building.source import VectorOptions, Vectors, describe, unlike
 from .cluster import ClusterOptions
 from .corpus import Corpus, list_files, measure
 from .errors import InputError, UsageError
@@ -75,13 +76,15 @@ class IndexConfig(ClusterOptions):
 
 @dataclass(frozen=True)
 class Build:
-    """An opened build. rows: vectors at its first command, which kind and lists were chosen for; `choice` is as it was then."""
+    """An opened build. rows: vectors at its first command, which kind and lists were chosen for. `choice` is as it was then, and so
+    is `held`: how many vectors the sample leaves out to ask for."""
 
     config: IndexConfig
     folder: Folder
     vectors: Vectors
     choice: Choice
     rows: int
+    held: int
     id_column: str | None
     key: str
 
@@ -113,8 +116,11 @@ def open_build(config: IndexConfig) -> Build:
     vectors = describe(files, config.vector_column, folder.options)
     record = read_record(folder)
     if record is None:
-        if stray := folder.list("piece") | folder.list(CARD):
-            raise UsageError(f"{folder.url} holds {next(iter(stray))}, and no build of ours. Choose an empty --output")
+        left = [folder.below(name) for name in (PIECES, ROWS)]
+        if stray := [name for name in (CARD, MANIFEST, TRAINED) if folder.exists(name)] + [
+            f"{each.url}/{name}" for each in left for name in each.list()
+        ]:
+            raise UsageError(f"{folder.url} holds {stray[0]}, and no build of ours. Choose an empty --output")
         corpus = measure(files, options, folder.options, strict=True)
         choice = _chosen(config, corpus, vectors)
         about: dict[str, Any] = {
@@ -123,17 +129,20 @@ def open_build(config: IndexConfig) -> Build:
             "kind": described(choice.kind),
         }
         about |= {"lists": choice.lists, "why": list(choice.why), "bytes": choice.bytes, "vectors": dict(vectors.made)}
-        about |= {"dim": vectors.dim}
+        about |= {"dim": vectors.dim, "held": config.recall_queries}
         record = claim_record(folder, {"settings": settings(config, folder.options)} | about)
     refuse_other_settings(folder, record["settings"], settings(config, folder.options))
-    if record["dim"] != vectors.dim or record["vectors"] != vectors.made:
+    said = unlike(record["vectors"], vectors.made)
+    if record["dim"] != vectors.dim or said:
         raise InputError(
-            f"the vectors at {config.input} are of {vectors.made.get('model')} in {vectors.dim} dimensions, the index of "
-            f"{record['vectors'].get('model')} in {record['dim']}. They cannot be compared: build another index"
+            f"the vectors at {config.input} have {vectors.dim} dimensions, those of the index {record['dim']}"
+            + (f"; {said}" if said else "")
+            + ". They cannot be compared: build another index"
         )
     kind = parse(record["kind"])
+    refuse_for_kind(config, kind)
     choice = Choice(kind, record["lists"], tuple(record["why"]), record["bytes"])
-    return Build(config, folder, vectors, choice, record["rows"], record["id_column"], record["key"])
+    return Build(config, folder, vectors, choice, record["rows"], record["held"], record["id_column"], record["key"])
 
 
 def corpus_options(config: IndexConfig) -> VectorOptions:
@@ -153,12 +162,30 @@ def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> Choice:
     if not corpus.rows:
         raise InputError(f"{config.input} has no rows")
     choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall)
-    if config.merge and not choice.kind.merges:
-        raise UsageError(
-            f"--merge {config.merge}: faiss cannot merge {described(choice.kind)} on disk. Its pieces are searched as they are: "
-            "leave --merge out, or choose ivf-pq, ivf-rabitq, ivf-sq8 or ivf-flat"
-        )
+    refuse_for_kind(config, choice.kind)
     return choice
+
+
+def refuse_for_kind(config: IndexConfig, kind: Kind) -> None:
+    """Raises UsageError for a merge or an export that this kind of index, or this machine, cannot make."""
+    if config.merge and not kind.merges:
+        raise UsageError(
+            f"--merge {config.merge}: faiss cannot merge {described(kind)} on disk. Its pieces are searched as they are: leave "
+            "--merge out, or choose ivf-pq, ivf-rabitq, ivf-sq8 or ivf-flat"
+        )
+    if "centroids" in config.exports and not kind.lists:
+        raise UsageError(
+            f"--exports centroids: {described(kind)} has no lists, hence no centroids. Leave it out, or choose a --kind that begins "
+            "with ivf"
+        )
+    if "lance" not in config.exports:
+        return
+    if VECTOR in config.keep_columns:
+        raise UsageError(
+            f"--exports lance calls the vectors {VECTOR!r}: --keep-columns has another column of that name"
+        )
+    if find_spec("lance") is None:
+        raise UsageError("--exports lance needs pylance. On every node: pip install -e '.[lance]'")
 
 
 def check(config: IndexConfig) -> None:

@@ -1,7 +1,8 @@
 """Search an index with many queries: texts or vectors in, each query's best passages out, reranked where that is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,8 +12,9 @@ from .asking import Opened, QueryVectors, Say, SearchConfig, check_queries, open
 from .building import PIECES, ROWS
 from .building.reading import File, files_of, files_plan
 from .building.source import Source, VectorOptions
+from .candidates import ID_NAMES
 from .cluster import ClusterOptions, Workers
-from .corpus import list_files, measure
+from .corpus import columns_at, list_files, measure
 from .errors import InputError, UsageError
 from .finding import FOUND_SCHEMA, Find, Gather, pieces_first
 from .finding import QUERIES as OF_QUERIES
@@ -24,10 +26,12 @@ from .plan import PLAN_SCHEMA, count_shards, cut, shards
 from .reranking import RerankConfig
 from .rows import read
 from .scoring import RerankerOptions
+from .searching import PASSAGE_ID, QUERY_ID
 from .sharded import Outcome
 from .storage import Folder, absolute
 
-QUERY_BLOCK = 4096  # queries a shard: a piece's lists are read once for all of them
+LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard: a piece is opened for each, and a worker holds their lists
+BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece
 ALLOWED = "allowed.parquet"
 
 
@@ -35,12 +39,19 @@ def search(config: SearchConfig, say: Say) -> Outcome:
     """Embed the queries if need be, search, rerank if asked. Raises ShoalError before anything scales, for what cannot work."""
     opened = open_index(config)
     _check(config, opened)
+    reranked = config.reranker or config.reranker_recipe
+    folder = Folder(
+        absolute(f"{config.output.rstrip('/')}/_candidates" if reranked else config.output), opened.folder.options
+    )
+    folder.probe()
+    allowed = _allowed(config, folder)
     vectors = query_vectors(config, opened, say)
     check_queries(vectors, opened, config)
-    reranked = config.reranker or config.reranker_recipe
-    found = absolute(f"{config.output.rstrip('/')}/_candidates" if reranked else config.output)
-    outcome = _found(config, opened, vectors, found, say)
-    return rerank.rerank(_rerank_config(config, found), say) if reranked else outcome
+    outcome = _found(config, opened, vectors, folder, allowed, say)
+    if not reranked:
+        return outcome
+    whole(outcome, folder.url)
+    return rerank.rerank(_rerank_config(config, folder.url), say)
 
 
 def _check(config: SearchConfig, opened: Opened) -> None:
@@ -54,21 +65,45 @@ def _check(config: SearchConfig, opened: Opened) -> None:
     )
     if config.reranker or config.reranker_recipe:
         rerank.checked(_rerank_config(config, f"{config.output.rstrip('/')}/_candidates"))
+        _check_texts(config, opened.folder.options)
 
 
-def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, output: str, say: Say) -> Outcome:
+def _check_texts(config: SearchConfig, storage: Mapping[str, Any]) -> None:
+    """Queries and passages must have texts, under the ids that the search gives them. Raises UsageError or InputError."""
+    there = columns_at(absolute(config.input), storage)
+    taken = next((name for name in (QUERY_ID, *ID_NAMES) if name in there), None)
+    if taken is None or taken != (config.id_column or ("id" if "id" in there else None)):
+        advice = f"give --id-column {taken}" if taken else f"name them in a column {' or '.join((QUERY_ID, *ID_NAMES))}"
+        raise UsageError(
+            f"--reranker seeks a query's text by the ids in {config.input} (there: {', '.join(there)}): {advice}"
+        )
+    passages = columns_at(str(config.corpus), storage)
+    ids = [config.corpus_id_column] if config.corpus_id_column else [PASSAGE_ID, *ID_NAMES]
+    for name, url, columns in (
+        (config.text_column, config.input, there),
+        (config.corpus_text_column, config.corpus, passages),
+        (next((name for name in ids if name in passages), ids[-1]), config.corpus, passages),
+    ):
+        if name not in columns:
+            raise InputError(
+                f"no column {name!r} in {url} (there: {', '.join(columns)}), and --reranker needs it. Name it with --text-column, "
+                "--corpus-text-column or --corpus-id-column"
+            )
+
+
+def _found(
+    config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: Folder, allowed: str | None, say: Say
+) -> Outcome:
     card, kind = opened.card, opened.kind
     effort = config.effort or card["advised"]
     if kind.lists:
         effort = min(effort, card["lists"])  # faiss's fast-scan loses its way when asked for more lists than there are
-    folder = Folder(output, opened.folder.options)
-    folder.probe()
-    allowed = _allowed(config, folder)
     firsts = {piece["name"]: (piece["first"], piece["rows"]) for piece in opened.pieces}
-    ranges = vectors.about.made.get("int8_ranges") if vectors.about.type == "int8" else None
     settings = {
         "verb": "search",
         "queries": vectors.url,
+        "files": digest([(f.name, f.size, f.tag) for f in vectors.corpus.files]),
+        "columns": [vectors.column, vectors.id_column],
         "pieces": sorted(firsts),
         "most": config.top_k,
         "effort": effort,
@@ -84,7 +119,7 @@ def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, output: 
             card["metric"] == "cosine",
             ledger.columns,
             folder.options,
-            ranges,
+            vectors.about.ranges,
         )
         rows = opened.folder.below(ROWS)
         given = (source, kind, card["metric"], effort, config.top_k, firsts, rows, folder, allowed, workers.threads)
@@ -113,7 +148,7 @@ def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers],
 
 
 def _blocks(vectors: QueryVectors) -> list[pa.Table]:
-    plan = cut(vectors.corpus, QUERY_BLOCK)
+    plan = cut(vectors.corpus, min(MOST_BLOCK, max(LEAST_BLOCK, int(vectors.corpus.rows) // BLOCKS)))
     names = pa.array([f"{OF_QUERIES}/{name}" for name in plan["name"].to_pylist()], pa.string())
     plan = plan.set_column(plan.schema.get_field_index("name"), "name", names)
     return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
@@ -171,5 +206,7 @@ def _rerank_config(config: SearchConfig, found: str) -> RerankConfig:
         corpus=config.corpus,
         queries=config.input,
         query_column=config.text_column,
+        text_column=config.corpus_text_column,
+        corpus_id_column=config.corpus_id_column,
         top_k=config.top_k,
     )

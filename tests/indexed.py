@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from lib.index import build
 from lib.indexing import IndexConfig
@@ -58,3 +59,9 @@ def exact(queries: np.ndarray, vectors: np.ndarray, most: int) -> np.ndarray:
 
 def pieces(output: Path) -> list[Path]:
     return sorted((output / "pieces").iterdir())
+
+
+def cut_small(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Pieces of about so many bytes, as a large corpus has many."""
+    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", size)
+    monkeypatch.setattr("lib.building.assemble.CENTROIDS_OVER", 0)

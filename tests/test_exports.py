@@ -11,7 +11,7 @@ import pytest
 
 from lib import index
 from lib.building.exporting import lance_options, lance_url, metadata
-from lib.building.exports import export, refuse_exports
+from lib.building.exports import export
 from lib.building.growing import encode
 from lib.errors import RunError, UsageError
 from lib.indexing import IndexConfig, open_build
@@ -252,16 +252,18 @@ def numbers(rows: pa.Table, words: int) -> np.ndarray:
 
 
 def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
-    """Centroids of a kind without lists, and Lance without pylance, are refused with what to do, before anything is read."""
+    """Centroids of a kind without lists, and Lance without pylance, are refused with what to do, and nothing is begun: the
+    corrected command has its way."""
 
     def opened(**options):
-        return open_build(IndexConfig(input=str(corpus), output=str(tmp_path / "other"), kind="flat", **options))
+        return open_build(IndexConfig(input=str(corpus), output=str(tmp_path / "other"), **options))
 
     with pytest.raises(UsageError, match="flat has no lists"):
-        refuse_exports(opened(exports=("centroids",)))
+        opened(kind="flat", exports=("centroids",))
     monkeypatch.setitem(sys.modules, "lance", None)
-    with pytest.raises(UsageError, match=r"pip install 'shoal\[lance\]'"):
-        export(opened(exports=("lance",)), [], print)
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[lance\]'"):
+        opened(kind="flat", exports=("lance",))
+    assert opened(kind="ivf-flat", lists=4, exports=("centroids",)).kind.lists
 
 
 def test_lance_is_told_the_store_in_its_own_words(monkeypatch):

@@ -114,7 +114,7 @@ FLOORS = [
         "building.measure",
     ],
     ["rerank", "training.plan", "building.training", "building.costs", "finding"],
-    ["rankings", "card", "building.growing", "building.reckoning"],
+    ["rankings", "card", "building.growing", "building.reckoning", "building.queries"],
     ["evaluate", "mteb_adapter", "building.recall", "building.expected", "building.exports", "building.card", "asking"],
     ["legs", "index", "search", "building.forecast"],
     ["finetune"],

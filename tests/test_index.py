@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from indexed import DIM, built, clustered, pieces, write, write_many
+from indexed import DIM, built, clustered, cut_small, pieces, write, write_many
 
 from lib.building.coding import load_index, open_merged, open_piece
 from lib.building.train import shares
@@ -40,12 +40,6 @@ def source(tmp_path, vectors):
 
 def lists_for(kind: str) -> dict[str, int]:
     return {"lists": LISTS} if parse(kind).lists else {}
-
-
-def cut_small(monkeypatch, size: float) -> None:
-    """Pieces of about so many bytes, as a large corpus has many."""
-    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", size)
-    monkeypatch.setattr("lib.building.assemble.CENTROIDS_OVER", 0)
 
 
 def rows_of(output) -> pa.Table:

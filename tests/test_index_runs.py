@@ -8,13 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from indexed import DIM, MADE, built, clustered, pieces, write, write_many
+from indexed import DIM, MADE, built, clustered, cut_small, pieces, write, write_many
 
+from lib.building.card import _advice
 from lib.building.choose import choose, default_lists, parse_bytes, size_of
 from lib.building.coding import open_merged, open_piece
 from lib.building.growing import balanced
+from lib.building.measure import Measured, enough
 from lib.errors import InputError, RunError, UsageError
+from lib.index import build
 from lib.indexes import described, efforts, names, parse
+from lib.indexing import IndexConfig
 
 ROWS, LISTS = 3000, 16
 
@@ -178,7 +182,98 @@ def test_drift_is_told(here, source, tmp_path):
     assert "Rebuild" in (tmp_path / "index" / "README.md").read_text()
 
 
+# Lost and left over
+
+
+def test_merged_indexes_are_there_whatever_was_merged_before(here, source, tmp_path, monkeypatch):
+    """--merge 2, then 3, then 2 again, and 2 after its files were deleted: each leaves as many indexes, with every vector."""
+    cut_small(monkeypatch, 700 * 4 * DIM)
+    output = tmp_path / "index"
+    for count in (2, 3, 2, 2):
+        built(source, output, kind="ivf-flat", lists=LISTS, merge=count)
+        merged = sorted((output / "merged").glob("*.faiss"))
+
+        assert sum(open_merged(str(path)).ntotal for path in merged) == ROWS
+        assert len(merged) == count
+        if count == 2:
+            merged[0].unlink()
+    built(source, output, kind="ivf-flat", lists=LISTS, merge=2)
+    assert len(list((output / "merged").glob("*.faiss"))) == 2
+
+
+def test_a_lost_piece_is_made_again(here, source, tmp_path, monkeypatch):
+    """A piece that is gone, or cut short, comes back with the same bytes; the user is told."""
+    cut_small(monkeypatch, 700 * 4 * DIM)
+    output, said = tmp_path / "index", []
+    built(source, output, kind="ivf-flat", lists=LISTS)
+    before = contents(output)
+    first, second, *_ = pieces(output)
+    first.unlink()
+    second.write_bytes(b"half")
+    build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS), said.append)
+
+    assert contents(output) == before
+    assert any(sentence.startswith("warning: 2 pieces of") for sentence in said)
+
+
+def test_pieces_of_a_stopped_addition_do_not_stay(here, source, tmp_path):
+    """What a command that was stopped had published, and no manifest names, is not left among the pieces."""
+    output = tmp_path / "index"
+    built(source, output, kind="ivf-flat", lists=LISTS)
+    (output / "pieces" / "piece-000000000000-of-another.faiss").write_bytes(b"rows that are in other pieces too")
+    write(source / "z.parquet", clustered(500, seed=3), first=ROWS)
+    card = built(source, output, kind="ivf-flat", lists=LISTS)
+
+    assert len(pieces(output)) == card["pieces"] == 2
+
+
+def test_recall_is_asked_for_again_with_another_number_of_queries(here, source, tmp_path):
+    """--recall-queries may change from command to command; more than were held out are not there, and that is said."""
+    output, said = tmp_path / "index", []
+    first = built(source, output, kind="flat", recall_queries=100)
+    second = built(source, output, kind="flat", recall_queries=50)
+    config = IndexConfig(input=str(source), output=str(output), kind="flat", recall_queries=5000)
+    third = build(config, said.append)
+
+    assert first["queries"]["count"] <= third["queries"]["count"] < 5000
+    assert second["queries"]["count"] == 50
+    assert any("there are no more" in sentence for sentence in said)
+
+
 # Wrong input
+
+
+def test_rows_of_odd_length_do_not_decide(here, tmp_path):
+    """Of lists of no fixed length the commonest decides; an empty one and a file without any vector are kept out, counted."""
+    vectors = clustered(300).tolist()
+    for name, rows in {"0": [[], *vectors, [1.0]], "1": [None, None]}.items():
+        column = pa.array(rows, pa.list_(pa.float32()))
+        (tmp_path / "vectors").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"embedding": column}), tmp_path / "vectors" / f"{name}.parquet")
+    card = built(tmp_path / "vectors", tmp_path / "index")
+
+    assert (card["dim"], card["rows"], card["vectors"], card["without_vector"]) == (DIM, 304, 300, 4)
+
+
+def test_a_merge_that_cannot_be_is_refused_of_an_old_index_too(here, source, tmp_path):
+    """--merge added to the command of a flat index is refused as in its first command."""
+    built(source, tmp_path / "index", kind="flat")
+
+    with pytest.raises(UsageError, match="--merge 1: faiss cannot merge flat"):
+        built(source, tmp_path / "index", kind="flat", merge=1)
+
+
+def test_what_another_build_left_is_not_taken_over(here, source, tmp_path):
+    """With _run.json and _build deleted, what was trained for another kind is refused."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    (tmp_path / "index" / "_run.json").unlink()
+    for name in ("_build", "pieces", "rows"):
+        shutil.rmtree(tmp_path / "index" / name)
+    for name in ("card.json", "manifest.json"):
+        (tmp_path / "index" / name).unlink()
+
+    with pytest.raises(UsageError, match=r"holds trained\.faiss, and no build of ours"):
+        built(source, tmp_path / "index", kind="ivf-sq8", lists=LISTS)
 
 
 def test_vectors_of_two_models_are_refused(here, source, tmp_path, vectors):
@@ -265,14 +360,53 @@ def test_an_input_without_any_vector(here, tmp_path):
 
 
 def test_queries_of_another_model_do_not_measure(here, source, tmp_path):
-    """--queries of another model is refused, naming both."""
+    """--queries of another model, or that are not there, are refused before anything is computed, naming both models."""
     write(tmp_path / "queries" / "0.parquet", clustered(100), model="other", revision="r9")
 
     with pytest.raises(InputError, match=r"--queries .*vectors of other in 32 dimensions"):
         built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"))
+    with pytest.raises(InputError, match="nowhere"):
+        built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "index" / "_build").exists()
+
+
+def test_queries_are_read_as_their_own_files_say(here, source, tmp_path, vectors):
+    """int8 queries with ranges of their own and no ids measure an index of float vectors as the same queries in float32 do;
+    other ones in the same place are measured anew."""
+    asked = clustered(200, seed=6)
+    low, high = asked.min(axis=0) * 1.1, asked.max(axis=0) * 1.1
+    coded = np.round((asked - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
+    write(tmp_path / "floats" / "0.parquet", asked)
+    write(tmp_path / "coded" / "0.parquet", coded, output_dtype="int8", int8_ranges=[low.tolist(), high.tolist()])
+    table = pq.read_table(tmp_path / "coded" / "0.parquet")
+    pq.write_table(table.drop_columns(["id"]), tmp_path / "coded" / "0.parquet")
+    shape = {"kind": "ivf-flat", "lists": LISTS, "id_column": "id"}
+    cards = [built(source, tmp_path / "index", queries=str(tmp_path / name), **shape) for name in ("floats", "coded")]
+    first, second = ([row["recall@10"][0] for row in card["recall"]] for card in cards)
+    write(tmp_path / "floats" / "0.parquet", vectors[:150])
+    third = built(source, tmp_path / "index", queries=str(tmp_path / "floats"), **shape)
+
+    assert second == pytest.approx(first, abs=0.03)
+    assert 0.1 < first[0] < 0.9
+    assert third["queries"]["count"] == 150
 
 
 # The choice
+
+
+def test_advice_is_the_least_effort_that_is_enough():
+    """The first with the recall that was asked for; where none has it, the first that comes near the most there is, and the
+    most is what the card tells."""
+
+    def rows(*recalls: float) -> list[Measured]:
+        return [Measured(2**place, {10: (recall, 0, 1)}, 0.0) for place, recall in enumerate(recalls)]
+
+    assert enough(rows(0.5, 0.8975, 0.902, 0.95), 0.9).effort == 4
+    assert enough(rows(0.5, 0.8975, 0.902), 0.9).effort == 4
+    assert enough(rows(0.5, 0.79, 0.8), 0.9).effort == 4
+    assert enough(rows(0.5, 0.797, 0.8), 0.9).effort == 2
+    assert _advice(rows(0.5, 0.8975, 0.902), 0.9) == []
+    assert "0.8000 at most" in _advice(rows(0.5, 0.797, 0.8), 0.9)[0]
 
 
 def test_auto_keeps_to_memory_and_recall():

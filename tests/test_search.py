@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from indexed import DIM, MADE, built, clustered, exact, write, write_many
+from indexed import DIM, MADE, built, clustered, cut_small, exact, write, write_many
 
 from lib.asking import SearchConfig
-from lib.errors import InputError, ModelError, UsageError
+from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.indexes import names
+from lib.recipes import load
 from lib.search import search
 
 ROWS, LISTS = 3000, 16
@@ -54,16 +55,11 @@ def lists_of(table: pa.Table) -> dict[str, list[str]]:
     return lists
 
 
-def small_pieces(monkeypatch) -> None:
-    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", 4 * DIM * 700)
-    monkeypatch.setattr("lib.building.assemble.CENTROIDS_OVER", 0)
-
-
 @pytest.mark.parametrize("many", [False, True])
 def test_flat_finds_what_numpy_finds(here, source, tmp_path, asked, vectors, queries, monkeypatch, many):
     """Ids, order and scores are those of a product of matrices, in one piece or several."""
     if many:
-        small_pieces(monkeypatch)
+        cut_small(monkeypatch, 4 * DIM * 700)
     card = built(source, tmp_path / "index", kind="flat", shard_rows=300)
     table = found(tmp_path, asked, top_k=20)
     best = exact(queries, vectors, 20)
@@ -76,7 +72,7 @@ def test_flat_finds_what_numpy_finds(here, source, tmp_path, asked, vectors, que
 
 def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path, asked, monkeypatch):
     """It is one row without a passage, whatever the number of pieces."""
-    small_pieces(monkeypatch)
+    cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
     table = found(tmp_path, asked, top_k=5)
     rows = [row for row in table.to_pylist() if row["query_id"] == "d1"]
@@ -88,7 +84,7 @@ def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path
 def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors, queries, monkeypatch, kind, many):
     """--allow keeps to its ids in every kind, and still fills the lists from them."""
     if many:
-        small_pieces(monkeypatch)
+        cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind=kind, shard_rows=300)
     allowed = list(range(0, ROWS, 7))
     (tmp_path / "allow.jsonl").write_text("".join(json.dumps({"id": f"d{n}"}) + "\n" for n in [*allowed, 999_999]))
@@ -117,20 +113,65 @@ def test_effort_finds_more(here, source, tmp_path, asked, vectors, queries):
     assert hits("advised", None) == pytest.approx(hits("same", card["advised"]))
 
 
-def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors):
-    """Where several rows have the same id, a query's list has it once, by the best of them."""
+@pytest.mark.parametrize("many", [False, True])
+def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors, queries, monkeypatch, many):
+    """Where several rows have the same id, a query's list has it once, by the best of them, and is as long as was asked for;
+    in one piece and in many."""
+    if many:
+        cut_small(monkeypatch, 4 * DIM * 700)
     table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors))
-    ids = pa.array([f"p{row // 3}" for row in range(ROWS)], pa.large_string())
+    owners = np.arange(ROWS) % 60  # fifty rows each
+    ids = pa.array([f"p{owner}" for owner in owners], pa.large_string())
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat", shard_rows=300)
+    lists = lists_of(found(tmp_path, asked, top_k=30))
+    order = exact(queries, vectors, ROWS)
+    wanted = {f"d{q}": [f"p{n}" for n in dict.fromkeys(owners[order[q]].tolist())][:30] for q in range(len(queries))}
+
+    assert lists == {name: each for name, each in wanted.items() if name != "d1"}
+
+
+def test_a_query_that_finds_nothing_is_kept(here, source, tmp_path, asked, monkeypatch):
+    """Where no allowed passage lies in the probed lists, a query is one row that says so; others are as ever; in many pieces."""
+    cut_small(monkeypatch, 4 * DIM * 700)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    (tmp_path / "allow.jsonl").write_text('{"id": "d7"}\n')
+    table = found(tmp_path, asked, effort=1, allow=str(tmp_path / "allow.jsonl")).to_pylist()
+
+    assert sorted(row["query_id"] for row in table) == sorted(f"d{q}" for q in range(70))
+    assert {row["passage_id"] for row in table} == {None, "d7"}
+    for row in table:
+        if row["query_id"] == "d1":
+            assert row["error"] == "empty text"
+        else:
+            assert (row["error"] or "").startswith("nothing was found") == (row["passage_id"] is None)
+
+
+def test_rows_without_an_id_are_named_by_their_place(here, tmp_path, asked, vectors, queries):
+    """A null in the id column neither ends a shard nor hides the row: it is FILE#POSITION."""
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors))
+    ids = pa.array([None if row % 2 else f"d{row}" for row in range(ROWS)], pa.large_string())
     pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
     built(tmp_path / "vectors", tmp_path / "index", kind="flat")
-    lists = lists_of(found(tmp_path, asked, top_k=30))
+    lists = lists_of(found(tmp_path, asked, top_k=3))
+    best = exact(queries, vectors, 3)
 
-    assert all(len(set(each)) == len(each) for each in lists.values())
+    assert lists["d0"] == [f"0.parquet#{n}" if n % 2 else f"d{n}" for n in best[0]]
+
+
+def test_changed_queries_are_another_search(here, source, tmp_path, asked, queries):
+    """Finished or not, a search does not pass off its old lists for queries that changed or grew: it is refused."""
+    built(source, tmp_path / "index", kind="flat")
+    found(tmp_path, asked, top_k=5)
+    write(asked / "1.parquet", queries[:3], first=100)
+
+    with pytest.raises(RunError, match="files: there"):
+        found(tmp_path, asked, top_k=5)
 
 
 def test_the_same_search_goes_on(here, source, tmp_path, asked, monkeypatch):
     """A search that was stopped makes only the parts that are missing; another one in the same place is refused."""
-    small_pieces(monkeypatch)
+    cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
     whole = found(tmp_path, asked, top_k=5)
     parts = sorted((tmp_path / "found" / "_pieces").glob("part-*"))
@@ -189,6 +230,57 @@ def test_texts_are_embedded_with_the_card_s_model_and_query_prompt(texts, tmp_pa
     assert lacking["error"]
 
 
+def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
+    """An index of the first dimensions of a model's vectors embeds its queries as short."""
+    from lib.embed import embed
+    from lib.embedding import EmbedConfig
+
+    about = json.loads((texts / "config.json").read_text())
+    (texts / "config.json").write_text(json.dumps(about | {"is_matryoshka": True}))
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "short"), model=str(texts), truncate_dim=16
+    )
+    embed(options, lambda sentence: None)
+    card = built(tmp_path / "short", tmp_path / "index16", kind="flat")
+    config = SearchConfig(
+        index=str(tmp_path / "index16"), input=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "found"), top_k=3
+    )
+    search(config, lambda sentence: None)
+    table = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "found").glob("part-*"))
+
+    assert card["dim"] == 16
+    assert len(lists_of(table)) == 30
+
+
+def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
+    """Where a recipe made the index's vectors, its query prompt is put before the queries unasked."""
+    from lib.embed import embed
+    from lib.embedding import EmbedConfig
+
+    plain = build("bert")
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"),
+        output=str(tmp_path / "by-recipe"),
+        model=str(plain),
+        recipe="piccolo-zh",
+        max_tokens=64,
+    )
+    embed(options, lambda sentence: None)
+    card = built(tmp_path / "by-recipe", tmp_path / "index-by-recipe", kind="flat")
+    config = SearchConfig(
+        index=str(tmp_path / "index-by-recipe"),
+        input=str(tmp_path / "queries.jsonl"),
+        output=str(tmp_path / "found"),
+        top_k=3,
+    )
+    search(config, lambda sentence: None)
+    (made,) = (tmp_path / "found").glob("_queries-*")
+    told = json.loads(pq.read_schema(next(made.glob("part-*"))).metadata[b"shoal"])
+
+    assert card["made"]["recipe"] == told["recipe"] == "piccolo-zh"
+    assert told["prompt"] == load("piccolo-zh").prompts["query"] != ""
+
+
 def test_another_model_than_the_card_s_is_refused(texts, build, tmp_path):
     """Queries by another model, as --model or as vectors, are refused before anything is embedded."""
     other = build("bert", pooling="cls")
@@ -201,6 +293,31 @@ def test_another_model_than_the_card_s_is_refused(texts, build, tmp_path):
         found(tmp_path, tmp_path / "vectors")
     with pytest.raises(InputError, match="in 64 dimensions"):
         found(tmp_path, tmp_path / "wide")
+    assert not list((tmp_path / "found").glob("_queries-*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"allow": "nothing"}, "nothing at nothing"),
+        ({"reranker": "", "corpus": "nothing"}, "nothing at nothing"),
+        ({"reranker": "", "id_column": "text"}, "--id-column id"),
+        ({"reranker": "", "corpus_text_column": "body"}, "no column 'body'"),
+        ({"reranker": "", "corpus_id_column": "docid"}, "no column 'docid'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_queries_are_embedded(texts, tmp_path, more, words):
+    """A list of ids or a corpus that is not there, and ids or texts that the reranker would not find: no query is embedded."""
+    if "reranker" in more:
+        given = {
+            "corpus": str(tmp_path / "docs.jsonl"),
+            "reranker": str(tiny.build_reranker("bert", tmp_path / "reranker")),
+        }
+        more = given | {name: value for name, value in more.items() if value}
+
+    with pytest.raises((UsageError, InputError), match=words):
+        found(tmp_path, tmp_path / "queries.jsonl", **more)
+    assert not list((tmp_path / "found").rglob("_queries-*"))
 
 
 def test_found_passages_are_reranked(texts, tmp_path):

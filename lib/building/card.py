@@ -62,7 +62,7 @@ def write_card(
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
         "drift": drift(build, manifest),
         "seconds": _seconds(build, log),
-        "notes": [*log.notes, *_advice(rows, config.recall, advised)],
+        "notes": [*log.notes, *_advice(rows, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
     build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
@@ -96,16 +96,16 @@ def _trained(build: Build) -> list[dict[str, Any]]:
 
 
 def _seconds(build: Build, log: Log) -> dict[str, float]:
-    """By stage; what an earlier command spent stays as it was told then."""
+    """By stage, over all commands that came to an end."""
     try:
         before = json.loads(build.folder.read(CARD))["seconds"]
     except FileNotFoundError:
         before = {}
-    return before | log.seconds
+    return {stage: round(before.get(stage, 0.0) + log.seconds.get(stage, 0.0), 3) for stage in before | log.seconds}
 
 
-def _advice(rows: Sequence[Measured], asked: float, advised: Measured) -> list[str]:
-    reached = advised.recall[10][0]
+def _advice(rows: Sequence[Measured], asked: float) -> list[str]:
+    reached = max(row.recall[10][0] for row in rows)
     if reached >= asked:
         return []
     return [

@@ -20,7 +20,7 @@ from .growing import ENCODE_BYTES, balanced
 from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
 from .sample import BLOCK, sample_plan
-from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS
+from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, dealt_at_once
 from .training import wanted_rows
 
 RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
@@ -46,7 +46,7 @@ def stages_of(given: Given) -> tuple[list[Stage], list[float]]:
 def _sample(given: Given) -> tuple[Stage, np.ndarray]:
     """And the vectors to train on that each of its parts has."""
     build, costs = given.build, given.costs
-    wanted, held = wanted_rows(build), build.config.recall_queries
+    wanted, held = wanted_rows(build), build.held
     plan = sample_plan(given.corpus, wanted + held)
     rows = shard_rows(plan)
     kept = np.minimum(-(-held // len(rows)), rows // 10)
@@ -105,7 +105,8 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
     """As training.py has them: cells of a part of the sample, the sample dealt by cell, and k-means in each cell."""
     costs, rows, lists = given.costs, float(drawn.sum()), given.lists
     cells = 2 ** round(lists.bit_length() / 2)
-    parts = len(drawn)
+    at_once = dealt_at_once(len(drawn), rows, given.build.vectors.dim)
+    parts = -(-len(drawn) // at_once)
     some = drawn[:: max(1, int(rows) // (cells * CELL_POINTS))]
     taken = float(some.sum())
     size, each = rows * given.vector, rows / cells
@@ -130,10 +131,10 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             read=size,
             written=size,
             objects=parts + RUN_OBJECTS,
-            memory=WORKER_BASE + SHARD_COPIES * float(drawn.max()) * given.vector,
+            memory=WORKER_BASE + SHARD_COPIES * float(drawn.max()) * at_once * given.vector,
             seconds=size * (costs.read + costs.put) + near,
             workers=many,
-            slices=parts,
+            slices=len(drawn),
         ),
         Stage(
             name="train: centroids",

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..cluster import Workers
-from ..errors import RunError, UsageError
-from ..indexes import by_products, described, lists_of
+from ..errors import RunError
+from ..indexes import by_products, lists_of
 from ..indexing import Build
 from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
@@ -28,7 +28,7 @@ from ..plan import shards
 from ..scratch import Scratch
 from ..stages import Verb
 from ..storage import Folder
-from . import ROWS, TRAINED, VECTOR
+from . import ROWS, TRAINED
 from .coding import load_index, turns
 from .exporting import Files, Fragments, file_name, lance_options, lance_schema, lance_url
 from .growing import read_manifest
@@ -55,34 +55,11 @@ MILVUS = Store("milvus", "milvus", "vector", described=False)
 PINECONE = Store("pinecone", "pinecone/__default__", "values", described=True)
 
 
-def refuse_exports(build: Build) -> None:
-    """Raises UsageError, at once, for exports that this kind of index or this machine cannot make."""
-    asked = build.config.exports
-    if "centroids" in asked and not build.kind.lists:
-        raise UsageError(
-            f"--exports centroids: {described(build.kind)} has no lists, hence no centroids. Leave it out, or choose a --kind "
-            "that begins with ivf"
-        )
-    if "lance" not in asked:
-        return
-    try:
-        import lance  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"--exports lance needs pylance ({error}). On every node: pip install 'shoal[lance]'"
-        ) from error
-    if VECTOR in build.config.keep_columns:
-        raise UsageError(
-            f"--exports lance calls the vectors {VECTOR!r}: --keep-columns has another column of that name"
-        )
-
-
 def export(build: Build, parts: Sequence[Part], say: Say) -> None:
     """Write what --exports asks for and is not there yet. parts: of the encoded rows, all of which the manifest has.
 
-    Raises UsageError as `refuse_exports` does, RunError where what was exported before is no longer there.
+    Raises RunError where what was exported before is no longer there.
     """
-    refuse_exports(build)
     asked, vectors = build.config.exports, sum(part.rows - part.errors for part in parts)
     if "centroids" in asked:
         _centroids(build, say)

@@ -13,8 +13,7 @@ from ..cluster import Workers, connect, decide, most_cpus
 from ..corpus import Corpus, list_files, measure
 from ..errors import InputError, RunError, UsageError
 from ..formats import Measure
-from ..indexes import described
-from ..indexing import Build, IndexConfig, check, corpus_options
+from ..indexing import Build, IndexConfig, check, corpus_options, refuse_for_kind
 from ..listing import InputFile
 from ..parts import ROW_GROUP
 from ..progress import duration
@@ -141,10 +140,9 @@ def foresee(config: IndexConfig) -> Forecast:
     check(config)
     corpus, vectors = supposed(config.suppose, config.vector_column) if config.suppose else _found(config)
     choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall)
-    if config.merge and not choice.kind.merges:
-        raise UsageError(f"--merge {config.merge}: faiss cannot merge {described(choice.kind)} on disk. Leave it out")
+    refuse_for_kind(config, choice.kind)
     folder = Folder(absolute(config.output), parse_options(config.storage_option))
-    build = Build(config, folder, vectors, choice, int(corpus.rows), corpus.id_column, key="")
+    build = Build(config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key="")
     connect()
 
     def find(weight_bytes: float, node: bool) -> Workers | str:
@@ -195,7 +193,7 @@ def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
         breaks = (*range(ROW_GROUP, count, ROW_GROUP), count)
         files.append(InputFile(f"part-{number:06d}", f"part-{number:06d}", 4 * dim * count, ""))
         measures.append(Measure(count, 1.0, True, 4.0 * dim, schema, breaks=breaks))
-    return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {}, tuple(schema.names))
+    return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {})
 
 
 def _row(stage: Stage) -> tuple[str, ...]:

@@ -6,17 +6,21 @@ A generation is what one command added: the shards that were new to it. Its fold
 stopped finds its own again.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from ..cluster import Workers
 from ..corpus import Corpus
+from ..errors import RunError
 from ..indexes import ID_BYTES, described, lists_of
 from ..indexing import Build, corpus_options, digest
 from ..job import Job, carry_out, carry_out_planned, even_rows, whole
 from ..ledger import Ledger
 from ..parts import Part
+from ..parts import read_manifest as read_parts_manifest
+from ..storage import Folder
 from . import MANIFEST, MERGED, PIECES, ROWS, TRAINED
 from .assemble import Assemble, Merge, grouped
 from .coding import load_index
@@ -33,6 +37,7 @@ def encode(build: Build, say: Say) -> list[Part]:
     """The parts of all rows there are, those of new files last."""
     folder, config = build.folder.below(ROWS), build.config
     trained = build.folder.read(TRAINED)
+    fixed = hashlib.sha256(trained).hexdigest()[:12]
 
     def verb(ledger: Ledger, workers: Workers) -> Encode:
         return Encode(source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads)
@@ -50,7 +55,7 @@ def encode(build: Build, say: Say) -> list[Part]:
         shard_rows=config.shard_rows,
         strict=True,
     )
-    settings = {"verb": "encode", "of": build.key, "trained": digest(trained)}
+    settings = {"verb": "encode", "of": build.key, "trained": fixed}
     job = Job(f"encoding as {described(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
     return whole(carry_out(job, options, rows, say), folder.url).parts
 
@@ -68,6 +73,7 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
     manifest = read_manifest(build)
     done = manifest["generations"][-1]["shards"][1] if manifest["generations"] else 0
     new = parts[done:]
+    _make_again(build, manifest, parts, say)
     if not new:
         return manifest
     first = sum(part.rows for part in parts[:done])
@@ -83,13 +89,38 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
         "pieces": pieces,
     }
     manifest = {"generations": [*manifest["generations"], generation], "merged": []}
+    if read_manifest(build)["generations"] != manifest["generations"][:-1]:
+        raise RunError(
+            f"another command added to {build.folder.url} meanwhile. Start this one again: it goes on from there"
+        )
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
-    build.folder.below(PIECES).sweep(done={piece["name"] for piece in pieces_of(manifest)})
+    _keep_only(build.folder.below(PIECES), {piece["name"] for piece in pieces_of(manifest)})
     build.folder.sweep(done={TRAINED, MANIFEST})
     return manifest
 
 
-def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say) -> list[dict[str, Any]]:
+def _make_again(build: Build, manifest: Manifest, parts: Sequence[Part], say: Say) -> None:
+    """Pieces that the manifest names and that are gone, or not whole, from the rows they were made of."""
+    place = build.folder.below(PIECES)
+    there = place.list()
+    for generation in manifest["generations"]:
+        lost = [piece["name"] for piece in generation["pieces"] if there.get(piece["name"]) != piece["bytes"]]
+        if not lost:
+            continue
+        say(f"warning: {len(lost)} pieces of {place.url} are gone, {lost[0]} the first: they are made again")
+        first, stop = generation["shards"]
+        _assembled(build, parts[first:stop], generation["pieces"][0]["first"], say, again=True)
+
+
+def _keep_only(folder: Folder, named: set[str]) -> None:
+    """Remove what no manifest names: of a command that was stopped, or of an index before this one."""
+    for stale in folder.list().keys() - named:
+        folder.remove(stale)
+    folder.sweep(done=named)
+
+
+def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say, again: bool = False) -> list[dict[str, Any]]:
+    """What is known of the new pieces. again: of those too that were made before."""
     rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
     row_bytes = build.kind.bytes(build.vectors.dim) + ID_BYTES
     groups = grouped(parts, row_bytes, len(trained))
@@ -104,8 +135,10 @@ def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say) -> lis
         place = build.folder.below(PIECES)
         return Assemble(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
 
-    most = max(sum(part.rows for part in group) for group in groups) * row_bytes
+    most = max(sum(part.rows for part in group) for group in groups) * row_bytes + 2 * len(trained)
     folder = build.stage(f"assemble-{key}")
+    if again:
+        folder.remove_all()
     job = Job(f"filling {len(groups)} pieces", {"verb": "assemble", "names": list(names)}, verb, weight_bytes=int(most))
     options = build.options(rows.url, folder)
     made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
@@ -123,27 +156,33 @@ def piece_files(build: Build, pieces: Sequence[dict[str, Any]]) -> list[File]:
 
 def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
-    if len(manifest["merged"]) == count:
+    place = build.folder.below(MERGED)
+    if len(manifest["merged"]) == count and _all_there(place, manifest["merged"]):
         return manifest
     groups = balanced(pieces_of(manifest), count)
     key = digest(build.key, count, [[piece["name"] for piece in group] for group in groups])
     names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
 
     def verb(ledger: Ledger, workers: Workers) -> Merge:
-        return Merge(build.folder, build.folder.below(MERGED), names, build.storage)
+        return Merge(build.folder, place, names, build.storage)
 
     folder = build.stage(f"merge-{key}")
-    job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb)
+    if (before := read_parts_manifest(folder)) and not _all_there(place, facts_of(folder, before)):
+        folder.remove_all()  # merged otherwise since, and so removed
+    held = 2 * build.folder.list(TRAINED)[TRAINED]
+    job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb, weight_bytes=held)
     files = [piece_files(build, group) for group in groups]
     options = build.options(build.folder.below(PIECES).url, folder)
     made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
     manifest = manifest | {"merged": facts_of(folder, made)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
-    named = {file["name"] for merged in manifest["merged"] for file in merged["files"]}
-    for stale in build.folder.below(MERGED).list().keys() - named:  # of an index before this one
-        build.folder.below(MERGED).remove(stale)
-    build.folder.below(MERGED).sweep(done=named)
+    _keep_only(place, {file["name"] for merged in manifest["merged"] for file in merged["files"]})
     return manifest
+
+
+def _all_there(folder: Folder, merged: Sequence[dict[str, Any]]) -> bool:
+    there = folder.list()
+    return all(there.get(file["name"]) == file["bytes"] for each in merged for file in each["files"])
 
 
 def balanced(pieces: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Log:
-    """seconds: by stage, of this driver's clock; what an earlier one did is not in them. notes: sentences for the card."""
+    """seconds: by stage, of this driver's clock. notes: sentences for the card."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -203,4 +203,5 @@ def measured(found: Mapping[int, np.ndarray], true: np.ndarray, seconds: Mapping
 def enough(rows: Sequence[Measured], asked: float) -> Measured:
     """The least effort with that recall@10; where none has it, the least that comes near the most there is."""
     most = max(row.recall[10][0] for row in rows)
-    return next(row for row in rows if row.recall[10][0] >= min(asked, most - NEAR))
+    least = asked if most >= asked else most - NEAR
+    return next(row for row in rows if row.recall[10][0] >= least)

@@ -20,7 +20,15 @@ from ..rows import read
 from ..storage import open_file
 
 UNIT = 1e-3  # how far from 1 the length of a normalised vector in 16 bits may lie
-IDENTITY = ("model", "revision", "pooling", "prompt", "dim", "normalized", "output_dtype", "int8_ranges")
+ENCODING = (
+    "revision",
+    "pooling",
+    "bidirectional",
+    "append_eos",
+    "dim",
+    "normalized",
+)  # what vectors must share to be compared
+IDENTITY = ("model", *ENCODING, "prompt", "output_dtype", "int8_ranges")
 REASON = "error"  # the column of embed_corpus.py's output that says why a row has no vector
 
 
@@ -35,12 +43,16 @@ class VectorOptions(RunOptions):
 @dataclass(frozen=True)
 class Vectors:
     """What the files say of their vectors. made: by which model, with which prompt, where embed_corpus.py wrote them.
-    type: of a number; columns: all there are."""
+    type: of a number. dim: 0 of a file without any vector."""
 
     dim: int
     type: str
     made: Mapping[str, Any]
-    columns: tuple[str, ...]
+
+    @property
+    def ranges(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Of int8 vectors, least and greatest by dimension."""
+        return self.made.get("int8_ranges") if self.type == "int8" else None
 
 
 def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]) -> Vectors:
@@ -50,21 +62,31 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
             raise InputError(f"{file.path} is not Parquet, and vectors are read from Parquet alone")
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         found = list(threads.map(lambda file: _describe(file, column, storage), files))
-    first = found[0]
+    with_some = [place for place, each in enumerate(found) if each.dim]
+    if not with_some:
+        raise InputError(
+            f"no vector in column {column!r} of {files[0].path}, nor in any other file. Name theirs with --vector-column"
+        )
+    first = found[with_some[0]]
     for file, other in zip(files, found, strict=True):
         for what in ("dim", "type"):
-            if getattr(other, what) != getattr(first, what):
+            if getattr(other, what) not in (getattr(first, what), 0):
                 raise InputError(
                     f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {files[0].path} and {file.path}. "
                     "An index holds one kind: build one for each"
                 )
-        if differing := [name for name in IDENTITY if other.made.get(name) != first.made.get(name)]:
-            said = "; ".join(f"{name}: {first.made.get(name)!r} and {other.made.get(name)!r}" for name in differing)
+        if said := unlike(first.made, other.made):
             raise InputError(
                 f"{files[0].path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
                 "the same model"
             )
     return first
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What keeps vectors that were made so from being compared, in words; "" where nothing does."""
+    differing = [name for name in IDENTITY if one.get(name) != other.get(name)]
+    return "; ".join(f"{name}: {one.get(name)!r} and {other.get(name)!r}" for name in differing)
 
 
 def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vectors:
@@ -76,7 +98,7 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
                     f"{file.path} has no column {column!r} (there: {', '.join(schema.names)}). Name it with --vector-column"
                 )
             type = schema.field(column).type
-            dim = type.list_size if pa.types.is_fixed_size_list(type) else _first_length(parquet, column, file.path)
+            dim = type.list_size if pa.types.is_fixed_size_list(type) else _common_length(parquet, column, file.path)
     except pa.ArrowException as error:
         raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error
     number = type.value_type if hasattr(type, "value_type") else type
@@ -86,19 +108,20 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
             f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "
             "with --output-dtype float16; the index makes the codes small"
         )
-    return Vectors(dim, str(number), made, tuple(schema.names))
+    return Vectors(dim, str(number), made)
 
 
-def _first_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
-    """Of lists of no fixed length, that of the first vector there is."""
+def _common_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
+    """Of lists of no fixed length, the commonest among the first that there are; 0 in a file without any."""
     type = parquet.schema_arrow.field(column).type
     if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
         raise InputError(f"column {column!r} of {path} is {type}, not vectors. Name theirs with --vector-column")
     for batch in parquet.iter_batches(1024, columns=[column]):
         lengths = pc.list_value_length(batch.column(0)).drop_null()
+        lengths = lengths.filter(pc.greater(lengths, 0))
         if len(lengths):
-            return lengths[0].as_py()
-    raise InputError(f"no vector in column {column!r} of {path}. Take it away")
+            return pc.mode(lengths)[0]["mode"].as_py()
+    return 0
 
 
 @dataclass(frozen=True)
@@ -134,14 +157,16 @@ class Source:
         wanted = [self.column, self.id_column, *self.carried, REASON if REASON in self.columns.names else None]
         names = list(dict.fromkeys(name for name in wanted if name))
         table = read(shard, names, self.columns, self.storage)
-        ids = table[self.id_column] if self.id_column else table["_source"]
+        ids = table["_source"].cast(pa.large_string())
+        if self.id_column:
+            ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
         vectors, lengths, reasons = self._numbers(table[self.column].combine_chunks())
         said = [table["_error"].combine_chunks()]
         if REASON in names and pa.types.is_string(table[REASON].type):
             said.append(table[REASON].combine_chunks())
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
         vectors[reasons.is_valid().to_numpy(zero_copy_only=False)] = 0
-        kept = pa.table({"id": ids.cast(pa.large_string())} | {name: table[name] for name in self.carried})
+        kept = pa.table({"id": ids} | {name: table[name] for name in self.carried})
         return Rows(kept, vectors, reasons, lengths)
 
     def _numbers(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:

@@ -32,6 +32,7 @@ LEAST_CODEC = 256  # vectors a product quantizer's codebook of 256 is trained on
 CELL_POINTS = 256  # of the sample for a cell, of those there are
 ITERATIONS = 10  # of k-means; twice as many moved recall@10 by less than its spread
 CODEC_ROWS = 131_072  # of the sample train the codec where the centroids are there
+DEALT_BYTES = 512 << 20  # of the sample's vectors that are dealt at once: a range is read of each for each cell
 CELLS = "cells.npy"
 
 
@@ -133,7 +134,7 @@ class Cells(OfParts):
 
 @dataclass(frozen=True)
 class Deal(OfParts):
-    """The verb: a part of the sample in the order of its vectors' cells, a row group a cell."""
+    """The verb: some parts of the sample in the order of their vectors' cells, a row group a cell."""
 
     plan: Plan
     folder: Folder
@@ -148,7 +149,7 @@ class Deal(OfParts):
         quantizer = flat(cells, self.plan.products)
 
         def work(bundle: Bundle) -> Bundle:
-            (table,) = read_parts(bundle[PATHS], [VECTOR, HELD], self.storage)
+            table = pa.concat_tables(read_parts(bundle[PATHS], [VECTOR, HELD], self.storage))
             table = table.filter(pc.invert(table[HELD])).select([VECTOR]).combine_chunks()
             owners, _ = assign(quantizer, matrix(table[VECTOR]))
             groups = np.bincount(owners, minlength=len(cells)).tolist()
@@ -187,6 +188,11 @@ class Cluster(OfParts):
             return {"rows": pa.table({VECTOR: column})}
 
         return work
+
+
+def dealt_at_once(parts: int, rows: float, dim: int) -> int:
+    """Parts of the sample a shard of dealing."""
+    return max(1, int(DEALT_BYTES * parts // max(rows * 4 * dim, 1)))
 
 
 def shares(points: np.ndarray, lists: int) -> np.ndarray:

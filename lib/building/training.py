@@ -19,7 +19,20 @@ from .log import Log, Say
 from .reading import File, facts_of, files_of, files_plan
 from .sample import Sample, sample_plan
 from .source import Source
-from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, POINTS, Cells, Cluster, Deal, Plan, Train, shares
+from .train import (
+    CELL_POINTS,
+    CODEC_ROWS,
+    LEAST_CODEC,
+    LEAST_POINTS,
+    POINTS,
+    Cells,
+    Cluster,
+    Deal,
+    Plan,
+    Train,
+    dealt_at_once,
+    shares,
+)
 
 CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
 COPIES = 2  # of the sample that training holds beside it: turned, and less the centroids
@@ -45,7 +58,6 @@ def train(build: Build, log: Log, say: Say) -> None:
 
 def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
     """How the input's vectors are read."""
-    ranges = build.vectors.made.get("int8_ranges") if build.vectors.type == "int8" else None
     config = build.config
     return Source(
         config.vector_column,
@@ -55,7 +67,7 @@ def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> S
         config.metric == "cosine",
         columns,
         build.storage,
-        ranges,
+        build.vectors.ranges,
     )
 
 
@@ -65,7 +77,7 @@ def wanted_rows(build: Build) -> int:
 
 def draw(build: Build, say: Say) -> list[Part]:
     """The sample's parts."""
-    rows, held = wanted_rows(build), build.config.recall_queries
+    rows, held = wanted_rows(build), build.held
     corpus = _measured(build)
 
     def verb(ledger: Ledger, workers: Workers) -> Sample:
@@ -91,7 +103,8 @@ def _tell_lengths(build: Build, log: Log, say: Say) -> None:
     rows = sum(part.rows for part in parts)
     facts = facts_of(folder, parts)
     share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / max(rows, 1)
-    if build.config.metric != "l2" and share > OFF_UNIT:
+    made = build.vectors.made.get("normalized") and build.vectors.type == "int8"  # rounding alone moves their lengths
+    if build.config.metric != "l2" and share > OFF_UNIT and not made:
         note = f"{share:.0%} of the vectors are not of length 1: {LENGTHS[build.config.metric]}"
         log.notes.append(note)
         say(f"warning: {note}")
@@ -102,7 +115,7 @@ def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
     rows = _trainable(build, parts)
     files = files_of(folder, parts)
     centroids: tuple[str, ...] = ()
-    if plan.lists > FLAT_LISTS:
+    if plan.lists > FLAT_LISTS and not build.folder.exists(TRAINED):
         centroids, count = _two_levels(build, plan, parts, rows, say)
         plan = replace(plan, lists=count)
         files = files[:: max(1, rows // CODEC_ROWS)]  # only the codec is left to train
@@ -125,7 +138,13 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
     if build.kind.lists and rows < LEAST_POINTS * build.choice.lists:
         raise InputError(
             f"{rows:,} vectors to train on are too few for {build.choice.lists:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
-            f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows"
+            f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows, "
+            "with a new --output"
+        )
+    if build.kind.lists and rows < LEAST_CODEC:
+        raise InputError(
+            f"{rows:,} vectors to train on are too few for {described(build.kind)}, which takes {LEAST_CODEC} at least. Use --kind "
+            "flat, with a new --output"
         )
     return rows
 
@@ -157,8 +176,9 @@ def _two_levels(build: Build, plan: Plan, parts: Sequence[Part], rows: int, say:
 
     dealt = build.stage("dealt")
     job = Job("dealing the sample by cell", {"verb": "deal", "of": build.key}, deal)
-    each = [[file] for file in files]
-    whole(carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(each), say), dealt.url)
+    count = dealt_at_once(len(files), rows, plan.dim)
+    groups = [files[start : start + count] for start in range(0, len(files), count)]
+    whole(carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(groups), say), dealt.url)
     buckets, columns = bucket_plan({"dealt": dealt})
     points = buckets.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     given = tuple(shares(points, plan.lists).tolist())

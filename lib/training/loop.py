@@ -145,7 +145,7 @@ def advance(run: Run) -> Iterator[dict[str, Any]]:
             batch = reader.get(run.step)
             dataset = batch.dataset
             step = run.steps.get(dataset, run.steps[""])
-            run.optimizer.zero_grad()
+            run.network.clear(run.optimizer)
             value = step(batch.work(run.place, seed_of(course.seed, run.step, DRAWN), run.device))
             learned = run.trained.sharpness
             if learned is not None and learned.grad is not None:

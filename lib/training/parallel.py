@@ -4,6 +4,7 @@ peek(batch)         outputs without gradients
 __call__(batch)     outputs with gradients
 syncing(last)       a context for a forward and its backward: gradients are reduced over the ranks in the last one only
 chunks(count)       how many forwards this rank must run where it has `count` chunks
+clear(optimizer)    gradients of zero, before a step
 clip(most)          the norm of all gradients, which are scaled down to `most`
 """
 
@@ -38,6 +39,13 @@ class Alone:
     def chunks(self, count: int) -> int:
         return count
 
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        """In place: gradients that are made anew at each step lie among a chunk's activations, in the way of the next's."""
+        for weight in self.network.parameters():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        optimizer.zero_grad(set_to_none=False)
+
     def clip(self, most: float) -> float:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), most)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
@@ -50,13 +58,16 @@ class Replicated(Alone):
         from torch.nn.parallel import DistributedDataParallel
 
         super().__init__(network)
-        self.ddp = DistributedDataParallel(network, broadcast_buffers=False)
+        self.ddp = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def __call__(self, batch: Any) -> Outputs:
         return self.ddp(batch)
 
     def syncing(self, last: bool) -> AbstractContextManager:
         return nullcontext() if last else self.ddp.no_sync()
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=False)  # they lie in the buckets that are reduced
 
 
 class Sharded(Alone):
@@ -83,6 +94,9 @@ class Sharded(Alone):
 
     def chunks(self, count: int) -> int:
         return greatest(count, self.device)
+
+    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
