@@ -117,6 +117,7 @@ def _found(
             (),
             card["dim"],
             card["metric"] == "cosine",
+            vectors.about.reasons,
             ledger.columns,
             folder.options,
             vectors.about.ranges,

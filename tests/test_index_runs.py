@@ -249,7 +249,8 @@ def test_rows_of_odd_length_do_not_decide(here, tmp_path):
     for name, rows in {"0": [[], *vectors, [1.0]], "1": [None, None]}.items():
         column = pa.array(rows, pa.list_(pa.float32()))
         (tmp_path / "vectors").mkdir(exist_ok=True)
-        pq.write_table(pa.table({"embedding": column}), tmp_path / "vectors" / f"{name}.parquet")
+        data = {"embedding": column} | ({"error": pa.array(["told", None])} if name == "1" else {})
+        pq.write_table(pa.table(data), tmp_path / "vectors" / f"{name}.parquet")
     card = built(tmp_path / "vectors", tmp_path / "index")
 
     assert (card["dim"], card["rows"], card["vectors"], card["without_vector"]) == (DIM, 304, 300, 4)

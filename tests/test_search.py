@@ -98,6 +98,36 @@ def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors,
     assert np.mean(hits) / 10 > (0.3 if "pq" in kind else 0.8)
 
 
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_other_metrics(here, tmp_path, vectors, queries, metric):
+    """--metric ip ranks by products of vectors as they are, l2 by squared distances, whose negatives are the scores."""
+    longer = vectors * np.random.default_rng(5).uniform(0.5, 2, len(vectors)).astype(np.float32)[:, None]
+    write(tmp_path / "vectors" / "0.parquet", longer, normalized=False)
+    write(tmp_path / "queries" / "0.parquet", queries, normalized=False)
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat", metric=metric)
+    table = found(tmp_path, tmp_path / "queries", top_k=5)
+    scores = queries @ longer.T
+    if metric == "l2":
+        scores = -np.square(queries[:, None] - longer[None]).sum(axis=2)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    told = table.filter(pa.compute.equal(table["query_id"], "d3"))["score"].to_numpy()
+
+    assert lists_of(table) == {f"d{q}": [f"d{n}" for n in best[q]] for q in range(len(queries))}
+    np.testing.assert_allclose(told, scores[3, best[3]], rtol=1e-4)
+
+
+def test_queries_of_bytes(here, source, tmp_path, queries, vectors):
+    """int8 queries are read by the ranges that their own files tell; an index of floats finds nearly the same by them."""
+    low, high = queries.min(axis=0) * 1.1, queries.max(axis=0) * 1.1
+    coded = np.round((queries - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
+    write(tmp_path / "queries" / "0.parquet", coded, output_dtype="int8", int8_ranges=[low.tolist(), high.tolist()])
+    built(source, tmp_path / "index", kind="flat")
+    lists, best = lists_of(found(tmp_path, tmp_path / "queries", top_k=10)), exact(queries, vectors, 10)
+    hits = [len({f"d{n}" for n in best[q]} & set(lists[f"d{q}"])) / 10 for q in range(len(queries))]
+
+    assert np.mean(hits) > 0.9
+
+
 def test_effort_finds_more(here, source, tmp_path, asked, vectors, queries):
     """A higher --effort probes more lists; by itself the card's advice is taken."""
     card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, recall=0.95)
@@ -321,7 +351,7 @@ def test_what_is_wrong_is_told_before_queries_are_embedded(texts, tmp_path, more
 
 
 def test_found_passages_are_reranked(texts, tmp_path):
-    """--reranker scores what was found with the texts of both, and keeps the best of them."""
+    """--reranker scores all that was found, with the texts of both, and ranks it by that."""
     model = tiny.build_reranker("bert", tmp_path / "reranker")
     more = {"reranker": str(model), "corpus": str(tmp_path / "docs.jsonl"), "top_k": 5}
     table = found(tmp_path, tmp_path / "queries.jsonl", **more)

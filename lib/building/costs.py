@@ -216,7 +216,7 @@ def _steps(
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
     put, size = (time.process_time() - began) / part.bytes, part.bytes
-    source = Source(VECTOR, "id", (), dim, False, table.schema, {})
+    source = Source(VECTOR, "id", (), dim, False, False, table.schema, {})
     shard = _shard(folder, part.part, rows, size)
 
     encode = Encode(source, kind, folder, 1)

@@ -193,7 +193,7 @@ def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
         breaks = (*range(ROW_GROUP, count, ROW_GROUP), count)
         files.append(InputFile(f"part-{number:06d}", f"part-{number:06d}", 4 * dim * count, ""))
         measures.append(Measure(count, 1.0, True, 4.0 * dim, schema, breaks=breaks))
-    return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {})
+    return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {}, reasons=False)
 
 
 def _row(stage: Stage) -> tuple[str, ...]:

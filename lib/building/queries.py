@@ -85,7 +85,7 @@ def _given(build: Build) -> np.ndarray:
     corpus = measure(files, _options(build), build.storage, strict=True)
     each = -(-build.config.recall_queries // BLOCKS)
     blocks = heads(cut(corpus, max(each, int(corpus.rows // BLOCKS))), BLOCKS, each)
-    read = replace(source(build, corpus.schema), id_column=None, ranges=about.ranges).read
+    read = replace(source(build, corpus.schema), id_column=None, reasons=about.reasons, ranges=about.ranges).read
     found = [rows.vectors[rows.good] for rows in map(read, blocks)]
     return np.concatenate(found) if found else np.empty((0, build.vectors.dim), np.float32)
 

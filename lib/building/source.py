@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,12 @@ class VectorOptions(RunOptions):
 @dataclass(frozen=True)
 class Vectors:
     """What the files say of their vectors. made: by which model, with which prompt, where embed_corpus.py wrote them.
-    type: of a number. dim: 0 of a file without any vector."""
+    type: of a number. dim: 0 of a file without any vector. reasons: whether all have the column REASON, of text."""
 
     dim: int
     type: str
     made: Mapping[str, Any]
+    reasons: bool
 
     @property
     def ranges(self) -> tuple[Sequence[float], Sequence[float]] | None:
@@ -80,7 +81,7 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
                 f"{files[0].path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
                 "the same model"
             )
-    return first
+    return replace(first, reasons=all(each.reasons for each in found))
 
 
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -108,7 +109,8 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
             f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "
             "with --output-dtype float16; the index makes the codes small"
         )
-    return Vectors(dim, str(number), made)
+    said = schema.field(REASON).type if REASON in schema.names else pa.null()
+    return Vectors(dim, str(number), made, pa.types.is_string(said) or pa.types.is_large_string(said))
 
 
 def _common_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
@@ -141,20 +143,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """How a shard's vectors are read. normalize: lengths are made 1. ranges: of int8 vectors, least and greatest by dimension."""
+    """How a shard's vectors are read. normalize: lengths are made 1. reasons: there is a column REASON. ranges: of int8 vectors,
+    least and greatest by dimension."""
 
     column: str
     id_column: str | None
     carried: tuple[str, ...]
     dim: int
     normalize: bool
+    reasons: bool
     columns: pa.Schema
     storage: Mapping[str, Any] = field(repr=False)
     ranges: tuple[Sequence[float], Sequence[float]] | None = None
 
     def read(self, shard: Shard) -> Rows:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
-        wanted = [self.column, self.id_column, *self.carried, REASON if REASON in self.columns.names else None]
+        wanted = [self.column, self.id_column, *self.carried, REASON if self.reasons else None]
         names = list(dict.fromkeys(name for name in wanted if name))
         table = read(shard, names, self.columns, self.storage)
         ids = table["_source"].cast(pa.large_string())
@@ -162,8 +166,8 @@ class Source:
             ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
         vectors, lengths, reasons = self._numbers(table[self.column].combine_chunks())
         said = [table["_error"].combine_chunks()]
-        if REASON in names and pa.types.is_string(table[REASON].type):
-            said.append(table[REASON].combine_chunks())
+        if self.reasons:
+            said.append(table[REASON].combine_chunks().cast(pa.string()))
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
         vectors[reasons.is_valid().to_numpy(zero_copy_only=False)] = 0
         kept = pa.table({"id": ids} | {name: table[name] for name in self.carried})

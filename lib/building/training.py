@@ -65,6 +65,7 @@ def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> S
         carried,
         build.vectors.dim,
         config.metric == "cosine",
+        build.vectors.reasons,
         columns,
         build.storage,
         build.vectors.ranges,
