@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.demo import minilm
 from benchmarks.process import run_python
-from tests.real.tasks import PLACE, WN8K, _package, _run
+from tests.real.tasks import PLACE, WN8K, package, run_command
 
 SPEECH = ("noun", "verb", "adj", "adv")
 QUESTIONS, QUESTION_WORDS = 1000, 4  # how many, and the words each has at least
@@ -90,7 +90,7 @@ def read_wordnet(root: Path) -> tuple[dict[str, str], list[str]]:
 def write_texts(vectors: Vectors) -> None:
     """Both files of texts; the questions are the examples with the least hashes."""
     with tempfile.TemporaryDirectory() as place:
-        _run("dpkg-deb", "-x", _package(WN8K), place).check_returncode()
+        run_command("dpkg-deb", "-x", package(WN8K), place).check_returncode()
         found, examples = read_wordnet(Path(place))
     passages = list(found.items())
     if vectors.texts:

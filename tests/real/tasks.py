@@ -159,11 +159,11 @@ def _built(task: Task, place: Path) -> Path:
         return built
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place, prefix=".building-") as temporary:
-        deb, fresh, unpacked = _package(task), Path(temporary) / task.name, Path(temporary) / "unpacked"
-        _run("dpkg-deb", "-x", deb, unpacked).check_returncode()
+        deb, fresh, unpacked = package(task), Path(temporary) / task.name, Path(temporary) / "unpacked"
+        run_command("dpkg-deb", "-x", deb, unpacked).check_returncode()
         _write(task, unpacked, fresh)
         if wrong := _wrong(fresh, task):
-            version = _run("dpkg-deb", "-f", deb, "Version").stdout.strip()
+            version = run_command("dpkg-deb", "-f", deb, "Version").stdout.strip()
             raise RuntimeError(
                 f"{task.name} is made from {task.package} {task.version}; from {version}, found here, it comes out "
                 f"otherwise: {wrong}. Get that version, or pin the new files in {__file__} and measure anew"
@@ -174,7 +174,7 @@ def _built(task: Task, place: Path) -> Path:
     return built
 
 
-def _package(task: Task) -> Path:
+def package(task: Task) -> Path:
     """The .deb, downloaded unless it is there; of another version where apt does not know the one wanted."""
     kept, wanted = PLACE / "packages" / f"{task.package}.deb", f"{task.package}={task.version}"
     if kept.exists() and _sha256(kept.read_bytes()) == task.deb:
@@ -183,13 +183,13 @@ def _package(task: Task) -> Path:
     renewed = [["update"], ["download", wanted]] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
         for words in (["download", wanted], *renewed, ["download", task.package]):
-            said = _run("apt-get", "-qq", *words, cwd=temporary).stderr
+            said = run_command("apt-get", "-qq", *words, cwd=temporary).stderr
             for deb in Path(temporary).glob("*.deb"):
                 return deb.replace(kept)
     raise RuntimeError(f"apt-get cannot download {wanted}: {said[-500:]}")
 
 
-def _run(*command: str | Path, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str | Path, cwd: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
