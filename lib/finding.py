@@ -1,7 +1,7 @@
 """What a search of an index does with one shard: a block of queries in one piece, or the lists of all pieces for a block."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -224,8 +224,3 @@ def _without(ids: pa.ChunkedArray, reasons: pa.ChunkedArray) -> pa.Table:
 def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
     rows = bundle["rows"]
     return rows, {"rows": len(rows), "source_rows": shard.rows, "errors": len(rows) - rows["error"].null_count}
-
-
-def pieces_first(blocks: Sequence[pa.Table], pieces: Sequence[pa.Table]) -> list[pa.Table]:
-    """The slices of each shard: the blocks of one piece side by side, so that a worker opens it once."""
-    return [pa.concat_tables([block, piece]) for piece in pieces for block in blocks]

@@ -116,6 +116,27 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
         yield Shard(number, tuple(current))
 
 
+def tables_of(plan: pa.Table, source: str) -> list[pa.Table]:
+    """The plan of each shard, with the name of a source before its files' names: shards of several sources are told apart."""
+    names = pa.array([f"{source}/{name}" for name in plan["name"].to_pylist()], pa.string())
+    plan = plan.set_column(PLAN_SCHEMA.get_field_index("name"), PLAN_SCHEMA.field("name"), names)
+    return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
+
+
+def numbered(tables: Sequence[pa.Table]) -> pa.Table:
+    """The plan with a shard for each table."""
+    numbers = [pa.array([number] * len(table), pa.int64()) for number, table in enumerate(tables)]
+    return pa.concat_tables(
+        [table.set_column(0, PLAN_SCHEMA.field(0), column) for table, column in zip(tables, numbers, strict=True)]
+    )
+
+
+def untagged(plan: pa.Table) -> pa.Table:
+    """Of parts of ours: one that is published again is the same part, whatever the store says of it."""
+    tags = pa.array([""] * len(plan), pa.string())
+    return plan.set_column(PLAN_SCHEMA.get_field_index("tag"), PLAN_SCHEMA.field("tag"), tags)
+
+
 def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
     """Sentences naming each planned file that is gone or no longer what it was."""
     now = {file.path: file for file in files}

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .cluster import Workers
 from .corpus import Corpus, CorpusOptions, list_files, measure
 from .job import Job, RunOptions, carry_out_planned, whole
 from .ledger import Ledger
 from .parts import Part
-from .plan import PLAN_SCHEMA, count_shards, cut
+from .plan import PLAN_SCHEMA, cut, numbered, tables_of, untagged
 from .searching import PASSAGES, QUERIES, RUN_SCHEMA, Merge, Score, Search, Vectors, read_run
 from .storage import Folder, absolute, parse_options
 
@@ -78,7 +77,7 @@ def search_plan(retrieval: Retrieval) -> tuple[pa.Table, pa.Schema]:
     ranges = _pieces(passages, max(1, RANGE_BYTES // (4 * vectors.type.list_size)), PASSAGES)
     shards = [pa.concat_tables([block, part]) for block in blocks for part in ranges]
     columns = pa.schema([("id", pa.large_string()), vectors, ("error", pa.string())])
-    return pa.concat_tables([_numbered(shard, number) for number, shard in enumerate(shards)]), columns
+    return numbered(shards), columns
 
 
 def merge_plan(folder: Folder, parts: Sequence[Part], blocks: int) -> pa.Table:
@@ -129,14 +128,4 @@ def _measured(url: str, storage: Mapping[str, Any]) -> Corpus:
 
 
 def _pieces(corpus: Corpus, rows: int, source: str) -> list[pa.Table]:
-    """The plan of a corpus of vectors, a table a shard, with the source before the names. Parts have no tag: one that is
-    published again is the same part."""
-    plan = cut(corpus, rows)
-    names = [f"{source}/{name}" for name in plan["name"].to_pylist()]
-    plan = plan.set_column(plan.schema.get_field_index("name"), "name", pa.array(names, pa.string()))
-    plan = plan.set_column(plan.schema.get_field_index("tag"), "tag", pa.array([""] * len(plan), pa.string()))
-    return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
-
-
-def _numbered(pieces: pa.Table, number: int) -> pa.Table:
-    return pieces.set_column(0, PLAN_SCHEMA.field(0), pa.array([number] * len(pieces), pa.int64()))
+    return tables_of(untagged(cut(corpus, rows)), source)

@@ -16,13 +16,13 @@ from .candidates import ID_NAMES
 from .cluster import ClusterOptions, Workers
 from .corpus import columns_at, list_files, measure
 from .errors import InputError, UsageError
-from .finding import FOUND_SCHEMA, Find, Gather, pieces_first
+from .finding import FOUND_SCHEMA, Find, Gather
 from .finding import QUERIES as OF_QUERIES
 from .indexing import digest
 from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
 from .ledger import Ledger
 from .parts import parquet_bytes
-from .plan import PLAN_SCHEMA, count_shards, cut, shards
+from .plan import cut, numbered, shards, tables_of
 from .reranking import RerankConfig
 from .rows import read
 from .scoring import RerankerOptions
@@ -149,27 +149,16 @@ def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers],
 
 
 def _blocks(vectors: QueryVectors) -> list[pa.Table]:
-    plan = cut(vectors.corpus, min(MOST_BLOCK, max(LEAST_BLOCK, int(vectors.corpus.rows) // BLOCKS)))
-    names = pa.array([f"{OF_QUERIES}/{name}" for name in plan["name"].to_pylist()], pa.string())
-    plan = plan.set_column(plan.schema.get_field_index("name"), "name", names)
-    return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
+    rows = min(MOST_BLOCK, max(LEAST_BLOCK, int(vectors.corpus.rows) // BLOCKS))
+    return tables_of(cut(vectors.corpus, rows), OF_QUERIES)
 
 
 def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:
-    """A shard for each piece and block of queries."""
+    """A shard for each piece and block of queries, the blocks of a piece side by side."""
     place = opened.folder.below(PIECES)
     files = [File(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
-    pieces = []
-    for file in files:
-        piece, _ = files_plan([[file]])
-        name = pa.array([f"{PIECES}/{file.path.rpartition('/')[2]}"])
-        pieces.append(piece.set_column(piece.schema.get_field_index("name"), "name", name))
-    shards = pieces_first(blocks, pieces)
-    numbered = [
-        shard.set_column(0, PLAN_SCHEMA.field(0), pa.array([number] * len(shard), pa.int64()))
-        for number, shard in enumerate(shards)
-    ]
-    return pa.concat_tables(numbered), vectors.corpus.schema
+    pieces = tables_of(files_plan([[file] for file in files])[0], PIECES)
+    return numbered([pa.concat_tables([block, piece]) for piece in pieces for block in blocks]), vectors.corpus.schema
 
 
 def _allowed(config: SearchConfig, folder: Folder) -> str | None:
