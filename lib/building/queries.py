@@ -1,24 +1,29 @@
 """The queries that recall is measured with: vectors held out of the sample, or those of --queries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..corpus import list_files, measure
 from ..errors import InputError
 from ..indexing import Build, digest
 from ..listing import InputFile
-from ..parts import read_manifest
+from ..parts import FOOTER_THREADS, read_manifest
 from ..plan import cut, heads
+from ..storage import open_file
 from . import FILE, HELD, NUMBER, ROW, VECTOR
 from .log import Say
-from .reading import matrix, read_parts
+from .reading import matrix
 from .source import VectorOptions, Vectors, describe
 from .training import draw, source
 
 BLOCKS = 32  # of a file of queries, evenly over it
+BUFFER = 1 << 16  # bytes: of a part of the sample few are read
 
 
 def check_queries(build: Build) -> None:
@@ -40,10 +45,8 @@ def queries_of(build: Build, plan: pa.Table, say: Say) -> pa.Table:
     else:
         folder = build.stage("sample")
         parts = read_manifest(folder) or draw(build, say)
-        paths = pa.table({"path": [folder.path(part.part) for part in parts]})
-        held = pa.concat_tables(
-            table.filter(table[HELD]) for table in read_parts(paths, [VECTOR, FILE, ROW, HELD], build.storage)
-        )
+        with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+            held = pa.concat_tables(threads.map(lambda part: _held(folder.path(part.part), build.storage), parts))
         numbers = _numbers(plan, held[FILE].to_pylist(), held[ROW].to_numpy())
         vectors = matrix(held[VECTOR])
         vectors, numbers = vectors[numbers >= 0], numbers[numbers >= 0]
@@ -51,6 +54,14 @@ def queries_of(build: Build, plan: pa.Table, say: Say) -> pa.Table:
     kept = np.linspace(0, len(vectors) - 1, min(most, len(vectors))).round().astype(np.int64)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[kept].reshape(-1)), build.vectors.dim)
     return pa.table({VECTOR: column, NUMBER: numbers[kept]})
+
+
+def _held(path: str, storage: Mapping[str, Any]) -> pa.Table:
+    """The rows of a part of the sample that are held out: a row group of their own, of the two that there can be."""
+    columns = [VECTOR, FILE, ROW, HELD]
+    with open_file(path, storage, BUFFER) as file, pq.ParquetFile(file) as parquet:
+        first = parquet.read_row_groups([0] if parquet.num_row_groups else [], columns=columns)
+    return first.filter(first[HELD])
 
 
 def _options(build: Build) -> VectorOptions:

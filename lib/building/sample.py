@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..corpus import Corpus
+from ..parts import GROUPS
 from ..plan import PLAN_SCHEMA, Shard, count_shards, cut
 from ..stages import Bundle
 from . import FACTS, FILE, HELD, ROW, VECTOR
@@ -54,7 +55,8 @@ class Sample:
         lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.slices])
         data = {VECTOR: column, FILE: files[places], ROW: lines[places], HELD: np.arange(len(places)) < held}
         facts = {"off_unit": off_unit(rows.lengths[places]), "good": int(rows.good.sum()), "held": held}
-        table = pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts)})
+        groups = json.dumps([held, len(places) - held])  # what is held out is read alone, in the end
+        table = pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts), GROUPS: groups})
         return {"rows": table}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
