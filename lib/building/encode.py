@@ -33,7 +33,8 @@ class Encode:
     def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
         began = time.perf_counter()
         rows = self.source.read(shard)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors[rows.good].reshape(-1)), self.source.dim)
+        vectors = rows.vectors if rows.good.all() else rows.vectors[rows.good]  # no copy where all have one
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.source.dim)
         table = rows.table.append_column("error", rows.reasons)
         return {"rows": table, "vectors": pa.table({VECTOR: column})}, {"read": time.perf_counter() - began}
 

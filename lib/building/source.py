@@ -169,16 +169,17 @@ class Source:
         if self.reasons:
             said.append(table[REASON].combine_chunks().cast(pa.string()))
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
-        vectors[reasons.is_valid().to_numpy(zero_copy_only=False)] = 0
+        if reasons.null_count < len(reasons):
+            vectors = np.where(reasons.is_null().to_numpy(zero_copy_only=False)[:, None], vectors, np.float32(0))
         kept = pa.table({"id": ids} | {name: table[name] for name in self.carried})
         return Rows(kept, vectors, reasons, lengths)
 
     def _numbers(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:
         """float32 [n, dim], their lengths as they came, and why a row is no vector (string, null where it is one)."""
         whole = pc.equal(pc.list_value_length(column), self.dim).fill_null(False).to_numpy(zero_copy_only=False)
-        held = column.filter(pa.array(whole))
+        held = column if whole.all() else column.filter(pa.array(whole))
         flat = held.flatten().to_numpy(zero_copy_only=False)
-        found = flat.reshape(-1, self.dim).astype(np.float32)
+        found = flat.reshape(-1, self.dim).astype(np.float32, copy=False)
         if self.ranges is not None:
             low, high = np.array(self.ranges, np.float32)
             found = low + (found + 128.5) * (high - low) / 255
@@ -186,11 +187,11 @@ class Source:
         if len(found) < len(whole):
             vectors = np.zeros((len(whole), self.dim), np.float32)
             vectors[whole] = found
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         reasons = np.full(len(whole), None, object)
         if self.normalize:
             reasons[lengths == 0] = "a vector of zeros has no direction"
-            vectors /= np.where(np.isfinite(lengths) & (lengths > 0), lengths, 1)[:, None]
+            vectors = vectors / np.where(np.isfinite(lengths) & (lengths > 0), lengths, 1)[:, None]
         reasons[~np.isfinite(lengths)] = "the vector is not finite"
         reasons[~whole] = f"not a vector of {self.dim} dimensions"
         reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
