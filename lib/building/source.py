@@ -187,7 +187,7 @@ class Source:
         if len(found) < len(whole):
             vectors = np.zeros((len(whole), self.dim), np.float32)
             vectors[whole] = found
-        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        lengths = np.linalg.norm(vectors, axis=1)
         reasons = np.full(len(whole), None, object)
         if self.normalize:
             reasons[lengths == 0] = "a vector of zeros has no direction"
