@@ -127,7 +127,7 @@ def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:
         **shared(config),
         prompt=prompt_of(encoding, config.query_prompt, (QUERY,)),
         input=absolute(config.input),
-        text_column=config.text_column,
+        text_template=f"{{{config.text_column}}}",  # a recipe's own is of passages
         id_column=config.id_column,
         output=config.output,
     )

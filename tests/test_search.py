@@ -283,7 +283,8 @@ def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
 
 
 def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
-    """Where a recipe made the index's vectors, its query prompt is put before the queries unasked."""
+    """Where a recipe made the index's vectors, its query prompt is put before the queries unasked, and not its template
+    of passages."""
     from lib.embed import embed
     from lib.embedding import EmbedConfig
 
@@ -292,7 +293,8 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
         input=str(tmp_path / "docs.jsonl"),
         output=str(tmp_path / "by-recipe"),
         model=str(plain),
-        recipe="piccolo-zh",
+        recipe="zhinao-search",
+        text_template="{text}",  # the recipe's has a title
         max_tokens=64,
     )
     embed(options, lambda sentence: None)
@@ -307,8 +309,8 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
     (made,) = (tmp_path / "found").glob("_queries-*")
     told = json.loads(pq.read_schema(next(made.glob("part-*"))).metadata[b"shoal"])
 
-    assert card["made"]["recipe"] == told["recipe"] == "piccolo-zh"
-    assert told["prompt"] == load("piccolo-zh").prompts["query"] != ""
+    assert card["made"]["recipe"] == told["recipe"] == "zhinao-search"
+    assert told["prompt"] == load("zhinao-search").prompts["query"] != ""
 
 
 def test_another_model_than_the_card_s_is_refused(texts, build, tmp_path):
