@@ -247,8 +247,9 @@ def lines(size: Size, small: bool, device: torch.device, folder: Path) -> Iterat
 
 @click.command()
 @click.option("--small", is_flag=True, help="The same code with tiny sizes on the CPU.")
+@click.option("--minutes", default=Size.minutes, show_default=True, help="After which no further measurement begins.")
 @click.option("--report", type=click.Path(dir_okay=False), help="Also write the report here.")
-def main(small: bool, report: str | None) -> None:
+def main(small: bool, minutes: float, report: str | None) -> None:
     """Measure the encoder on one CUDA device beside what the device can do and sentence-transformers."""
     if not small and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device is here. Run this on a machine with one, or try it with --small")
@@ -256,14 +257,14 @@ def main(small: bool, report: str | None) -> None:
     if small:
         torch.set_num_threads(1)
     size, device = (SMALL, torch.device("cpu")) if small else (Size(), torch.device("cuda"))
-    ends = time.monotonic() + 60 * size.minutes
+    ends = time.monotonic() + 60 * minutes
     said = []
     with tempfile.TemporaryDirectory(prefix="embed_gpu_") as folder:
         for line in lines(size, small, device, Path(folder)):
             said.append(line)
             click.echo(line)
             if time.monotonic() > ends:
-                said.append(f"\nStopped after {size.minutes:g} minutes; what would follow is not measured.")
+                said.append(f"\nStopped after {minutes:g} minutes; what would follow is not measured.")
                 click.echo(said[-1])
                 break
     if report:

@@ -8,6 +8,7 @@ runs with the mini-batches that were fastest for it in trials on a batch of thei
 and gradients must agree. Memory is of processes of their own: the same step at a global batch and at eight times as many.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -39,10 +41,12 @@ from lib.training.batches import BATCHES
 from lib.training.chunks import Cutter
 from lib.training.collectives import Place
 from lib.training.embedder import Embedder
+from lib.training.heap import M_MMAP_THRESHOLD, great_blocks_apart
 from lib.training.loop import Read
 from lib.training.optimizer import Optimization
 from lib.training.pairs import text_keys
 from lib.training.parallel import Alone
+from lib.training.step import Autocast
 
 VARIANTS = {"pairs": 1, "one hard negative": 2}  # passages a query
 TOKENS = 3, 256  # of a text
@@ -78,18 +82,21 @@ class Contender(Protocol):
 class Shoal:
     """Our step as a worker does it."""
 
-    def __init__(self, model: str, token_budget: int, rows: int) -> None:
+    def __init__(
+        self, model: str, token_budget: int, device: torch.device = CPU, autocast: Autocast = nullcontext
+    ) -> None:
         spec = read_spec(model)
         embedder = Embedder(spec, ("", ""), (spec.max_tokens, spec.max_tokens))
-        trainee = embedder.load(CPU)
+        trainee = embedder.load(device)
         self.network, self._backbone = trainee.network.train(), trainee.backbone
-        cutter, loss = Cutter(token_budget, CPU, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
-        self._alone = Alone(self.network)
-        self._step = embedder.step()(self._alone, loss, cutter)
-        self._texts, self._place = embedder.texts(), Place(0, 1, 1, rows)
+        cutter, loss = Cutter(token_budget, device, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
+        self._alone, self._device = Alone(self.network), device
+        self._step = embedder.step()(self._alone, loss, cutter, autocast)
+        self._texts = embedder.texts()
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
-        return float(self._step(Read(batch, self._texts(batch)).work(self._place, seed, CPU)))
+        place = Place(0, 1, 1, batch.num_rows)
+        return float(self._step(Read(batch, self._texts(batch)).work(place, seed, self._device)))
 
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self._backbone.network.named_parameters())
@@ -101,12 +108,13 @@ class Shoal:
 class Peer:
     """CachedMultipleNegativesRankingLoss, on what the data collator of its Trainer makes of the texts."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: torch.device = CPU, autocast: Autocast = nullcontext) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
         from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-        self.network = SentenceTransformer(model, device="cpu").train()
+        self._device, self._autocast = device, autocast
+        self.network = SentenceTransformer(model, device=str(device)).train()
         self._loss = CachedMultipleNegativesRankingLoss(self.network, scale=SCALE)
         self._collate = SentenceTransformerDataCollator(preprocess_fn=self.network.preprocess)
 
@@ -120,9 +128,10 @@ class Peer:
         rows = zip(batch["query"].to_pylist(), batch["passages"].to_pylist(), strict=True)
         given = [{"anchor": query} | {f"passage{i}": text for i, text in enumerate(texts)} for query, texts in rows]
         inputs = self._collate(given)
-        features = [_column(inputs, f"{name}_") for name in given[0]]
-        value = self._loss(features, None)
-        value.backward()
+        features = [_column(inputs, f"{name}_", self._device) for name in given[0]]
+        with self._autocast():  # the backward too, for it runs the forward again
+            value = self._loss(features, None)
+            value.backward()
         return float(value.detach())
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -132,15 +141,31 @@ class Peer:
         optimizer.zero_grad()
 
 
-def _column(inputs: dict[str, Any], prefix: str) -> dict[str, Any]:
+def great_blocks_together() -> None:
+    """As glibc has it by itself after some blocks of 32 MiB: what the peer runs with."""
+    m_trim_threshold = -1
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    library.mallopt(m_trim_threshold, 64 << 20)
+
+
+HEAPS = {"shoal": great_blocks_apart, "sentence-transformers": great_blocks_together}
+
+
+def _column(inputs: dict[str, Any], prefix: str, device: torch.device) -> dict[str, Any]:
     """What the Trainer's collect_features takes of the collator's batch for one column."""
-    return {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
+    found = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
 
 def batches(count: int, rows: int, group: int, seed: int) -> list[pa.Table]:
     """Global batches as the plan has them, each of texts that are all different: the peer knows no duplicates."""
+    return unlike(mixed_lengths(2 * count * rows * (1 + group) + 1000, TOKENS, seed), count, rows, group)
+
+
+def unlike(texts: list[str], count: int, rows: int, group: int) -> list[pa.Table]:
+    """Global batches of the first texts that are all different inside each."""
     wanted = rows * (1 + group)
-    texts = mixed_lengths(2 * count * wanted + 1000, TOKENS, seed)
     keys, place, found = text_keys(pa.array(texts, pa.large_string())), 0, []
     for _ in range(count):
         taken: dict[int, str] = {}
@@ -210,7 +235,7 @@ def compete(name: str, sizes: tuple[int, int, int], settings: list[tuple[str, in
     """One variant: agreement, the peer's trials, then rounds of both. sizes: rows, rounds, our token budget."""
     rows, rounds, budget = sizes
     model, group = minilm(), VARIANTS[name]
-    shoal, peer = Shoal(model, budget, rows), Peer(model)
+    shoal, peer = Shoal(model, budget), Peer(model)
     first, *rest = batches(1 + rounds, rows, group, seed=group)
     off = agreement(shoal, peer, first)
     click.echo(f"{name}: losses apart by {off[0]:.1e}, gradients by {off[1]:.1e}", err=True)
@@ -223,10 +248,12 @@ def compete(name: str, sizes: tuple[int, int, int], settings: list[tuple[str, in
     best = min(tried, key=tried.__getitem__)
     peer.use(best)
     seconds: dict[str, list[float]] = {contender: [] for contender in steps}
+    great_blocks_apart()
     steps["shoal"](first, 0)
     for number, batch in enumerate(rest):
         order = list(steps) if number % 2 else list(steps)[::-1]
         for contender in order:
+            HEAPS[contender]()
             seconds[contender].append(steps[contender](batch, number))
         said = "  ".join(f"{contender} {took[-1]:.2f} s" for contender, took in seconds.items())
         click.echo(f"  round {number + 1}/{rounds}  {said}", err=True)
@@ -244,8 +271,9 @@ def compete(name: str, sizes: tuple[int, int, int], settings: list[tuple[str, in
 def play(folder: Path, budget: int) -> None:
     """Do the steps on the batches in a folder; write the bytes after loading, and the most while the steps were done."""
     tables = [pq.read_table(file) for file in sorted(folder.glob("batch-*.parquet"))]
-    shoal = Shoal(minilm(), budget, tables[0].num_rows)
+    shoal = Shoal(minilm(), budget)
     step = trainer(shoal)
+    great_blocks_apart()
     gc.collect()
     loaded = _resident("VmRSS")
     _forget_peak()

@@ -111,16 +111,16 @@ def inputs_of(case: Case) -> Inputs:
     return Inputs(Tokens(ids, offsets, np.zeros(texts, dtype=bool)))
 
 
-def rows_of(world: int, first: int, count: int) -> Rows:
+def rows_of(world: int, first: int, count: int, device: torch.device) -> Rows:
     """A duplicate of another row's positive among the negatives, and graded teacher scores."""
     rng = np.random.default_rng(2)
     passages = torch.arange(100, 100 + ROWS * GROUP).view(ROWS, GROUP).clone()
     passages[0, 1] = passages[5, 0]
     return Rows(
-        query_keys=torch.arange(ROWS),
-        passage_keys=passages,
-        positive_keys=passages[:, :1].clone(),
-        teacher=torch.tensor(rng.integers(0, 3, (ROWS, GROUP)) / 2),  # with ties, so that rows differ in their pairs
+        query_keys=torch.arange(ROWS, device=device),
+        passage_keys=passages.to(device),
+        positive_keys=passages[:, :1].to(device),
+        teacher=torch.tensor(rng.integers(0, 3, (ROWS, GROUP)) / 2, device=device),  # ties: rows differ in their pairs
         in_batch=True,
         first=first,
         count=count,
@@ -143,11 +143,9 @@ def local(inputs: Inputs, place: Place, of: str) -> Inputs:
     )
 
 
-def work_of(case: Case, place: Place) -> Work:
-    of = loss_of(case).of
-    return Work(
-        rows_of(place.world, place.first, place.counts()[place.rank]), place, local(inputs_of(case), place, of), 7
-    )
+def work_of(case: Case, place: Place, device: torch.device = CPU) -> Work:
+    rows = rows_of(place.world, place.first, place.counts()[place.rank], device)
+    return Work(rows, place, local(inputs_of(case), place, loss_of(case).of), 7)
 
 
 def gradients(network) -> torch.Tensor:
@@ -184,9 +182,10 @@ def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
     return float(value), gradients(network)
 
 
-def step_of(case: Case, model: Path, rank: int) -> dict:
+def step_of(case: Case, model: Path, rank: int, device: torch.device = CPU) -> dict:
     """One step of this rank."""
     network, padding_id = network_of(case, model)
+    network.to(device)
     place, loss = Place(rank, case.world, case.slices, ROWS), loss_of(case)
     counted = Counter()
     wrapped = Alone(network)
@@ -197,9 +196,9 @@ def step_of(case: Case, model: Path, rank: int) -> dict:
         wrapped = Sharded(network, layers_of(network), CPU)
     kind = TwoPass if loss.of == EMBEDDING else OnePass
     kind = partial(TwoPass, assemble=token_outputs) if case.loss == UNIFIED else kind
-    step = kind(wrapped, loss, Cutter(case.budget, CPU, padding_id))
+    step = kind(wrapped, loss, Cutter(case.budget, device, padding_id))
     with _broken(case.broken), _counting(counted):
-        value = step(work_of(case, place))
+        value = step(work_of(case, place, device))
     shares = torch.tensor([float(value)], dtype=torch.float64)
     if case.world > 1:
         dist.all_reduce(shares)

@@ -26,6 +26,7 @@ FLOORS = [
         "tasks.*",
         "losses.tiles",
         "training.collectives",
+        "training.heap",
         "training.optimizer",
         "training.page",
         "training.checkpoint",

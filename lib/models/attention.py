@@ -93,8 +93,8 @@ def packed_attention(
     reach = _reach(module, sliding_window, is_causal)
     if any(group.prefix[1] for group in packed.groups) and (reach is not None or not is_causal):
         raise CannotPack("a shared beginning needs a causal mask without a window")
-    if _has_kernel(query) and not dropout:  # the kernel has none
-        output = _by_kernel(query, key, value, packed, scaling, is_causal, reach)
+    if _has_kernel(query):
+        output = _by_kernel(query, key, value, packed, scaling, is_causal, reach, dropout)
     else:
         output = _by_group(query, key, value, packed, scaling, is_causal, reach, dropout)
     return output.unsqueeze(0), None
@@ -121,29 +121,38 @@ def _reach(module: nn.Module, sliding_window: int | None, is_causal: bool) -> in
 
 
 def _by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, packed: Layout, scaling: float | None, is_causal: bool, reach: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Layout,
+    scaling: float | None,
+    is_causal: bool,
+    reach: int | None,
+    dropout: float,
 ) -> Tensor:
-    """The variable-length flash kernel of torch: one launch a layer, CUDA, 16-bit. Returns [tokens, heads, dim]."""
-    from torch.nn.attention.varlen import varlen_attn
+    """The variable-length flash kernel of torch: one launch a layer, CUDA, 16-bit. Returns [tokens, heads, dim].
 
+    Called as the operator that torch.nn.attention.varlen calls: that function knows no dropout, the operator does, with
+    gradients. Fewer heads of key and value need no word.
+    """
     left = -1 if reach is None else reach
     seen = packed.keys or Keys(torch.empty(0), packed.offsets, packed.longest)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if packed.keys is not None:  # the kernel aligns a causal mask with the last key, as a continued prefix needs it
         k, v = (tensor.index_select(0, seen.places) for tensor in (k, v))
-    output = varlen_attn(
+    borders = (packed.offsets, seen.offsets, packed.longest, seen.longest)
+    output: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
-        packed.offsets,
-        seen.offsets,
-        packed.longest,
-        seen.longest,
+        *borders,
+        dropout,
+        is_causal and reach is None,
+        return_debug_mask=False,
         scale=scaling,
-        window_size=(left, 0 if is_causal else left),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(output, Tensor)  # a pair only where auxiliary outputs are asked for
+        window_size_left=left,
+        window_size_right=0 if is_causal else left,
+    )[0]
     return output
 
 

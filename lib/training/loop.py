@@ -21,6 +21,7 @@ from ..trees import upload
 from . import checkpoint
 from .chunks import Cutter
 from .collectives import Place, average
+from .heap import great_blocks_apart
 from .optimizer import Optimization
 from .order import Order
 from .parallel import Alone, wrapped
@@ -101,7 +102,10 @@ def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda r
     _sweep(course)
     context = train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
-    run = start(course, place, _device())
+    device = _device()
+    if device.type == "cpu":
+        great_blocks_apart()
+    run = start(course, place, device)
     found = train.get_checkpoint()
     if found is not None:
         with found.as_directory() as folder:
