@@ -49,7 +49,7 @@ def lines(folder: Path, small: bool, device: torch.device) -> Iterator[str]:
     size = Size() if not small else Size(matmul=256)
     rows, most = (16, 64) if small else (1024, 8192)
     budgets = (256,) if small else (8192, CUDA_BUDGET, 32_768, 65_536)
-    mini = [("mini_batch_size", count) for count in ((8,) if small else (32, 128, 512))]
+    mini = [("mini_batch_size", count) for count in ((8,) if small else (128, 512))]
     mini += [("mini_batch_num_tokens", count) for count in ((256,) if small else (16_384, 65_536))]
     model = build(SHAPES[0], folder, small, device)
     spec = read_spec(str(model))
@@ -78,19 +78,32 @@ def lines(folder: Path, small: bool, device: torch.device) -> Iterator[str]:
     peer = Peer(str(model), device, autocast)
     for setting in mini:
         peer.use(setting)
-        yield line("sentence-transformers, {}={:,}".format(*setting), peer)
+        name = "sentence-transformers, {}={:,}".format(*setting)
+        try:
+            said = line(name, peer)
+        except torch.OutOfMemoryError:
+            said = f"| {name} | out of memory | | | | |"
+        yield said
+    del peer
     yield from ("", "| pairs a step | GiB at most |", "|---|---|")
-    shoal = Shoal(str(model), budgets[0], device, autocast)
-    step, held = trainer(shoal), {}
-    for count in (most // 8, most):
+    yield from memory(str(model), budgets[0], (most // 8, most), texts, device)
+
+
+def memory(
+    model: str, budget: int, counts: tuple[int, int], texts: list[str], device: torch.device
+) -> Iterator[str]:
+    """The most that is allocated in a step of few and of many pairs, weights and the optimizer's states with it."""
+    shoal, held = Shoal(model, budget, device, autocast), []
+    step = trainer(shoal)
+    for count in counts:
         (table,) = unlike(texts, 1, count, 1)
         step(table, 0)
-        with peak_memory(device) as bytes_held:
+        with peak_memory(device) as most:
             step(table, 1)
-        held[count] = bytes_held[0]
-        yield f"| {count:,} | {held[count]:.3f} |"
-    if held[most // 8]:
-        yield f"\nGrowth at 8 times the batch: {held[most] / held[most // 8] - 1:.1%}."
+        held.append(most[0])
+        yield f"| {count:,} | {most[0]:.3f} |"
+    if held[0]:
+        yield f"\nGrowth at {counts[1] / counts[0]:g} times the batch: {held[1] / held[0] - 1:.1%}."
 
 
 @click.command()
