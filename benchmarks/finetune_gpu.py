@@ -89,9 +89,7 @@ def lines(folder: Path, small: bool, device: torch.device) -> Iterator[str]:
     yield from memory(str(model), budgets[0], (most // 8, most), texts, device)
 
 
-def memory(
-    model: str, budget: int, counts: tuple[int, int], texts: list[str], device: torch.device
-) -> Iterator[str]:
+def memory(model: str, budget: int, counts: tuple[int, int], texts: list[str], device: torch.device) -> Iterator[str]:
     """The most that is allocated in a step of few and of many pairs, weights and the optimizer's states with it."""
     shoal, held = Shoal(model, budget, device, autocast), []
     step = trainer(shoal)

@@ -42,7 +42,6 @@ FLOORS = [
         "losses.kl",
         "losses.bce",
         "indexes.ivf_pq",
-        "building.coding",
     ],
     ["trees", "losses.margin_mse", "losses.ranknet", "indexes.*"],
     ["models.directory"],
@@ -60,8 +59,9 @@ FLOORS = [
         "models.m3",
         "training.chunks",
         "training.export",
+        "building.centroids",
     ],
-    ["plan", "parts", "models.pairs", "training.networks", "training.step", "models.retromae"],
+    ["plan", "parts", "models.pairs", "building.coding", "training.networks", "training.step", "models.retromae"],
     ["record", "training.watch", "training.embedder", "training.pretraining"],
     [
         "ledger",

@@ -1,10 +1,12 @@
 """Vectors to lists and codes with a trained index, and back into one: the same bytes as faiss's own `add_with_ids`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..indexes import Kind, lists_of
+from .centroids import Centroids
 
 CHECKED = 2048  # vectors whose error stands for their shard's
 
@@ -38,12 +40,6 @@ def open_merged(path: str) -> Any:
     return faiss.read_index(path, faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
-def assign(quantizer: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of a quantizer's centroids to each vector (int64 [n]), and faiss's distance or product (float32 [n])."""
-    distances, lists = quantizer.search(vectors, 1)
-    return np.ascontiguousarray(lists[:, 0]), distances[:, 0]
-
-
 def turns(index: Any) -> list[Any]:
     """What an index does to vectors before its lists see them: its rotation, where it has one."""
     import faiss
@@ -60,17 +56,50 @@ def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def encode(kind: Kind, index: Any, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """vectors: float32 [n, dim]. Lists, int64 [n], and codes, uint8 [n, code]; without lists, zeros and the vectors' own bytes."""
+class Coder:
+    """A trained index as a function of vectors."""
+
+    def __init__(self, kind: Kind, index: Any) -> None:
+        self._index = index
+        lists: Any = lists_of(index) if kind.lists else None
+        self._lists = lists
+        self._nearest = _nearest(lists.quantizer) if kind.lists else None
+
+    def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """vectors: float32 [n, dim]. Lists, int64 [n], and codes, uint8 [n, code]; without lists, zeros and the vectors' own
+        bytes."""
+        import faiss
+
+        count, inner = len(vectors), self._lists
+        if self._nearest is None:
+            return np.zeros(count, np.int64), np.ascontiguousarray(vectors).view(np.uint8).reshape(count, -1)
+        points = turned(self._index, vectors)
+        lists = self._nearest(points)
+        codes = np.empty((count, inner.code_size), np.uint8)
+        inner.encode_vectors(count, faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
+        return lists, codes
+
+    def error(self, vectors: np.ndarray) -> float:
+        """How far vectors lie from their centroids, squared and on average, over their own mean square: 0 at best, about 1
+        where the centroids say nothing of them. Of an index without lists 0."""
+        import faiss
+
+        if self._nearest is None or not len(vectors):
+            return 0.0
+        points = turned(self._index, vectors[:: max(1, len(vectors) // CHECKED)])
+        centroids = faiss.downcast_index(self._lists.quantizer).reconstruct_batch(self._nearest(points))
+        return float(np.mean(np.sum((points - centroids) ** 2, axis=1)) / np.mean(np.sum(points**2, axis=1)))
+
+
+def _nearest(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The nearest of a quantizer's centroids to each vector, int64 [n]: of all, or as a graph finds them."""
     import faiss
 
-    if not kind.lists:
-        return np.zeros(len(vectors), np.int64), np.ascontiguousarray(vectors).view(np.uint8).reshape(len(vectors), -1)
-    inner, points = lists_of(index), turned(index, vectors)
-    lists, _ = assign(inner.quantizer, points)
-    codes = np.empty((len(points), inner.code_size), np.uint8)
-    inner.encode_vectors(len(points), faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
-    return lists, codes
+    quantizer = faiss.downcast_index(quantizer)
+    if isinstance(quantizer, faiss.IndexFlat):
+        products = quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
+        return Centroids(quantizer.reconstruct_n(0, quantizer.ntotal), products).nearest
+    return lambda vectors: np.ascontiguousarray(quantizer.search(vectors, 1)[1][:, 0])
 
 
 def fill(kind: Kind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
@@ -89,17 +118,3 @@ def fill(kind: Kind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: 
         inner.invlists.add_entries(int(place), int(stop - start), *map(faiss.swig_ptr, given))
     inner.ntotal += len(numbers)
     index.ntotal = inner.ntotal
-
-
-def error_of(index: Any, vectors: np.ndarray) -> float:
-    """How far vectors lie from their centroids, squared and on average, over their own mean square: 0 at best, about 1 where
-    the centroids say nothing of them. Of an index without lists 0."""
-    import faiss
-
-    if isinstance(index, faiss.IndexIDMap) or not len(vectors):
-        return 0.0
-    inner = lists_of(index)
-    points = turned(index, vectors[:: max(1, len(vectors) // CHECKED)])
-    lists, _ = assign(inner.quantizer, points)
-    centroids = faiss.downcast_index(inner.quantizer).reconstruct_batch(lists)
-    return float(np.mean(np.sum((points - centroids) ** 2, axis=1)) / np.mean(np.sum(points**2, axis=1)))

@@ -22,6 +22,7 @@ from ..stages import Verb
 from ..storage import Folder
 from . import CODE, NUMBER, TRAINED, VECTOR
 from .assemble import Assemble
+from .centroids import Centroids, compute_with
 from .coding import fill, save_index, turns
 from .encode import Encode
 from .measure import LISTED, QUERIES, Probe, Truth, best_lists
@@ -132,16 +133,19 @@ def measure_costs(kind: Kind, dim: int, lists: int, metric: Metric, number: str,
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """faiss with one thread, and its settings as they were before."""
+    """faiss and torch with one thread, and their settings as they were before."""
     import faiss
+    import torch
 
     names = [f"distance_compute_blas_{name}" for name in SETTINGS]
-    threads, settings = faiss.omp_get_max_threads(), [getattr(faiss.cvar, name) for name in names]
-    faiss.omp_set_num_threads(1)
+    threads = faiss.omp_get_max_threads(), torch.get_num_threads()
+    settings = [getattr(faiss.cvar, name) for name in names]
+    compute_with(1)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(threads[0])
+        torch.set_num_threads(threads[1])
         for name, value in zip(names, settings, strict=True):
             setattr(faiss.cvar, name, value)
 
@@ -154,7 +158,8 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     exact = (faiss.IndexFlatIP if by_products(kind, metric) else faiss.IndexFlatL2)(dim)
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
-    product = _seconds(lambda: exact.search(vectors, 1)) / (len(vectors) * count * dim)
+    centroids = Centroids(vectors[:count], by_products(kind, metric))
+    product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * dim)
     quantizer: Any = exact
     add = 0.0
     if graph:

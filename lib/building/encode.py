@@ -14,7 +14,8 @@ from ..plan import Shard
 from ..stages import Bundle
 from ..storage import Folder
 from . import CODE, FACTS, LIST, TRAINED, VECTOR
-from .coding import encode, error_of, load_index
+from .centroids import compute_with
+from .coding import Coder, load_index
 from .reading import matrix
 from .source import Source
 
@@ -39,18 +40,16 @@ class Encode:
         return {"rows": table, "vectors": pa.table({VECTOR: column})}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
-        index = load_index(self.folder.read(TRAINED))
+        compute_with(self.threads)
+        coder = Coder(self.kind, load_index(self.folder.read(TRAINED)))
 
         def work(bundle: Bundle) -> Bundle:
             vectors = matrix(bundle["vectors"][VECTOR])
             pieces = [vectors[start : start + ROWS_AT_ONCE] for start in range(0, max(len(vectors), 1), ROWS_AT_ONCE)]
-            made = [encode(self.kind, index, piece) for piece in pieces]
+            made = [coder.encode(piece) for piece in pieces]
             lists, codes = (np.concatenate(each) for each in zip(*made, strict=True))
             data = {LIST: pa.array(lists.astype(np.int32)), CODE: _binary(codes)}
-            facts = {"error": error_of(index, vectors), "vectors": len(vectors)}
+            facts = {"error": coder.error(vectors), "vectors": len(vectors)}
             codes_table = pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts)})
             return {"rows": bundle["rows"], "codes": codes_table}
 

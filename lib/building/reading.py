@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..parts import FOOTER_THREADS, Part
-from ..plan import PLAN_SCHEMA, Shard
+from ..plan import PLAN_SCHEMA, Shard, Slice
 from ..stages import Bundle
 from ..storage import Folder, open_file
 from . import FACTS, HELD, VECTOR
 
 PATHS = "paths"
+SLICES = PLAN_SCHEMA.remove(0)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ def some_shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
 
 
 def paths_of(shard: Shard) -> pa.Table:
-    """What the worker gets of a shard whose parts it reads itself, one after the other."""
-    return pa.table({"path": [p.path for p in shard.slices], "rows": [p.rows for p in shard.slices]})
+    """What the worker gets of a shard that it reads itself: its slices."""
+    return pa.Table.from_pylist([asdict(piece) for piece in shard.slices], SLICES)
+
+
+def shard_of(paths: pa.Table) -> Shard:
+    """The shard again, but for its number."""
+    return Shard(0, tuple(Slice(**row) for row in paths.to_pylist()))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ..corpus import Corpus
 from ..formats import Measure
 from ..indexes import ID_BYTES
 from ..indexing import Build
+from .centroids import ITERATIONS, MOST_POINTS
 from .costs import Costs
-from .train import ITERATIONS
 
 DRIVER_SECONDS = 0.017  # a shard (lib/sharded.py)
 
@@ -82,9 +82,7 @@ class Given:
 
     def kmeans(self, points: float, count: float) -> float:
         """Seconds to make so many centroids of so many vectors."""
-        import faiss
-
-        kept = min(points, faiss.ClusteringParameters().max_points_per_centroid * count)
+        kept = min(points, MOST_POINTS * count)
         return ITERATIONS * kept * count * self.build.vectors.dim * self.costs.product
 
 

@@ -1,7 +1,7 @@
 """The training sample: rows drawn evenly over the whole input, the same ones each time."""
 
 import json
-import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,30 +10,50 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..corpus import Corpus
+from ..formats import Measure
 from ..parts import GROUPS
-from ..plan import PLAN_SCHEMA, Shard, count_shards, cut
+from ..plan import PLAN_SCHEMA, count_shards, cut
 from ..stages import Bundle
 from . import FACTS, FILE, HELD, ROW, VECTOR
+from .reading import PATHS, OfParts, shard_of
 from .source import Source, off_unit
 
 BLOCK = 8192  # rows that are read together, and of which some are drawn
 LEAST_BLOCKS = 64
+DEEP = 4  # blocks: such row groups, of 32,768 rows, are the embed job's
 READ = 4  # rows that are read for one that is drawn, where the input is large: order in a file must not decide
 
 
 def sample_plan(corpus: Corpus, rows: int) -> pa.Table:
-    """A shard for each block that is read, evenly over the input; enough of them that `rows` can be drawn."""
+    """A shard for each block that is read, evenly over the input; enough of them that `rows` can be drawn.
+
+    Of a row group all that lies before a block is decoded, too: blocks near their group's beginning are preferred, unless that
+    would leave out much of long groups, where order may decide.
+    """
     blocks = cut(corpus, BLOCK)
     there = count_shards(blocks)
     count = min(there, max(LEAST_BLOCKS, -(-rows * READ // BLOCK)))
-    chosen = np.unique(np.linspace(0, there - 1, count).round().astype(np.int64))
+    depths = _depths(blocks, corpus)
+    deepest = np.sort(depths)[count - 1] if there else 0
+    near = np.flatnonzero(depths <= deepest) if deepest < DEEP else np.arange(there)
+    chosen = near[np.unique(np.linspace(0, len(near) - 1, count).round().astype(np.int64))]
     plan = blocks.filter(pc.is_in(blocks["shard"], pa.array(chosen)))
     numbers = pc.index_in(plan["shard"], pa.array(chosen)).cast(pa.int64())
     return plan.set_column(0, PLAN_SCHEMA.field(0), numbers)
 
 
+def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
+    """Blocks that lie before each one in its row group, int64 [shards]."""
+    breaks = {f.path: m.breaks for f, m in zip(corpus.files, corpus.measures, strict=True) if isinstance(m, Measure)}
+    found: dict[int, int] = {}
+    for shard, path, start in zip(*(blocks[name].to_pylist() for name in ("shard", "path", "start")), strict=True):
+        place = bisect_right(breaks.get(path, ()), start)
+        found.setdefault(shard, (start - (breaks[path][place - 1] if place else 0)) // BLOCK)
+    return np.array(list(found.values()), np.int64)
+
+
 @dataclass(frozen=True)
-class Sample:
+class Sample(OfParts):
     """The verb: `draw` of a shard's vectors to train on, and of the others `hold` to ask for; a tenth of what there is at most.
 
     A part has VECTOR, FILE and ROW, where it lies, and HELD.
@@ -43,8 +63,11 @@ class Sample:
     draw: int
     hold: int
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
-        began = time.perf_counter()
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        return self._work
+
+    def _work(self, bundle: Bundle) -> Bundle:
+        shard = shard_of(bundle[PATHS])
         rows = self.source.read(shard)
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.good))
         held = min(self.hold, len(places) // 10)
@@ -56,11 +79,4 @@ class Sample:
         data = {VECTOR: column, FILE: files[places], ROW: lines[places], HELD: np.arange(len(places)) < held}
         facts = {"off_unit": off_unit(rows.lengths[places]), "good": int(rows.good.sum()), "held": held}
         groups = json.dumps([held, len(places) - held])  # what is held out is read alone, in the end
-        table = pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts), GROUPS: groups})
-        return {"rows": table}, {"read": time.perf_counter() - began}
-
-    def worker(self) -> Callable[[Bundle], Bundle]:
-        return lambda bundle: bundle
-
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
+        return {"rows": pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts), GROUPS: groups})}

@@ -23,14 +23,14 @@ from ..rows import read
 from ..stages import Bundle
 from ..storage import Folder
 from . import FACTS, HELD, TRAINED, VECTOR
-from .coding import assign, error_of, load_index, save_index, turns
+from .centroids import Centroids, compute_with, kmeans
+from .coding import Coder, load_index, save_index, turned, turns
 from .reading import PATHS, OfParts, drawn, matrix, read_parts
 
 POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
 LEAST_POINTS = 39
 LEAST_CODEC = 256  # vectors a product quantizer's codebook of 256 is trained on, at the very least
 CELL_POINTS = 256  # of the sample for a cell, of those there are
-ITERATIONS = 10  # of k-means; twice as many moved recall@10 by less than its spread
 CODEC_ROWS = 131_072  # of the sample train the codec where the centroids are there
 DEALT_BYTES = 512 << 20  # of the sample's vectors that are dealt at once: a range is read of each for each cell
 CELLS = "cells.npy"
@@ -50,10 +50,7 @@ class Plan:
         return by_products(self.kind, self.metric)
 
     def empty(self) -> Any:
-        index = untrained(self.kind, self.dim, self.lists, self.metric)
-        if self.kind.lists:
-            lists_of(index).cp.niter = ITERATIONS
-        return index
+        return untrained(self.kind, self.dim, self.lists, self.metric)
 
 
 @dataclass(frozen=True)
@@ -70,42 +67,49 @@ class Train(OfParts):
     centroids: tuple[str, ...] = ()
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
+        compute_with(self.threads)
 
         def work(bundle: Bundle) -> Bundle:
             began = time.perf_counter()
             sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
-            rows, index = len(sample), self.plan.empty()
-            if self.centroids:
-                give_centroids(index, self._centroids())
-                sample = sample[:: max(1, len(sample) // CODEC_ROWS)]
-            if not self.folder.exists(TRAINED):  # as after a kill between this and the part that tells of it
-                index.train(sample)
-                self.folder.claim(TRAINED, save_index(index))
-            kept = load_index(self.folder.read(TRAINED))
             fit = sample[:: max(1, len(sample) // CODEC_ROWS)]
-            facts = {"seconds": time.perf_counter() - began, "rows": rows, "error": error_of(kept, fit)}
+            if not self.folder.exists(TRAINED):  # as after a kill between this and the part that tells of it
+                self.folder.claim(TRAINED, save_index(self._trained(sample, fit)))
+            kept = Coder(self.plan.kind, load_index(self.folder.read(TRAINED)))
+            facts = {"seconds": time.perf_counter() - began, "rows": len(sample), "error": kept.error(fit)}
             return {"rows": pa.table({"trained": [TRAINED]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
 
         return work
 
-    def _centroids(self) -> np.ndarray:
+    def _trained(self, sample: np.ndarray, fit: np.ndarray) -> Any:
+        """The index, its centroids of the whole sample, what turns vectors and the codec of a part of it."""
+        index = self.plan.empty()
+        for turn in turns(index):
+            turn.train(fit)
+        if self.plan.kind.lists:
+            give_centroids(index, self._given() if self.centroids else self._made(sample))
+        index.train(fit)
+        return index
+
+    def _made(self, sample: np.ndarray) -> np.ndarray:
+        return kmeans(sample, self.plan.lists, self.plan.products)
+
+    def _given(self) -> np.ndarray:
         parts = read_parts(pa.table({"path": list(self.centroids)}), [VECTOR], self.storage)
         return np.concatenate([matrix(part[VECTOR]) for part in parts])
 
 
 def give_centroids(index: Any, centroids: np.ndarray) -> None:
-    """Put centroids ([lists, dim], of vectors as they come) into an index that is not trained yet."""
+    """Put centroids ([lists, dim], of vectors as they come) into an index whose lists have none yet.
+
+    What turns vectors keeps their distances, so it may turn what k-means has made of them.
+    """
     import faiss
 
-    for turn in turns(index):
-        turn.train(centroids)
-        centroids = turn.apply(centroids)
+    centroids = turned(index, centroids)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # the links of a graph made by several depend on who was first
-    faiss.downcast_index(lists_of(index).quantizer).add(np.ascontiguousarray(centroids))
+    faiss.downcast_index(lists_of(index).quantizer).add(centroids)
     faiss.omp_set_num_threads(threads)
 
 
@@ -120,9 +124,7 @@ class Cells(OfParts):
     storage: Mapping[str, Any] = field(repr=False)
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
+        compute_with(self.threads)
 
         def work(bundle: Bundle) -> Bundle:
             sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
@@ -142,16 +144,14 @@ class Deal(OfParts):
     storage: Mapping[str, Any] = field(repr=False)
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
+        compute_with(self.threads)
         cells = from_npy(self.folder.read(CELLS))
-        quantizer = flat(cells, self.plan.products)
+        centroids = Centroids(cells, self.plan.products)
 
         def work(bundle: Bundle) -> Bundle:
             table = pa.concat_tables(read_parts(bundle[PATHS], [VECTOR, HELD], self.storage))
             table = table.filter(pc.invert(table[HELD])).select([VECTOR]).combine_chunks()
-            owners, _ = assign(quantizer, matrix(table[VECTOR]))
+            owners = centroids.nearest(matrix(table[VECTOR]))
             groups = np.bincount(owners, minlength=len(cells)).tolist()
             dealt = table.take(pa.array(np.argsort(owners, kind="stable")))
             return {"rows": dealt.replace_schema_metadata({GROUPS: json.dumps(groups)})}
@@ -176,9 +176,7 @@ class Cluster(OfParts):
         return {"rows": table.select([VECTOR]).replace_schema_metadata(share)}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        import faiss
-
-        faiss.omp_set_num_threads(self.threads)
+        compute_with(self.threads)
 
         def work(bundle: Bundle) -> Bundle:
             share = json.loads(bundle["rows"].schema.metadata[FACTS])["share"]
@@ -199,24 +197,6 @@ def shares(points: np.ndarray, lists: int) -> np.ndarray:
     """int64 [cells]: `lists` centroids over cells of so many points, in proportion, and no more than points."""
     ends = np.cumsum(points) * lists // max(int(points.sum()), 1)
     return np.minimum(np.diff(ends, prepend=0), points)
-
-
-def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
-    """float32 [count, dim]: centroids as faiss trains its own; for products, their directions."""
-    import faiss
-
-    means = faiss.Kmeans(points.shape[1], count, niter=ITERATIONS, spherical=products, min_points_per_centroid=1)
-    means.train(np.ascontiguousarray(points))
-    assert means.centroids is not None
-    return means.centroids
-
-
-def flat(vectors: np.ndarray, products: bool) -> Any:
-    import faiss
-
-    index = (faiss.IndexFlatIP if products else faiss.IndexFlatL2)(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors))
-    return index
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -83,7 +83,8 @@ def draw(build: Build, say: Say) -> list[Part]:
 
     def verb(ledger: Ledger, workers: Workers) -> Sample:
         blocks = len(ledger.part_names())
-        return Sample(source(build, ledger.columns), -(-rows // blocks), -(-held // blocks))
+        unnamed = replace(source(build, ledger.columns), id_column=None)
+        return Sample(unnamed, -(-rows // blocks), -(-held // blocks))
 
     job = Job("drawing the sample", {"verb": "sample", "rows": rows, "held": held, "of": build.key}, verb)
     folder = build.stage("sample")

@@ -1,0 +1,89 @@
+"""The nearest centroid, exactly, though bfloat16 finds it; and the k-means that makes them."""
+
+import faiss
+import numpy as np
+import pytest
+
+from lib.building import centroids as module
+from lib.building.centroids import Centroids, kmeans
+
+
+def clustered(count: int, dim: int, seed: int) -> np.ndarray:
+    """float32 [count, dim] about 40 centres, of mixed lengths."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, dim))
+    points = centres[rng.integers(0, 40, count)] + 0.3 * rng.standard_normal((count, dim))
+    return (points * rng.uniform(0.5, 2, (count, 1))).astype(np.float32)
+
+
+def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
+    """Scores in float64, [n, count]."""
+    scores = points.astype(np.float64) @ given.T.astype(np.float64)
+    return scores if products else scores - (given.astype(np.float64) ** 2).sum(1) / 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "ieee"])
+@pytest.mark.parametrize("products", [True, False])
+def test_the_nearest_is_the_nearest(products, precision, monkeypatch):
+    """The best of float64 sums, within a rounding of float32; among centroids that bfloat16 cannot tell apart, too."""
+    monkeypatch.setattr(module, "PRODUCTS", 5000)  # several blocks, and the last one short
+    points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
+    given = np.concatenate([given, given * (1 + 1e-4), given * (1 + 5e-3)])
+    one = Centroids(given, products)
+    one._precision, one._margin = precision, one._margin if precision == "bf16" else 0.0
+    scores = plain(points, given, products)
+    found = scores[np.arange(len(points)), one.nearest(points)]
+
+    np.testing.assert_allclose(found, scores.max(1), atol=1e-5 * np.abs(scores).max())
+
+
+def test_bfloat16_alone_would_be_wrong(monkeypatch):
+    """The products that are taken again matter: without them some vectors go to another centroid."""
+    points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
+    given = np.concatenate([given, given * (1 + 1e-4), given * (1 + 5e-3)])
+    one = Centroids(given, products=True)
+    if one._precision != "bf16":
+        pytest.skip("this chip has no bfloat16")
+    right = one.nearest(points)
+    one._margin = 0.0
+
+    assert (one.nearest(points) != right).mean() > 0.01
+
+
+def test_equally_near_is_the_first(monkeypatch):
+    """A vector of zeros, and centroids that are there twice, in little memory at a time."""
+    monkeypatch.setattr(module, "PAIRS", 7)
+    given = clustered(20, 16, seed=3)
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    twice = np.concatenate([given, given])
+
+    assert Centroids(twice, products=True).nearest(np.zeros((3, 16), np.float32)).tolist() == [0, 0, 0]
+    assert Centroids(twice, products=False).nearest(given).tolist() == list(range(20))
+    assert Centroids(twice, products=True).nearest(given[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_kmeans_is_as_good_as_faiss(products):
+    """Held vectors lie as near to their centroids, within 2 %; the same sample, the same centroids; directions for products."""
+    points, held = clustered(6000, 24, seed=4), clustered(2000, 24, seed=5)
+    found = kmeans(points, 100, products)
+    theirs = faiss.Kmeans(24, 100, niter=module.ITERATIONS, spherical=products, min_points_per_centroid=1)
+    theirs.train(points)
+
+    def error(given: np.ndarray) -> float:
+        nearest = given[Centroids(given, products).nearest(held)]
+        return float(-(held * nearest).sum(1).mean() if products else ((held - nearest) ** 2).sum(1).mean())
+
+    assert error(found) <= error(theirs.centroids) + 0.02 * abs(error(theirs.centroids))
+    np.testing.assert_array_equal(found, kmeans(points, 100, products))
+    if products:
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_every_centroid_gets_points():
+    """More centroids than there are different points: none is lost or not finite."""
+    points = np.repeat(clustered(10, 8, seed=6), 30, axis=0)
+    found = kmeans(points, 25, products=False)
+
+    assert found.shape == (25, 8)
+    assert np.isfinite(found).all()
