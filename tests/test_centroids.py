@@ -16,6 +16,12 @@ def clustered(count: int, dim: int, seed: int) -> np.ndarray:
     return (points * rng.uniform(0.5, 2, (count, 1))).astype(np.float32)
 
 
+def with_neighbours(given: np.ndarray) -> np.ndarray:
+    """Each centroid, and two that lie a thousandth beside it."""
+    noise = np.random.default_rng(7).standard_normal((2, *given.shape)).astype(np.float32)
+    return np.concatenate([given, *(given + 1e-3 * noise)])
+
+
 def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
     """Scores in float64, [n, count]."""
     scores = points.astype(np.float64) @ given.T.astype(np.float64)
@@ -28,7 +34,7 @@ def test_the_nearest_is_the_nearest(products, precision, monkeypatch):
     """The best of float64 sums, within a rounding of float32; among centroids that bfloat16 cannot tell apart, too."""
     monkeypatch.setattr(module, "PRODUCTS", 5000)  # several blocks, and the last one short
     points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
-    given = np.concatenate([given, given * (1 + 1e-4), given * (1 + 5e-3)])
+    given = with_neighbours(given)
     one = Centroids(given, products)
     one._precision, one._margin = precision, one._margin if precision == "bf16" else 0.0
     scores = plain(points, given, products)
@@ -37,10 +43,10 @@ def test_the_nearest_is_the_nearest(products, precision, monkeypatch):
     np.testing.assert_allclose(found, scores.max(1), atol=1e-5 * np.abs(scores).max())
 
 
-def test_bfloat16_alone_would_be_wrong(monkeypatch):
+def test_bfloat16_alone_would_be_wrong():
     """The products that are taken again matter: without them some vectors go to another centroid."""
     points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
-    given = np.concatenate([given, given * (1 + 1e-4), given * (1 + 5e-3)])
+    given = with_neighbours(given)
     one = Centroids(given, products=True)
     if one._precision != "bf16":
         pytest.skip("this chip has no bfloat16")
