@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from .plan import Shard
 from .rows import read
 from .shuffle import KEY, REASON, TEXT, attach, deal
-from .stages import Bundle
+from .stages import Bundle, Direct
 from .texts import as_text, compose
 
 
 @dataclass(frozen=True)
-class Deal:
+class Deal(Direct):
     """A table's rows, dealt by a column: KEY, REASON, and the carried columns; with a template also TEXT."""
 
     key: str
@@ -53,7 +53,7 @@ class Deal:
 
 
 @dataclass(frozen=True)
-class Join:
+class Join(Direct):
     """Buckets of the sources `left` and `right`: left rows with the text of their key, dealt again by another column."""
 
     left: str

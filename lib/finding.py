@@ -20,7 +20,7 @@ from .plan import Shard
 from .ranking import best, rank_ids
 from .scratch import Scratch
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
-from .stages import Bundle
+from .stages import Bundle, Direct
 from .storage import Folder, download, open_file
 
 QUERIES, PIECES = "queries", "pieces"  # where a shard's slices come from
@@ -156,7 +156,7 @@ class _Opened:
 
 
 @dataclass(frozen=True)
-class Gather:
+class Gather(Direct):
     """The verb: of the lists of all pieces for the same queries, the `most` best of each query. Its work is reading."""
 
     most: int

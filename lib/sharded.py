@@ -2,9 +2,10 @@
 
     pending shards -> read and prepare (CPU) -> worker (actor pool) -> finish and publish (CPU) -> receipts
 
-One shard is one row of one block at every step, so nothing can split, merge or mix shards, and a replayed task makes
-the same number of blocks. Receipts go to the driver; rows never do. What a person can mend (ShoalError) stops the run;
-any other failure of a shard is tried again, `ATTEMPTS` times over, and then the shard is quarantined with its reason.
+Where the worker itself reads (Direct), all three steps are its own. One shard is one row of one block at every step, so nothing
+can split, merge or mix shards, and a replayed task makes the same number of blocks. Receipts go to the driver; rows never do. What
+a person can mend (ShoalError) stops the run; any other failure of a shard is tried again, `ATTEMPTS` times over, and then the shard
+is quarantined with its reason.
 """
 
 import json
@@ -23,7 +24,7 @@ from .ledger import Ledger, audit, missing, write_quarantine
 from .parts import Part
 from .plan import Shard
 from .progress import Progress
-from .stages import Bundle, Prepare, Publish, Receipt, Verb, Work, pack, unpack
+from .stages import Bundle, Direct, Prepare, Publish, Receipt, Verb, Whole, Work, pack, unpack
 
 ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next
@@ -114,8 +115,11 @@ def _waves(shards: Iterator[Shard], most: int, most_slices: int) -> Iterator[lis
 def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     workers = workers.at_most(len(wave))
-    worked = _worked(verb, wave, workers, in_flight)
-    dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
+    if isinstance(verb, Direct):
+        dataset = _by_workers(_pending(wave), Whole, (verb, ledger.folder, names), workers, in_flight)
+    else:
+        worked = _worked(verb, wave, workers, in_flight)
+        dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
     for batch in _iterate(dataset):
         for text in batch["receipt"].to_pylist():
             yield Receipt(**json.loads(text))
@@ -123,14 +127,22 @@ def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard
 
 def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Any:
     """The lazy dataset up to and with the workers: one row a shard."""
+    prepared = _step(_pending(shards), Prepare, (verb,), workers, in_flight)
+    return _by_workers(prepared, Work, (verb,), workers, in_flight)
+
+
+def _pending(shards: Sequence[Shard]) -> Any:
     import ray.data
 
     _settle_ray_data()
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
-    pending = ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
-    return _step(pending, Prepare, (verb,), workers, in_flight).map_batches(
-        Work,
-        fn_constructor_args=(verb,),
+    return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
+
+
+def _by_workers(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers, in_flight: int) -> Any:
+    return dataset.map_batches(
+        kind,
+        fn_constructor_args=arguments,
         compute=_pool(workers.minimum, workers.initial, workers.maximum, in_flight),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,

@@ -39,6 +39,10 @@ class Verb(Protocol):
         ...
 
 
+class Direct:
+    """Base of verbs that have nothing to overlap: the worker does the reading, and the engine does all three steps in it."""
+
+
 @dataclass
 class Receipt:
     """What the driver hears of one shard."""
@@ -142,6 +146,18 @@ class Publish:
             raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
         receipt.counts = counts
         receipt.part = asdict(publish_part(self.folder, self.names[shard.number], shard.number, table, counts))
+
+
+class Whole:
+    """Pending shard -> receipt, in one actor."""
+
+    def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
+        self.steps = Prepare(verb), Work(verb), Publish(verb, folder, names)
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        for step in self.steps:
+            row = step(row)
+        return row
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from lib.parts import publish_part, read_manifest
 from lib.progress import Progress
 from lib.rows import read
 from lib.sharded import run
+from lib.stages import Direct
 from lib.storage import Folder
 
 ROWS, SHARD = 1000, 100
@@ -57,6 +58,20 @@ class Upper:
 
 
 @dataclass(frozen=True)
+class Itself(Direct, Upper):
+    """Its worker reads: the same process does all steps of a shard, or the shard fails."""
+
+    def prepare(self, shard):
+        bundle, seconds = super().prepare(shard)
+        return {"rows": bundle["rows"].replace_schema_metadata({"pid": str(os.getpid())})}, seconds
+
+    def finish(self, shard, bundle):
+        if bundle["rows"].schema.metadata[b"pid"] != str(os.getpid()).encode():
+            raise ValueError("another process has read this shard")
+        return super().finish(shard, bundle)
+
+
+@dataclass(frozen=True)
 class Unloadable(Upper):
     """Its worker cannot be made."""
 
@@ -80,11 +95,11 @@ def opened(corpus, tmp_path):
     return open_ledger(folder, {"verb": "upper"}, corpus, {}, False, lambda _: SHARD, {})
 
 
-def done(ledger, **trouble):
+def done(ledger, kind=Upper, **trouble):
     pending = missing(ledger)
     progress = Progress(len(pending))
     workers = decide(ClusterOptions(), 0)
-    return run(Upper(ledger.columns, trouble.get("trouble", {})), ledger, workers, progress, pending)
+    return run(kind(ledger.columns, trouble.get("trouble", {})), ledger, workers, progress, pending)
 
 
 def texts(tmp_path):
@@ -143,6 +158,19 @@ def test_poison_and_failing_shards_are_quarantined(cluster, corpus, tmp_path, mo
     assert done(opened(corpus, tmp_path)).quarantined == {}
     assert texts(tmp_path) == [f"TEXT {i}" for i in range(ROWS)]
     assert (tmp_path / "out" / "_quarantine.json").read_text() == "{}"
+
+
+def test_a_worker_that_reads_itself_does_the_whole_shard(cluster, corpus, tmp_path, monkeypatch):
+    """All three steps in one process; a shard that kills it or fails is given up on with its reason, the others are done."""
+    monkeypatch.setattr(lib.sharded, "DEATHS", 0)
+    monkeypatch.setattr(lib.sharded, "ATTEMPTS", 2)
+    trouble = {("prepare", "text 0"): "die", ("finish", "text 600"): ValueError("odd value 17")}
+    outcome = done(opened(corpus, tmp_path), Itself, trouble=trouble)
+
+    assert sorted(outcome.quarantined) == [0, 6]
+    assert "died" in outcome.quarantined[0]
+    assert "odd value 17" in outcome.quarantined[6]
+    assert len(texts(tmp_path)) == ROWS - 2 * SHARD
 
 
 def test_what_a_person_can_mend_stops_the_run(cluster, corpus, tmp_path):

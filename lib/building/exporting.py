@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .. import atomic
 from ..parts import ROW_GROUP
 from ..plan import Shard
-from ..stages import Bundle
+from ..stages import Bundle, Direct
 from ..storage import Folder, filesystem
 from . import FACTS, FILE, VECTOR
 from .source import Source
@@ -32,7 +32,7 @@ def file_name(first: int, shard: Shard) -> str:
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Direct):
     """The verb: a Parquet file of each shard's vectors in `place`; none where no row has one. A part has a row, FILE, for it.
 
     first: as in `file_name`. column: what the store calls a vector. described: with METADATA, of the carried columns.
@@ -67,7 +67,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Fragments:
+class Fragments(Direct):
     """The verb: each shard's vectors as fragments of the Lance dataset at `url`. A part has a row, FILE, for each, and in FACTS
     all that a commit is told of them, `fragments`. options: of the store, as Lance names them."""
 

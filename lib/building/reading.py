@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..parts import FOOTER_THREADS, Part
 from ..plan import PLAN_SCHEMA, Shard, Slice
-from ..stages import Bundle
+from ..stages import Bundle, Direct
 from ..storage import Folder, open_file
 from . import FACTS, HELD, VECTOR
 
@@ -68,7 +68,7 @@ def shard_of(paths: pa.Table) -> Shard:
 
 
 @dataclass(frozen=True)
-class OfParts:
+class OfParts(Direct):
     """What verbs have in common whose worker reads a shard's parts itself and leaves `rows`."""
 
     def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:

@@ -20,7 +20,7 @@ from ..parts import GROUPS
 from ..plan import Shard
 from ..rows import read
 from ..shuffle import REASON
-from ..stages import Bundle
+from ..stages import Bundle, Direct
 from .lists import as_lists, one_array
 from .pairs import KEY_LISTS, NUMBER_LISTS, PAIRS, TEXT_LISTS, with_summary
 
@@ -136,7 +136,7 @@ def _ask_waiting(
 
 
 @dataclass(frozen=True)
-class MakeBatches:
+class MakeBatches(Direct):
     """The verb of the second map: one pass over one bucket. with_negatives: the sets of which some row has negatives."""
 
     seed: int

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ..plan import Shard
 from ..rows import read
 from ..shuffle import KEY, REASON, deal
-from ..stages import Bundle
+from ..stages import Bundle, Direct
 from ..texts import as_text
 from .lists import NO_REASON, Lists, as_lists, no_lists, one_array, score_lists, text_lists
 
@@ -247,7 +247,7 @@ def with_summary(table: pa.Table, found: Mapping[str, Any]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class DealPairs:
+class DealPairs(Direct):
     """The verb of the first map: the rows of one --data entry, checked and dealt.
 
     Whole datasets to a bucket where the entry tells them apart, else rows at random. columns, odd: see read_pairs.
