@@ -29,6 +29,7 @@ ENCODING = (
     "normalized",
 )  # what vectors must share to be compared
 IDENTITY = ("model", *ENCODING, "prompt", "output_dtype", "int8_ranges")
+ROWS_AT_ONCE = 512  # whose squares a core's cache holds
 REASON = "error"  # the column of embed_corpus.py's output that says why a row has no vector
 
 
@@ -187,7 +188,7 @@ class Source:
         if len(found) < len(whole):
             vectors = np.zeros((len(whole), self.dim), np.float32)
             vectors[whole] = found
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = _lengths(vectors)
         reasons = np.full(len(whole), None, object)
         if self.normalize:
             reasons[lengths == 0] = "a vector of zeros has no direction"
@@ -196,6 +197,12 @@ class Source:
         reasons[~whole] = f"not a vector of {self.dim} dimensions"
         reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
         return vectors, lengths, pa.array(reasons, pa.string())
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """float32 [n]. A few rows at a time, for numpy squares them all first: four times as quick, to the same bits."""
+    starts = range(0, max(len(vectors), 1), ROWS_AT_ONCE)
+    return np.concatenate([np.linalg.norm(vectors[start : start + ROWS_AT_ONCE], axis=1) for start in starts])
 
 
 def off_unit(lengths: np.ndarray) -> float:

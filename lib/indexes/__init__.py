@@ -17,6 +17,7 @@ Metric = Literal["cosine", "ip", "l2"]
 ID_BYTES = 8  # of a vector's number, beside its code
 FLAT_LISTS = 65_536  # centroids up to which a vector is held against every one; above it a graph finds the nearest
 GRAPH = 32  # links a centroid
+CODEBOOK_ITERATIONS = 12  # of a product quantizer's k-means, where faiss does 25; LOG.md has what they would bring
 
 
 class Kind(Protocol):
@@ -89,7 +90,10 @@ def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
     number = faiss.METRIC_INNER_PRODUCT if by_products(kind, metric) else faiss.METRIC_L2
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
     if kind.lists:
-        faiss.extract_index_ivf(index).cp.min_points_per_centroid = 1  # too few are refused before; faiss only prints
+        inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+        inner.cp.min_points_per_centroid = 1  # too few are refused before; faiss only prints
+        if hasattr(inner, "pq"):
+            inner.pq.cp.niter = CODEBOOK_ITERATIONS
     return index
 
 
