@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ..indexes import Kind
 from ..plan import Shard
-from ..stages import Bundle
+from ..stages import Bundle, Direct
 from ..storage import Folder
 from . import CODE, FACTS, LIST, TRAINED, VECTOR
 from .centroids import compute_with
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 16_384  # what faiss holds beside them: products with a block of 
 
 
 @dataclass(frozen=True)
-class Encode:
+class Encode(Direct):
     """The verb. A part's rows are `id`, the carried columns, LIST, CODE and `error`; FACTS tells how well the centroids fit."""
 
     source: Source

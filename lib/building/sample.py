@@ -18,10 +18,10 @@ from . import FACTS, FILE, HELD, ROW, VECTOR
 from .reading import PATHS, OfParts, shard_of
 from .source import Source, off_unit
 
-BLOCK = 8192  # rows that are read together, and of which some are drawn
+BLOCK = 4096  # rows that are read together, and of which some are drawn
 LEAST_BLOCKS = 64
-DEEP = 4  # blocks: such row groups, of 32,768 rows, are the embed job's
-READ = 4  # rows that are read for one that is drawn, where the input is large: order in a file must not decide
+DEEP = 8  # blocks: such row groups, of 32,768 rows, are the embed job's
+READ = 2  # rows that are read for one that is drawn, where the input is large: order in a file must not decide
 
 
 def sample_plan(corpus: Corpus, rows: int) -> pa.Table:
