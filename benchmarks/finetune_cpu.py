@@ -196,6 +196,8 @@ def trainer(contender: Contender) -> Callable[[pa.Table, int], float]:
         contender.gradients(batch, seed)
         nn.utils.clip_grad_norm_(contender.network.parameters(), OPTIMIZATION.clip)
         optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - began
 
     return step

@@ -7,7 +7,6 @@ dropout on both sides; tokenising, clipping and AdamW inside the clock. Without 
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 import torch
 import transformers
 
-from benchmarks.embed_gpu import Size, machine, matmul_rate, peak_memory, wait
+from benchmarks.embed_gpu import Size, machine, matmul_rate, peak_memory
 from benchmarks.exact_lengths import corpora
 from benchmarks.finetune_cpu import Contender, Peer, Shoal, agreement, tokens_of, trainer, unlike
 from benchmarks.networks import SHAPES, build
@@ -33,16 +32,10 @@ def autocast() -> AbstractContextManager:
     return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16)
 
 
-def seconds_of(contender: Contender, tables: list[pa.Table], device: torch.device) -> list[float]:
+def seconds_of(contender: Contender, tables: list[pa.Table]) -> list[float]:
     """Of a step on each table but the first, which is for warming up."""
-    step, found = trainer(contender), []
-    for number, table in enumerate(tables):
-        wait(device)
-        began = time.perf_counter()
-        step(table, number)
-        wait(device)
-        found.append(time.perf_counter() - began)
-    return found[1:]
+    step = trainer(contender)
+    return [step(table, number) for number, table in enumerate(tables)][1:]
 
 
 def lines(folder: Path, small: bool, device: torch.device) -> Iterator[str]:
@@ -69,7 +62,7 @@ def lines(folder: Path, small: bool, device: torch.device) -> Iterator[str]:
 
     def line(name: str, contender: Contender) -> str:
         with peak_memory(device) as held:
-            took = seconds_of(contender, tables, device)
+            took = seconds_of(contender, tables)
         cells = [spread(took, "{:.3f}"), f"{rows / median(took):,.0f}", f"{tokens / median(took):,.0f}"]
         return f"| {' | '.join([name, *cells, f'{flops / median(took) / peak:.0%}', f'{held[0]:.1f}'])} |"
 

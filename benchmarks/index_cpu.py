@@ -36,7 +36,7 @@ from benchmarks.reporting import machine
 from lib.building import FACTS, PIECES
 from lib.building.centroids import ITERATIONS
 from lib.building.train import POINTS
-from lib.indexes import parse
+from lib.indexes import CODEBOOK_ITERATIONS, parse
 from tests.real.tasks import PLACE
 
 PARTS = ("build", "others", "script", "scaling", "lance")
@@ -79,7 +79,7 @@ def script(bench: Bench, number: int, kind: str) -> Row:
         name = parse(kind).key(card["dim"]).format(lists=f"IVF{card['lists']}")
         warm(bench.vectors.files)
         line = [sys.executable, "benchmarks/index_script.py", bench.vectors.folder, index, name]
-        line += [bench.options["metric"], rows, ITERATIONS]
+        line += [bench.options["metric"], rows, ITERATIONS, CODEBOOK_ITERATIONS]
         theirs = run(line, log, cores=1)
         theirs["seconds"] = json.loads(log.read_text().splitlines()[-1])
         questions, probes = questions_of(output, bench.vectors, bench.folder), compared(card)

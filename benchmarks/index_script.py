@@ -1,6 +1,6 @@
 """An index as it is built without a cluster: faiss in one process, on one thread, of a folder of Parquet files.
 
-    python benchmarks/index_script.py FOLDER INDEX KEY METRIC SAMPLE_ROWS ITERATIONS
+    python benchmarks/index_script.py FOLDER INDEX KEY METRIC SAMPLE_ROWS ITERATIONS CODEBOOK_ITERATIONS
 
 Prints one line of JSON with the seconds by step. The sample lies evenly over all rows.
 """
@@ -32,7 +32,9 @@ def sample(files: list[Path], firsts: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([read(file)[mine] for file, mine in zip(files, rows, strict=True)])
 
 
-def main(folder: str, output: str, key: str, metric: str, sample_rows: str, iterations: str) -> None:
+def main(
+    folder: str, output: str, key: str, metric: str, sample_rows: str, iterations: str, codebook_iterations: str
+) -> None:
     faiss.omp_set_num_threads(1)
     pa.set_cpu_count(1)
     clock = [time.perf_counter()]
@@ -41,7 +43,10 @@ def main(folder: str, output: str, key: str, metric: str, sample_rows: str, iter
     vectors = sample(files, firsts, int(sample_rows))
     clock.append(time.perf_counter())
     index = faiss.index_factory(vectors.shape[1], key, METRICS[metric])
-    faiss.extract_index_ivf(index).cp.niter = int(iterations)
+    inner = faiss.downcast_index(faiss.extract_index_ivf(index))
+    inner.cp.niter = int(iterations)
+    if hasattr(inner, "pq"):
+        inner.pq.cp.niter = int(codebook_iterations)
     index.train(vectors)
     del vectors
     clock.append(time.perf_counter())

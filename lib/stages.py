@@ -95,11 +95,13 @@ class Prepare:
     def __call__(self, row: pa.Table) -> pa.Table:
         shard = _shard_of(row)
         receipt = Receipt(shard.number)
-        bundle: Bundle = {}
+        return pack(receipt, shard, self.step(shard, receipt, {}))
+
+    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
         with _caught(receipt):
             bundle, seconds = self.verb.prepare(shard)
             receipt.seconds |= seconds
-        return pack(receipt, shard, bundle)
+        return bundle
 
 
 class Work:
@@ -113,8 +115,13 @@ class Work:
             raise RuntimeError(self.broken.failure)  # a GPU that is not ready yet: Ray starts another actor
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        began = time.perf_counter()
         receipt, bundle = unpack(row)
+        shard = _shard_of(row)
+        bundle = self.step(shard, receipt, bundle)
+        return pack(receipt, shard, {} if receipt.failure else bundle)
+
+    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
+        began = time.perf_counter()
         receipt.worked_from = time.time()
         if self.broken.error:
             receipt.error, receipt.failure = self.broken.error, self.broken.failure
@@ -122,7 +129,7 @@ class Work:
             with _caught(receipt):
                 bundle = self.work(bundle)
                 receipt.seconds["encode"] = time.perf_counter() - began
-        return pack(receipt, _shard_of(row), {} if receipt.failure else bundle)
+        return bundle
 
 
 class Publish:
@@ -132,13 +139,17 @@ class Publish:
         self.verb, self.folder, self.names = verb, folder, names
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        began = time.perf_counter()
         receipt, bundle = unpack(row)
+        self.step(_shard_of(row), receipt, bundle)
+        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+
+    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
+        began = time.perf_counter()
         if receipt.failure is None:
             with _caught(receipt):
-                self._publish(_shard_of(row), bundle, receipt)
+                self._publish(shard, bundle, receipt)
                 receipt.seconds["write"] = time.perf_counter() - began
-        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+        return {}
 
     def _publish(self, shard: Shard, bundle: Bundle, receipt: Receipt) -> None:
         table, counts = self.verb.finish(shard, bundle)
@@ -155,9 +166,11 @@ class Whole:
         self.steps = Prepare(verb), Work(verb), Publish(verb, folder, names)
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        for step in self.steps:
-            row = step(row)
-        return row
+        shard, bundle = _shard_of(row), Bundle()
+        receipt = Receipt(shard.number)
+        for each in self.steps:
+            bundle = each.step(shard, receipt, bundle)
+        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
 
 
 @contextmanager

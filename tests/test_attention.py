@@ -53,6 +53,15 @@ def test_what_would_change_the_result_is_not_ignored(argument: dict[str, Any]) -
         attention.packed_attention(torch.nn.Module(), states, states, states, None, packed=layout, **argument)
 
 
+def test_the_kernel_is_called_as_torch_has_it() -> None:
+    """The operator of the flash kernel takes what it is given: on tensors without data, where there is no GPU."""
+    query, key = (torch.empty(1, heads, 10, 64, device="meta", dtype=torch.bfloat16) for heads in (4, 2))
+    layout = attention.Layout(torch.tensor([0, 4, 10], dtype=torch.int32, device="meta"), 6, ())
+    output = attention._by_kernel(query, key, key, layout, None, is_causal=True, reach=3, dropout=0.1)
+
+    assert output.shape == (10, 4, 64)
+
+
 def test_a_decoder_that_stays_causal_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As transformers before 5.2, which ignores is_causal=False: the flag is taken away after loading."""
     load = encoder.load_network

@@ -28,15 +28,18 @@ def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
     return scores if products else scores - (given.astype(np.float64) ** 2).sum(1) / 2
 
 
+@pytest.mark.parametrize("many", [0, 1000])
 @pytest.mark.parametrize("precision", ["bf16", "ieee"])
 @pytest.mark.parametrize("products", [True, False])
-def test_the_nearest_is_the_nearest(products, precision, monkeypatch):
+def test_the_nearest_is_the_nearest(products, precision, many, monkeypatch):
     """The best of float64 sums, within a rounding of float32; among centroids that bfloat16 cannot tell apart, too."""
+    monkeypatch.setattr(module, "LEAST_BLOCK", 70)
     monkeypatch.setattr(module, "PRODUCTS", 5000)  # several blocks, and the last one short
+    monkeypatch.setattr(module, "MANY", many)
     points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
     given = with_neighbours(given)
     one = Centroids(given, products)
-    one._precision, one._margin = precision, one._margin if precision == "bf16" else 0.0
+    one._precision, one._margin = precision, 4.04 * module.ROUNDING[precision] * float(one.rows.norm(dim=1).max())
     scores = plain(points, given, products)
     found = scores[np.arange(len(points)), one.nearest(points)]
 
@@ -56,9 +59,8 @@ def test_bfloat16_alone_would_be_wrong():
     assert (one.nearest(points) != right).mean() > 0.01
 
 
-def test_equally_near_is_the_first(monkeypatch):
-    """A vector of zeros, and centroids that are there twice, in little memory at a time."""
-    monkeypatch.setattr(module, "PAIRS", 7)
+def test_equally_near_is_the_first():
+    """A vector of zeros, and centroids that are there twice."""
     given = clustered(20, 16, seed=3)
     given /= np.linalg.norm(given, axis=1, keepdims=True)
     twice = np.concatenate([given, given])
@@ -87,9 +89,31 @@ def test_kmeans_is_as_good_as_faiss(products):
 
 
 def test_every_centroid_gets_points():
-    """More centroids than there are different points: none is lost or not finite."""
-    points = np.repeat(clustered(10, 8, seed=6), 30, axis=0)
-    found = kmeans(points, 25, products=False)
+    """More centroids than there are different points: each lies beside a point all the same."""
+    different = clustered(10, 8, seed=6)
+    found = kmeans(np.repeat(different, 30, axis=0), 25, products=False)
+    apart = np.linalg.norm(found[:, None] - different, axis=2).min(axis=1)
 
     assert found.shape == (25, 8)
-    assert np.isfinite(found).all()
+    assert (apart < 0.2 * np.linalg.norm(different, axis=1).min()).all()
+
+
+def test_what_bfloat16_rounds_the_wrong_way_is_settled():
+    """Factors that are all rounded against the nearest: as far off as two products can be."""
+    unit = 2.0**-8
+    vector = np.array([[1 + unit + 2.0**-23, 1 + unit - 2.0**-23, 2.0**-9]], np.float32)
+    given = np.array([[1 + unit + 2.0**-23, 0, 0], [0, 1 + unit - 2.0**-23, 2.0**-9]], np.float32)
+    wide = [np.pad(array, ((0, 0), (0, 61))) for array in (vector, given)]
+    many = np.concatenate([wide[1], np.full((62, 64), -1, np.float32)])  # so that the fast kernels are taken
+    expected = plain(wide[0], many, products=True).argmax()
+
+    assert Centroids(many, products=True).nearest(np.repeat(wide[0], 600, axis=0)).tolist() == [expected] * 600
+
+
+def test_far_from_the_origin_all_is_settled_quickly():
+    """Vectors around a point far away: what they share is taken off, and distances between them decide."""
+    points, given = clustered(2000, 32, seed=8) + 500, clustered(64, 32, seed=9) + 500
+    found = Centroids(given, products=False).nearest(points)
+    scores = plain(points - 500, given - 500, products=False)
+
+    assert (scores[np.arange(2000), found] >= scores.max(1) - 1e-3).all()

@@ -92,7 +92,7 @@ def test_the_kernels_dropout_is_drawn_from_the_seed() -> None:
     assert not torch.equal(first, drawn(2)[0])
     # the output is linear in the values, whatever was dropped
     product, expected = float((gradient * value.double()).sum()), float((first * weight).sum())
-    assert abs(product - expected) < 0.01 * float((first * weight).norm()) * TOKENS**0.5
+    assert abs(product - expected) < 0.05 * float((first * weight).norm())
     whole, _ = drawn(1, dropout=0.0)
     mean = torch.stack([drawn(seed)[0] for seed in range(200)]).mean(0)
     assert float((mean - whole).norm() / whole.norm()) < 0.1

@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from indexed import DIM, built, clustered, cut_small, pieces, write, write_many
 
-from lib.building.coding import load_index, open_merged, open_piece
+from lib.building.coding import Coder, load_index, open_merged, open_piece
+from lib.building.sample import sample_plan
 from lib.building.train import shares
+from lib.corpus import Corpus
 from lib.errors import UsageError
+from lib.formats import Measure
 from lib.index import build
 from lib.indexes import efforts, names, parse
 from lib.indexing import IndexConfig
+from lib.listing import InputFile
 
 ROWS, LISTS = 4000, 16
 # Codes long enough that few of these short vectors tie.
@@ -181,6 +185,32 @@ def test_kinds_that_faiss_cannot_merge_refuse_it(here, source, tmp_path, kind, w
         built(source, tmp_path / "index", kind=kind, merge=1)
 
     assert not (tmp_path / "index" / "_build").exists()
+
+
+def test_what_turns_vectors_turns_centroids(here, source, tmp_path, vectors):
+    """Vectors lie as near to their centroids behind a rotation as without one."""
+    errors = []
+    for number, kind in enumerate(("ivf-flat", "ivf-rabitq", "ivf-opq:code=16")):
+        built(source, tmp_path / str(number), kind=kind, lists=LISTS)
+        index = load_index((tmp_path / str(number) / "trained.faiss").read_bytes())
+        errors.append(Coder(parse(kind), index).error(vectors / np.linalg.norm(vectors, axis=1)[:, None]))
+
+    assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
+    assert errors[0] < 0.9
+
+
+@pytest.mark.parametrize(("group", "near"), [(32_768, True), (130_000, False)])
+def test_the_sample_prefers_the_beginnings_of_short_row_groups(group, near):
+    """Blocks near a row group's beginning where all groups are short; evenly over long ones, where order may decide."""
+    rows, schema = 1_040_000, pa.schema([])
+    breaks = (*range(group, rows, group), rows)
+    file = InputFile("a.parquet", "a.parquet", 1, "")
+    corpus = Corpus((file,), (Measure(rows, 1.0, True, 8.0, schema, breaks=breaks),), schema, None)
+    starts = np.array(sample_plan(corpus, 100_000)["start"].to_pylist())
+
+    assert (starts % group < group / 2).mean() > 0.9 if near else 0.4 < (starts % group < group / 2).mean() < 0.6
+    assert starts.min() < 0.05 * rows
+    assert starts.max() > 0.9 * rows
 
 
 def test_two_levels_of_centroids(here, source, tmp_path, monkeypatch):

@@ -81,6 +81,11 @@ class Unloadable(Upper):
         raise self.error
 
 
+@dataclass(frozen=True)
+class UnloadableItself(Direct, Unloadable):
+    """Nor can that of a verb whose worker reads."""
+
+
 @pytest.fixture
 def corpus(tmp_path):
     (tmp_path / "in").mkdir()
@@ -286,9 +291,10 @@ def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
 def test_a_worker_that_cannot_load_is_told(cluster, corpus, tmp_path, kind):
     """What goes wrong in a worker's start ends the run with its own words."""
     ledger = opened(corpus, tmp_path)
-    verb = Unloadable(ledger.columns, error=kind("the weights are damaged"))
-    with pytest.raises(ShoalError, match="the weights are damaged"):
-        run(verb, ledger, decide(ClusterOptions(), 0), Progress(1), missing(ledger))
+    for verb in (Unloadable, UnloadableItself)[: 2 if kind is ModelError else 1]:
+        broken = verb(ledger.columns, error=kind("the weights are damaged"))
+        with pytest.raises(ShoalError, match="the weights are damaged"):
+            run(broken, ledger, decide(ClusterOptions(), 0), Progress(1), missing(ledger))
 
 
 def test_parts_go_to_the_folder_of_the_run_only(corpus, tmp_path):

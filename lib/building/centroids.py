@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 ITERATIONS = 6  # of k-means; LOG.md has what more of them bring
 SEED = 1234
-PRODUCTS = 1 << 21  # at once: 8 MiB, which a core's cache has room for in part
-PAIRS = 1 << 16  # taken again at once: a vector of zeros is as near to every centroid
-ROUNDING = {"ieee": 0.0, "bf16": 2.0**-9}  # of a factor, at most, relative; "ieee" is float32
+PRODUCTS = 1 << 21  # at once for a thread: 8 MiB, which a core's cache has room for in part
+LEAST_BLOCK = 512  # vectors at once: for each block the centroids are rounded anew
+FEW_THREADS = 3  # up to which numpy's argmax on one is quicker than torch's max on all
+MANY = 16  # centroids that are near a vector, on average, from which on all are taken again
+ROUNDING = {"ieee": 0.0, "bf16": 2.0**-8}  # of a factor, at most, relative; "ieee" is float32
 MOST_POINTS = 256  # for a centroid: more move it by less than they cost
-SPLIT = 1 / 1024  # how far the two halves of a cluster are moved apart, relative
+SPLIT = 1 / 64  # how far the two halves of a cluster are moved apart, relative; bfloat16 must tell them apart
 
 
 def compute_with(threads: int) -> None:
@@ -42,7 +44,10 @@ class Centroids:
 
         from ..models.load import choose_dtype
 
-        self.rows = _tensor(centroids)
+        # What is far from the origin is the same for all and would only be rounded: it is taken off both, or, where products
+        # are asked for, off the centroids, whose order it leaves.
+        self._middle = _tensor(centroids).mean(0)
+        self.rows = _tensor(centroids) - self._middle
         lengths = self.rows.norm(dim=1)
         self._half = None if products else -lengths.square() / 2  # |v - c|^2 is |v|^2 - 2 (v c - |c|^2 / 2)
         half = choose_dtype("auto", torch.device("cpu")) is torch.bfloat16
@@ -64,12 +69,18 @@ class Centroids:
         import torch
 
         points = _tensor(vectors)
-        block = max(1, PRODUCTS // len(self.rows))
+        block = max(LEAST_BLOCK, torch.get_num_threads() * PRODUCTS // len(self.rows))
         room = torch.empty(min(block, len(points)), len(self.rows))
         for part in points.split(block):
-            with _precision(self._precision):
-                scores = torch.mm(part, self.rows.T, out=room[: len(part)])
-            yield part, scores if self._half is None else scores.add_(self._half)
+            moved = part if self._half is None else part - self._middle
+            yield moved, self._products(moved, self._precision, room[: len(part)])
+
+    def _products(self, points: "Tensor", precision: str, room: "Tensor") -> "Tensor":
+        import torch
+
+        with _precision(precision):
+            scores = torch.mm(points, self.rows.T, out=room)
+        return scores if self._half is None else scores.add_(self._half)
 
     def _settled(self, points: "Tensor", scores: "Tensor") -> "Tensor":
         import torch
@@ -79,7 +90,7 @@ class Centroids:
         scores.scatter_(1, found[:, None], -np.inf)
         second = scores.amax(1)
         margin = self._margin * points.norm(dim=1)
-        open_rows = (second >= best - margin).nonzero()[:, 0]
+        open_rows = (second > best - margin).nonzero()[:, 0]
         if len(open_rows):
             scores[open_rows, found[open_rows]] = best[open_rows]
             found[open_rows] = self._again(points[open_rows], scores[open_rows] >= (best - margin)[open_rows, None])
@@ -90,8 +101,10 @@ class Centroids:
         import torch
 
         rows, columns = near.nonzero(as_tuple=True)
-        pairs = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
-        exact = torch.cat([(points[some] * self.rows[others]).sum(1) for some, others in pairs])
+        if len(rows) > MANY * len(points):
+            room = torch.empty(len(points), len(self.rows))
+            return torch.from_numpy(_best(self._products(points, "ieee", room)))
+        exact = (points[rows] * self.rows[columns]).sum(1)
         if self._half is not None:
             exact += self._half[columns]
         best = torch.full((len(points),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
@@ -101,8 +114,10 @@ class Centroids:
 
 
 def _best(scores: "Tensor") -> np.ndarray:
-    """int64 [n]: the place of each row's greatest. torch's own takes three times as long on one core."""
-    return scores.numpy().argmax(1)
+    """int64 [n]: the place of each row's greatest. torch's max takes three times as long as numpy's argmax on one core."""
+    import torch
+
+    return scores.numpy().argmax(1) if torch.get_num_threads() <= FEW_THREADS else scores.max(1).indices.numpy()
 
 
 def _tensor(array: np.ndarray) -> "Tensor":

@@ -19,7 +19,7 @@ from .coding import Coder, load_index
 from .reading import matrix
 from .source import Source
 
-ROWS_AT_ONCE = 16_384  # what faiss holds beside them: products with a block of centroids
+ROWS_AT_ONCE = 16_384  # held turned, and less their centroids
 
 
 @dataclass(frozen=True)

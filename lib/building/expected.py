@@ -21,7 +21,7 @@ from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
 from .sample import BLOCK, sample_plan
 from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, dealt_at_once
-from .training import wanted_rows
+from .training import COPIES, wanted_rows
 
 RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
 CARD_OBJECTS = 3  # card.json, README.md, curve.svg
@@ -77,8 +77,8 @@ def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
     size = rows * given.vector
     two = lists > FLAT_LISTS
     taken = min(rows, 2.0 * CODEC_ROWS) if two else rows
-    coded = min(taken, costs.codec_rows)  # faiss copies these, and what they have beside their centroids
-    copied = coded * (2 if coded < taken else 1) + taken * (lists > 0 and not _first_lists(given))
+    coded = min(taken, costs.codec_rows, CODEC_ROWS)
+    copied = COPIES * min(taken, CODEC_ROWS)
     seconds = size * costs.read + coded * (costs.codec + costs.assigned(lists) * (lists > 0))
     last = Stage(
         name="train",
@@ -94,11 +94,6 @@ def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
         node=True,
     )
     return [*_two_levels(given, drawn), last] if two else [last]
-
-
-def _first_lists(given: Given) -> bool:
-    """Whether vectors meet the lists as they come; a kind that turns them first makes turned copies."""
-    return given.build.kind.key(given.build.vectors.dim).startswith("{lists}")
 
 
 def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:

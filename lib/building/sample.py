@@ -27,15 +27,15 @@ READ = 2  # rows that are read for one that is drawn, where the input is large: 
 def sample_plan(corpus: Corpus, rows: int) -> pa.Table:
     """A shard for each block that is read, evenly over the input; enough of them that `rows` can be drawn.
 
-    Of a row group all that lies before a block is decoded, too: blocks near their group's beginning are preferred, unless that
-    would leave out much of long groups, where order may decide.
+    Of a row group all that lies before a block is decoded, too: in an input of short groups, as the embed job's, those are
+    preferred that lie near the beginning. In long groups order may decide, and blocks lie evenly.
     """
     blocks = cut(corpus, BLOCK)
     there = count_shards(blocks)
     count = min(there, max(LEAST_BLOCKS, -(-rows * READ // BLOCK)))
     depths = _depths(blocks, corpus)
-    deepest = np.sort(depths)[count - 1] if there else 0
-    near = np.flatnonzero(depths <= deepest) if deepest < DEEP else np.arange(there)
+    short = there > 0 and depths.max() < DEEP
+    near = np.flatnonzero(depths <= np.sort(depths)[count - 1]) if short else np.arange(there)
     chosen = near[np.unique(np.linspace(0, len(near) - 1, count).round().astype(np.int64))]
     plan = blocks.filter(pc.is_in(blocks["shard"], pa.array(chosen)))
     numbers = pc.index_in(plan["shard"], pa.array(chosen)).cast(pa.int64())

@@ -31,7 +31,9 @@ POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
 LEAST_POINTS = 39
 LEAST_CODEC = 256  # vectors a product quantizer's codebook of 256 is trained on, at the very least
 CELL_POINTS = 256  # of the sample for a cell, of those there are
-CODEC_ROWS = 131_072  # of the sample train the codec where the centroids are there
+CODEC_ROWS = (
+    65_536  # of the sample train what turns vectors, and the codec; faiss takes as many for a product quantizer
+)
 DEALT_BYTES = 512 << 20  # of the sample's vectors that are dealt at once: a range is read of each for each cell
 CELLS = "cells.npy"
 
@@ -57,7 +59,7 @@ class Plan:
 class Train(OfParts):
     """The verb of the one shard that holds the whole sample: publishes TRAINED, and leaves a row that says how well it fits.
 
-    centroids: where two levels made them, their parts; a kind that turns vectors first has turned them there too.
+    centroids: where two levels made them, their parts.
     """
 
     plan: Plan
@@ -72,7 +74,7 @@ class Train(OfParts):
         def work(bundle: Bundle) -> Bundle:
             began = time.perf_counter()
             sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
-            fit = sample[:: max(1, len(sample) // CODEC_ROWS)]
+            fit = sample[np.linspace(0, len(sample) - 1, min(len(sample), CODEC_ROWS)).astype(np.int64)]
             if not self.folder.exists(TRAINED):  # as after a kill between this and the part that tells of it
                 self.folder.claim(TRAINED, save_index(self._trained(sample, fit)))
             kept = Coder(self.plan.kind, load_index(self.folder.read(TRAINED)))

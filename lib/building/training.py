@@ -35,7 +35,7 @@ from .train import (
 )
 
 CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
-COPIES = 2  # of the sample that training holds beside it: turned, and less the centroids
+COPIES = 3  # of what trains the codec: as it was drawn, turned, and less the centroids
 LENGTHS = {
     "cosine": "they were made so. If the model is meant for products of vectors as they are, build with --metric ip",
     "ip": "products rank long vectors first. If cosines are wanted, build with --metric cosine",
@@ -126,7 +126,8 @@ def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
     def verb(ledger: Ledger, workers: Workers) -> Train:
         return Train(plan, build.folder, workers.threads, build.storage, centroids)
 
-    held = COPIES * 4 * plan.dim * sum(file.rows for file in files)
+    rows = sum(file.rows for file in files)
+    held = 4 * plan.dim * (rows + COPIES * min(rows, CODEC_ROWS))
     job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=held)
     _on_one_worker(build, job, "train", [files], say)
 

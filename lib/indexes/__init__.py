@@ -91,7 +91,6 @@ def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
     if kind.lists:
         inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
-        inner.cp.min_points_per_centroid = 1  # too few are refused before; faiss only prints
         if hasattr(inner, "pq"):
             inner.pq.cp.niter = CODEBOOK_ITERATIONS
     return index
