@@ -28,7 +28,7 @@ which are in no passage. True lists: numpy's float32 products over the input fil
 SCRIPT_NOTE = """
 Both on one core, which all processes of a side share, with one thread, as many vectors to train on and as many iterations."""
 SCALING_NOTE = """
-Of the stage `encode`; each worker has one CPU. On more cores than workers, reading and writing have the others."""
+Of the stage `encode`; each worker has one CPU. It reads and writes, too; other cores idle."""
 LANCE_NOTE = """
 Both sides: same files, lists and probes, a worker a core, Ray started before; as many bytes a code where a kind has a choice.
 Training `ours`: sample_rate and max_iters of create_index are our vectors a list and iterations; `default`: its own.
