@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ ENVIRONMENT = {
 }
 WEIGHTS_FACTOR = 1.6  # memory of a loaded worker over its weights: activations, torch itself, one shard
 WORKER_BASE = 1.5 * 2**30  # bytes; interpreter, torch and buffers
+EVERYWHERE: Mapping[str, str] = {}
 FORWARDED = ("AWS_", "HF_", "GOOGLE_", "FSSPEC_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -55,6 +56,13 @@ class ClusterOptions:
     gpus_per_worker: float | None = field(
         default=None, metadata={"help": "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs."}
     )
+    worker_label: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Run on nodes with this Ray label only, as ray.io/accelerator-type=L4. Repeat it for more.",
+            "many": True,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Workers:
     cpus: float
     gpus: float
     task_cpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that all of it runs on
 
     def at_most(self, count: int) -> "Workers":
         """No more workers than there are shards."""
@@ -150,16 +159,19 @@ def most_cpus() -> float:
     return max(node.get("CPU", 1) for node in [*alive, *to_come])
 
 
-def largest_node() -> float | None:
-    """CPUs of the node that has most of them, where no node has a GPU: None where one has."""
-    alive, to_come = _nodes()
-    return None if any(node.get("GPU", 0) >= 1 for node in [*alive, *to_come]) else most_cpus()
+def largest_node(labels: Mapping[str, str]) -> float | None:
+    """CPUs of the node that has most of them, where no node with the labels has a GPU: None where one has."""
+    alive, to_come = _nodes(labels)
+    nodes = [*alive, *to_come]
+    return None if any(node.get("GPU", 0) >= 1 for node in nodes) else max(node.get("CPU", 1) for node in nodes or [{}])
 
 
 def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     """Hold what was asked against the nodes there are, or may come. Raises RunError saying what to change."""
-    alive, to_come = _nodes()
+    labels = parse_labels(options.worker_label)
+    alive, to_come = _nodes(labels)
     nodes = [*alive, *to_come]
+    _refuse_unknown_labels(labels, nodes)
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
@@ -173,7 +185,22 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
         )
     pool = _pool(options, now=sum(map(need.places, alive)), most=sum(map(need.places, to_come or alive)))
     _refuse_unfit(need, pool[0], nodes)
-    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus)
+    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels)
+
+
+def parse_labels(words: Iterable[str]) -> dict[str, str]:
+    """`key=value` words, of which a value may be what Ray's label selectors take: `!spot`, `in(L4,A10G)`. Raises UsageError."""
+    pairs = [word.partition("=") for word in words]
+    for key, _, value in pairs:
+        if not key or not value:
+            raise UsageError(f"--worker-label {key!r} is not KEY=VALUE, as in ray.io/accelerator-type=L4")
+    return {key: value for key, _, value in pairs}
+
+
+def _has(labels: Mapping[str, str], key: str, wanted: str) -> bool:
+    value = wanted.removeprefix("!")
+    values = value[3:-1].split(",") if value.startswith("in(") else [value]
+    return (labels.get(key) in values) != wanted.startswith("!")
 
 
 @dataclass(frozen=True)
@@ -218,17 +245,28 @@ def worker_memory(weight_bytes: int) -> int:
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
 
 
-def _nodes() -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
-    """Resources of each live node, and of each node that an autoscaler has said it may run; none where there is none."""
+def _nodes(labels: Mapping[str, str] = EVERYWHERE) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """Resources of each live node with these labels, and of each node that an autoscaler has said it may run, whose
+    labels it does not say; none where there is none."""
     import ray
     from ray._private.state import state
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    live = [node for node in ray.nodes() if node["Alive"]]
+    alive = [node["Resources"] for node in live if all(_has(node["Labels"], *label) for label in labels.items())]
     try:
         groups = state.get_cluster_config().node_group_configs
         return alive, [dict(group.resources) for group in groups for _ in range(group.max_count)]
     except Exception:  # a private call, whose absence costs only a larger pool at the start
         return alive, []
+
+
+def _refuse_unknown_labels(labels: Mapping[str, str], nodes: list[Mapping[str, float]]) -> None:
+    if labels and not nodes:
+        import ray
+
+        there = sorted({f"{k}={v}" for node in ray.nodes() for k, v in node["Labels"].items() if k != "ray.io/node-id"})
+        asked = " ".join(f"{key}={value}" for key, value in labels.items())
+        raise RunError(f"no node has the labels {asked}. There are {', '.join(there) or 'none'}: choose from these")
 
 
 def _refuse_unfit(need: Need, least: int, nodes: list[Mapping[str, float]]) -> None:

@@ -16,6 +16,7 @@ from .encoding import Encoding, resolve
 from .errors import InputError, UsageError
 from .estimate import Estimate, estimate
 from .job import Job, carry_out, even_rows, refuse_nested
+from .lease import parse_share
 from .ledger import Ledger
 from .models import ModelSpec
 from .models.directory import check_m3
@@ -74,6 +75,7 @@ def prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
         verb=lambda ledger, workers: _verb(config, encoding, ledger, storage, workers, chunk_size),
         model=encoding.spec.name,
         weight_bytes=encoding.spec.weight_bytes,
+        share=parse_share(config.slice),
     )
     return config, encoding, job
 

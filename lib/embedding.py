@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from .encoding import ModelOptions
 from .errors import InputError
-from .job import RunOptions
+from .job import SharedRunOptions
 from .models import ModelSpec, Tokens, on_this_machine
 from .models.tokenizer import Tokenizer
 from .packing import padding_waste
@@ -31,7 +31,7 @@ OUTPUTS = DENSE, SPARSE, MULTI = "dense", "sparse", "multi_vector"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(RunOptions, ModelOptions):
+class EmbedConfig(SharedRunOptions, ModelOptions):
     """Everything `jobs/embed_corpus.py` can be told."""
 
     chunk_tokens: int | None = field(

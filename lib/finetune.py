@@ -3,16 +3,17 @@
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from . import trees
 from .card import write_card
-from .cluster import ClusterOptions, connect, decide, largest_node
+from .cluster import ClusterOptions, connect, decide, largest_node, parse_labels
 from .errors import UsageError
 from .finetuning import Choice, FinetuneConfig, choose
+from .lease import WHOLE, held
 from .legs import best_of, check_evaluation, train_legs
 from .losses import TEXT, described
 from .losses.m3_unified import M3Unified
@@ -51,9 +52,14 @@ class Finetuned:
 
 def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     """Do the run, or what is left of it. Raises ShoalError before anything scales, for what cannot work."""
-    choice = choose(config)
     output = Folder(absolute(config.output), parse_options(config.storage_option))
+    choice = choose(config)
     output.probe()
+    with held(output, WHOLE, say):
+        return _finetune(config, choice, output, say)
+
+
+def _finetune(config: FinetuneConfig, choice: Choice, output: Folder, say: Callable[[str], None]) -> Finetuned:
     settings = _settings(config, choice)
     found = read_record(output)
     if found is not None:
@@ -135,23 +141,24 @@ def _pool(config: FinetuneConfig, choice: Choice) -> Pool:
     if asked and batch % asked:
         near = max(count for count in range(1, asked + 1) if batch % count == 0)
         raise UsageError(f"{asked} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
-    cores = largest_node()  # None where there are GPUs
+    cores = largest_node(parse_labels(config.worker_label))  # None where there are GPUs
     options = ClusterOptions(
         min_workers=config.min_workers or config.max_workers,
         max_workers=config.max_workers,
         cpus_per_worker=config.cpus_per_worker or (max(1.0, cores // (asked or 1)) if cores else None),
         gpus_per_worker=config.gpus_per_worker,
+        worker_label=config.worker_label,
     )
     workers = decide(options, STATES * choice.spec.weight_bytes)
     room = config.max_workers or workers.initial
     most = max(count for count in range(1, room + 1) if batch % count == 0)
     least = min(config.min_workers or most, most)
-    return Pool(least, most, workers.cpus, workers.gpus, 0 if workers.gpus else workers.threads)
+    return Pool(least, most, workers.cpus, workers.gpus, 0 if workers.gpus else workers.threads, workers.labels)
 
 
 def _at_most(pool: Pool, slices: int) -> Pool:
     """No more workers than the run has slices, which were fixed when it began."""
-    return Pool(min(pool.minimum, slices), min(pool.maximum, slices), pool.cpus, pool.gpus, pool.threads)
+    return replace(pool, minimum=min(pool.minimum, slices), maximum=min(pool.maximum, slices))
 
 
 def _course(

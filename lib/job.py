@@ -12,6 +12,7 @@ from . import sharded
 from .cluster import ClusterOptions, Workers, connect, decide
 from .corpus import Corpus, CorpusOptions
 from .errors import RunError, UsageError
+from .lease import WHOLE, Share, held
 from .ledger import Ledger, missing, open_ledger, open_planned
 from .listing import covers
 from .parts import read_manifest
@@ -48,13 +49,23 @@ class RunOptions(CorpusOptions, ClusterOptions):
     price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedRunOptions(RunOptions):
+    """What a job can be told whose shards several drivers may share."""
+
+    slice: str | None = field(
+        default=None,
+        metadata={"help": "Do only slice I/N of the shards, or I-J/N; other drivers do the others in the same output."},
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """What one verb makes of its options.
 
     said: what it does, in a few words. settings: what fixes the rows and their values; a run with others is another run.
     verb: made once the run is open and the workers are decided. calibrated: the verb with what a run finds out once, by
-    its workers, before the first shard. model: its name; weight_bytes: what a worker loads.
+    its workers, before the first shard. model: its name; weight_bytes: what a worker loads. share: the shards to do.
     """
 
     said: str
@@ -63,6 +74,7 @@ class Job:
     calibrated: Callable[[Any, Ledger, Workers], Any] = lambda verb, ledger, workers: verb
     model: str | None = None
     weight_bytes: int = 0
+    share: Share = WHOLE
 
 
 def carry_out(
@@ -113,16 +125,24 @@ def _about(job: Job) -> dict[str, Any]:
 
 
 def _do_pending(job: Job, ledger: Ledger, workers: Callable[[], Workers], say: Callable[[str], None]) -> Outcome:
-    total = count_shards(ledger.plan)
-    pending = missing(ledger)
-    progress = Progress(total, total - len(pending))
-    if not pending and len(parts := read_manifest(ledger.folder)) == total:
+    total, share = count_shards(ledger.plan), job.share
+    gone = missing(ledger)
+    if not gone and len(parts := read_manifest(ledger.folder)) == total:
         say(f"nothing to do: all {total} shards are in {ledger.folder.url}")
-        return Outcome(parts, {}, progress)
-    pool = workers()
-    say(f"{job.said}, {len(pending)} of {total} shards to do, {pool}")
-    verb: Verb = job.calibrated(job.verb(ledger, pool), ledger, pool)
-    return sharded.run(verb, ledger, pool, progress, pending)
+        return Outcome(parts, {}, Progress(total, total))
+    with held(ledger.folder, share, say) as still_held:
+        gone = missing(ledger)  # another driver may have done some until now
+        pending = [number for number in gone if share.has(number)]
+        mine = sum(map(share.has, range(total)))
+        progress = Progress(mine, mine - len(pending))
+        if gone and not pending:
+            say(f"nothing to do in {share}: its {mine} shards are in {ledger.folder.url}")
+            return Outcome([], {}, progress, len(gone))
+        pool = workers()
+        of = "" if share == WHOLE else f" in {share}"
+        say(f"{job.said}, {len(pending)} of {mine} shards to do{of}, {pool}")
+        verb: Verb = job.calibrated(job.verb(ledger, pool), ledger, pool)
+        return sharded.run(verb, ledger, pool, progress, pending, share, still_held)
 
 
 def whole(outcome: Outcome, output: str) -> Outcome:

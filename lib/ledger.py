@@ -5,13 +5,14 @@
     part-N-KEY.parquet the rows of shard N, put in one step under a name that only the shard decides
     _quarantine.json   shards given up on, with the reason
     _manifest.parquet  part, rows, bytes, checksum: written last, and only when every part is there
+    _holders/          who is at work: see lib/lease.py
 
 A resumed run needs the plan and one listing of the folder: its memory grows with shards, never with rows.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -166,9 +167,13 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
     return ordered
 
 
-def write_quarantine(folder: Folder, reasons: Mapping[int, str]) -> None:
-    if reasons or folder.exists(QUARANTINE):
-        folder.publish(QUARANTINE, json.dumps({str(k): v for k, v in reasons.items()}, indent=1).encode())
+def write_quarantine(folder: Folder, reasons: Mapping[int, str], elsewhere: Container[int] = ()) -> None:
+    """Reasons of shards that were given up on, beside those that other drivers wrote of shards missing elsewhere."""
+    there = json.loads(folder.read(QUARANTINE)) if folder.exists(QUARANTINE) else {}
+    kept = {number: reason for number, reason in there.items() if int(number) in elsewhere}
+    if there or reasons:
+        told = kept | {str(number): reason for number, reason in reasons.items()}
+        folder.publish(QUARANTINE, json.dumps(told, indent=1).encode())
 
 
 def _plans(folder: Folder) -> Iterator[pa.Table]:

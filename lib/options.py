@@ -1,7 +1,8 @@
 """Command-line options made from a frozen dataclass: an option is declared once, as a field with its help.
 
 A field's name gives the option's name, its type the values, its default the default, `metadata["help"]` the help.
-`Literal` becomes a choice, `tuple[str, ...]` a list by commas (with `metadata["many"]` a repeated option), `bool` a flag.
+`Literal` becomes a choice, `tuple[str, ...]` a list by commas (with `metadata["many"]` a repeated option, with
+`metadata["rest"]` the words after --), `bool` a flag.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,9 @@ def _fields(config: type) -> list[tuple[Field, Any]]:
     return [(field, hints[field.name]) for field in found]
 
 
-def _option(field: Field, hint: Any) -> click.Option:
+def _option(field: Field, hint: Any) -> click.Parameter:
+    if field.metadata.get("rest"):
+        return click.Argument([field.name], nargs=-1, required=True, metavar=f"-- {field.name.upper()}...")
     name = "--" + field.name.replace("_", "-")
     required = field.default is MISSING
     extra: dict[str, Any] = {"help": field.metadata["help"], "required": required}

@@ -35,6 +35,10 @@ def report(outcome: Outcome, output: str) -> str:
             f"equal texts and beginnings saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
             f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)",
         ]
+    if outcome.elsewhere:
+        lines.append(
+            f"MISSING   {outcome.elsewhere:,} shards of other slices; whoever does the last one writes the manifest"
+        )
     if outcome.quarantined:
         lines.append(f"QUARANTINED {len(outcome.quarantined)} shards, listed in {output}/_quarantine.json:")
         lines += [f"  shard {number}: {reason}" for number, reason in list(outcome.quarantined.items())[:5]]

@@ -9,6 +9,7 @@ from .corpus import Corpus, list_files, measure
 from .errors import UsageError
 from .estimate import Estimate, estimate
 from .job import Job, carry_out, carry_out_planned, even_rows, refuse_nested
+from .lease import parse_share
 from .ledger import Ledger
 from .models.rerank_spec import RerankSpec
 from .reranking import CandidateRows, PairRows, PairSource, RerankConfig, Reranking
@@ -90,7 +91,8 @@ def _job(
         return Reranking(config, spec, source(config, ledger), workers.threads, device)
 
     name, size = spec.model.name, spec.model.weight_bytes
-    return Job(said=name, settings=settings(config, spec) | more, verb=verb, model=name, weight_bytes=size)
+    share, fixed = parse_share(config.slice), settings(config, spec) | more
+    return Job(said=name, settings=fixed, verb=verb, model=name, weight_bytes=size, share=share)
 
 
 def _pair_rows(config: RerankConfig, ledger: Ledger) -> PairRows:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from .dealing import read_sources
 from .errors import InputError
-from .job import RunOptions
+from .job import SharedRunOptions
 from .models import Tokens, on_this_machine
 from .models.pairs import PairFormat, Pairs
 from .models.rerank_spec import RerankSpec
@@ -31,7 +31,7 @@ PAIR = ("query", "passage")  # columns of texts that a source gives, and REASON
 
 
 @dataclass(frozen=True, kw_only=True)
-class RerankConfig(RunOptions, RerankerOptions):
+class RerankConfig(SharedRunOptions, RerankerOptions):
     """Everything `jobs/rerank_pairs.py` can be told."""
 
     text_column: str | None = field(  # type: ignore[assignment]

@@ -11,7 +11,7 @@ is quarantined with its reason.
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 from . import errors
 from .cluster import Workers
 from .errors import RunError, ShoalError
+from .lease import WHOLE, Share
 from .ledger import Ledger, audit, missing, write_quarantine
 from .parts import Part
 from .plan import Shard
@@ -53,15 +54,31 @@ _LOG = _LastError(logging.ERROR)
 
 @dataclass
 class Outcome:
-    """How a run ended: every part (empty while shards are missing), and shards given up on with their reasons."""
+    """How a run ended: every part (empty while shards are missing), and shards given up on with their reasons.
+
+    elsewhere: shards still missing that are of other drivers' slices.
+    """
 
     parts: list[Part]
     quarantined: dict[int, str]
     progress: Progress
+    elsewhere: int = 0
 
 
-def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
-    """Do the pending shards, then audit. Raises ShoalError for what a person must mend; what is done stays done."""
+def run(
+    verb: Verb,
+    ledger: Ledger,
+    workers: Workers,
+    progress: Progress,
+    pending: Sequence[int],
+    share: Share = WHOLE,
+    still_held: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Do the pending shards, which are all that are missing of the share; audit when no other is missing either.
+
+    still_held: raises when another driver has taken the share over. Raises ShoalError for what a person must mend; what is
+    done stays done.
+    """
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}
     todo = list(pending)
@@ -73,16 +90,18 @@ def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pendin
             reasons = dict.fromkeys(todo, DIED)
             for wave in _waves(ledger.shards(todo), WAVE, WAVE_SLICES):
                 for receipt in _run_wave(verb, ledger, workers, wave, in_flight):
+                    still_held()
                     _note(receipt, parts, reasons, progress)
             todo = sorted(reasons)
             if not todo:
                 break
     finally:
         progress.stop()
-    gone = set(missing(ledger)) if reasons else set()
+    gone = set(missing(ledger)) if reasons or share != WHOLE else set()
     quarantined = {number: _LOG.explain(reason) for number, reason in reasons.items() if number in gone}
-    write_quarantine(ledger.folder, quarantined)
-    return Outcome([] if quarantined else audit(ledger, parts), quarantined, progress)
+    elsewhere = {number for number in gone if not share.has(number)}
+    write_quarantine(ledger.folder, quarantined, elsewhere)
+    return Outcome([] if quarantined or elsewhere else audit(ledger, parts), quarantined, progress, len(elsewhere))
 
 
 def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle]:
@@ -116,7 +135,7 @@ def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     workers = workers.at_most(len(wave))
     if isinstance(verb, Direct):
-        dataset = _by_workers(_pending(wave), Whole, (verb, ledger.folder, names), workers, in_flight)
+        dataset = _by_workers(_pending(wave, workers), Whole, (verb, ledger.folder, names), workers, in_flight)
     else:
         worked = _worked(verb, wave, workers, in_flight)
         dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
@@ -127,14 +146,14 @@ def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard
 
 def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Any:
     """The lazy dataset up to and with the workers: one row a shard."""
-    prepared = _step(_pending(shards), Prepare, (verb,), workers, in_flight)
+    prepared = _step(_pending(shards, workers), Prepare, (verb,), workers, in_flight)
     return _by_workers(prepared, Work, (verb,), workers, in_flight)
 
 
-def _pending(shards: Sequence[Shard]) -> Any:
+def _pending(shards: Sequence[Shard], workers: Workers) -> Any:
     import ray.data
 
-    _settle_ray_data()
+    _settle_ray_data(workers)
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
     return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
 
@@ -180,7 +199,7 @@ def _pool(minimum: int, initial: int, maximum: int, in_flight: int) -> Any:
     )
 
 
-def _settle_ray_data() -> None:
+def _settle_ray_data(workers: Workers) -> None:
     """Ray Data's settings, each for a measured reason."""
     from ray.data import DataContext
 
@@ -191,6 +210,8 @@ def _settle_ray_data() -> None:
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # the only way to max_task_retries until 2.64
     context = DataContext.get_current()
     context.target_max_block_size = None  # a shard must stay one block
+    # Of every step: what Ray Data asks of an autoscaler bears these labels too, else it would start nodes of any kind.
+    context.execution_options.label_selector = dict(workers.labels) or None
     context.max_errored_blocks = -1  # a poison shard must not end the run; the audit sees what is missing
     context.execution_options.preserve_order = False
     context.actor_init_retry_on_errors = True  # a GPU that is not ready yet

@@ -46,7 +46,7 @@ def steps(verb: Verb, ledger: Ledger, pending: Sequence[int]) -> dict[int, Part]
 def here(monkeypatch):
     """Every job of the test runs its shards in this process, one after the other, without Ray."""
 
-    def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int]) -> Outcome:
+    def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int], *_) -> Outcome:
         return Outcome(audit(ledger, steps(verb, ledger, pending)), {}, progress)
 
     monkeypatch.setattr("lib.job._connected", lambda job, options: ONE)

@@ -43,7 +43,7 @@ FLOORS = [
         "losses.bce",
         "indexes.ivf_pq",
     ],
-    ["trees", "losses.margin_mse", "losses.ranknet", "indexes.*"],
+    ["trees", "lease", "losses.margin_mse", "losses.ranknet", "indexes.*"],
     ["models.directory"],
     ["models.modules"],
     ["listing", "models", "cluster", "losses.*", "training.order", "training.tables"],
@@ -118,7 +118,7 @@ FLOORS = [
     ["rankings", "card", "building.growing", "building.reckoning", "building.queries"],
     ["evaluate", "mteb_adapter", "building.recall", "building.expected", "building.exports", "building.card", "asking"],
     ["legs", "index", "search", "building.forecast"],
-    ["finetune"],
+    ["finetune", "submit"],
 ]
 LIGHT = [
     "errors",

@@ -103,3 +103,42 @@ def test_the_address_of_the_dashboard_is_told_apart(model, corpus, tmp_path):
 
     assert done.returncode == 1
     assert "HOST:6379" in done.stderr
+
+
+def see_through(head: Head, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess:
+    """jobs/submit_job.py with a program of Python as the job."""
+    line = [sys.executable, str(ROOT / "jobs/submit_job.py"), "--address", f"http://127.0.0.1:{head.dashboard}"]
+    line += ["--working-dir", str(head.cwd), *words, "--", "python", "-c", program]
+    environment = head.environment | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_a_job_whose_driver_dies_is_submitted_again(bare, tmp_path):
+    """jobs/submit_job.py starts a job again whose driver was killed, shows its words once each, and ends with it."""
+    program = f"import os; p = {str(tmp_path / 'been')!r}; been = os.path.exists(p); open(p, 'w'); print('try', been, "
+    program += "os.environ['FISH'], flush=True); been or os.kill(os.getpid(), 9)"
+    done = see_through(bare, tmp_path, program, "--env", "FISH=cod")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("try")] == ["try False cod", "try True cod"]
+    assert "submitting it again" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "tries"), [(2, 1), (3, 1), (1, 3)])
+def test_a_job_that_cannot_end_well_is_not_submitted_for_ever(bare, tmp_path, code, tries):
+    """A wrong command and quarantined shards end at once with the job's exit code, an error that comes again the third time."""
+    done = see_through(bare, tmp_path, f"import sys; print('try', flush=True); sys.exit({code})")
+
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines().count("try") == tries
+
+
+def test_no_cluster_is_told_at_once(tmp_path):
+    """Where no job server answers, the command says so and what to start."""
+    line = [sys.executable, str(ROOT / "jobs/submit_job.py"), "--address", "http://127.0.0.1:9", "--", "true"]
+    done = subprocess.run(
+        line, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+
+    assert done.returncode == 1
+    assert "no Ray job server answers at http://127.0.0.1:9" in done.stderr

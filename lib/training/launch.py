@@ -2,8 +2,8 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,13 +34,15 @@ RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers of a run, at least and at most, and what each takes. threads: that a worker computes with, on CPUs."""
+    """Workers of a run, at least and at most, and what each takes. threads: that a worker computes with, on CPUs. labels:
+    of the nodes that they may run on."""
 
     minimum: int
     maximum: int
     cpus: float
     gpus: float
     threads: int
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
@@ -71,6 +73,7 @@ def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dic
             num_workers=pool.maximum if pool.minimum == pool.maximum else (pool.minimum, pool.maximum),
             use_gpu=pool.gpus > 0,
             resources_per_worker={"CPU": pool.cpus} | ({"GPU": pool.gpus} if pool.gpus else {}),
+            label_selector=dict(pool.labels) or None,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=train.RunConfig(

@@ -16,9 +16,8 @@ import psutil
 class Head:
     """`with Head(cwd, python) as head`: `head.address` for drivers, `head.submit(...)` for jobs. Ends its own processes."""
 
-    def __init__(self, cwd: Path, python: str = sys.executable, cpus: int = 2) -> None:
-        self.cwd, self.python, self.cpus = cwd, python, cpus
-        self.temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths must be short
+    def __init__(self, cwd: Path, python: str = sys.executable, cpus: int = 2, labels: str = "") -> None:
+        self.cwd, self.python, self.cpus, self.labels = cwd, python, cpus, labels
         self.port, self.dashboard, *self.others = free_ports(5)
 
     @property
@@ -38,6 +37,8 @@ class Head:
         }
 
     def __enter__(self) -> "Head":
+        """Started, on the same ports each time."""
+        self.temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths must be short
         client, agent, metrics = self.others
         words = [
             *(
@@ -50,7 +51,7 @@ class Head:
             ),
             *(f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={client}", "--include-dashboard=true"),
             *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
-            *(f"--temp-dir={self.temporary}", "--object-store-memory=300000000"),
+            *(f"--temp-dir={self.temporary}", "--object-store-memory=300000000", f"--labels={self.labels}"),
         ]
         program = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
         log = open(f"{self.temporary}/head.out", "wb")
@@ -69,6 +70,7 @@ class Head:
         raise RuntimeError(f"the Ray head did not come up: {said}")
 
     def __exit__(self, *_: object) -> None:
+        """Killed, with the drivers of its jobs and all workers."""
         family = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
         self.process.kill()
         self.process.wait()
