@@ -188,6 +188,13 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels)
 
 
+def as_grown(workers: Workers) -> Workers:
+    """With as many at first as the nodes take that are there by now."""
+    need = Need(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, memory=0)
+    places = sum(map(need.places, _nodes(workers.labels)[0]))
+    return replace(workers, initial=max(workers.initial, min(workers.maximum, places)))
+
+
 def parse_labels(words: Iterable[str]) -> dict[str, str]:
     """`key=value` words, of which a value may be what Ray's label selectors take: `!spot`, `in(L4,A10G)`. Raises UsageError."""
     pairs = [word.partition("=") for word in words]

@@ -55,7 +55,9 @@ class SharedRunOptions(RunOptions):
 
     slice: str | None = field(
         default=None,
-        metadata={"help": "Do only slice I/N of the shards, or I-J/N; other drivers do the others in the same output."},
+        metadata={
+            "help": "Do slice I/N of the shards, or I-J/N; other drivers do the others. With it give --max-workers."
+        },
     )
 
 

@@ -267,12 +267,12 @@ def test_a_model_larger_than_the_nodes_is_told(cluster):
 
 def test_an_autoscaler_may_bring_what_is_not_there_yet(monkeypatch):
     """On a cluster that grows, what no present node has is no error, and the pool may grow to what will come."""
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}] * 2))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}] * 2))
     assert (decide(ClusterOptions(), 0).initial, decide(ClusterOptions(), 0).maximum) == (1, 16)
     with pytest.raises(RunError, match="no node has 1 GPU and 40 CPU"):
         decide(ClusterOptions(cpus_per_worker=40), 0)
 
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0}], []))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0}], []))
     with pytest.raises(RunError, match="no node has 1 GPU"):
         decide(ClusterOptions(gpus_per_worker=1), 0)
 
@@ -280,10 +280,10 @@ def test_an_autoscaler_may_bring_what_is_not_there_yet(monkeypatch):
 def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
     """Workers of a large model stop at the node's memory; workers of a quarter GPU leave a CPU to the readers."""
     gib = 2.0**30
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 16.0, "memory": 32 * gib}], []))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 16.0, "memory": 32 * gib}], []))
     assert decide(ClusterOptions(cpus_per_worker=1), int(5 * gib)).maximum == 3  # of 9.5 GiB each
 
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda: ([{"CPU": 4.0, "GPU": 1.0}], []))
+    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0, "GPU": 1.0}], []))
     assert decide(ClusterOptions(gpus_per_worker=0.25), 0).maximum == 3
 
 
