@@ -22,13 +22,14 @@ import pyarrow as pa
 
 from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread
-from lib.cluster import Workers, connect
+from lib.cluster import connect
 from lib.ledger import missing, open_planned
 from lib.plan import PLAN_SCHEMA, Shard
 from lib.progress import Progress
 from lib.sharded import run
 from lib.stages import Bundle
 from lib.storage import Folder
+from lib.workers import Workers
 
 RATE = 8.0  # shards a second while they sleep
 STEPS = 3  # tasks a shard: read, work, publish

@@ -9,7 +9,6 @@ from . import embed
 from .building import CARD, MANIFEST
 from .building.growing import pieces_of
 from .building.source import ENCODING, VectorOptions, Vectors, describe
-from .cluster import ClusterOptions
 from .corpus import Corpus, columns_at, list_files, measure
 from .embedding import EmbedConfig
 from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
@@ -20,6 +19,7 @@ from .indexing import digest
 from .job import whole
 from .recipes import QUERY, RerankRecipe, names
 from .storage import Folder, absolute, parse_options
+from .workers import ClusterOptions
 
 Say = Callable[[str], None]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from .cluster import Workers
 from .corpus import Corpus, CorpusOptions, list_files, measure
 from .dealing import Deal, Join
 from .errors import InputError, RunError
@@ -26,6 +25,7 @@ from .sharded import Outcome
 from .shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
 from .storage import Folder, absolute, parse_options
 from .texts import compose, parse_template
+from .workers import Workers
 
 CANDIDATES, PASSAGES, PAIRS, QUERIES = "candidates", "passages", "pairs", "queries"
 LEAST_PAIRS, MOST_PAIRS = 1000, 50_000  # a bucket of queries, in the end a shard of the scoring

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from . import sharded
-from .cluster import Workers
 from .corpus import Corpus, list_files, measure
 from .embedding import DENSE, MULTI, OUTPUTS, EmbedConfig, Embedding
 from .encoding import Encoding, resolve
@@ -26,6 +25,7 @@ from .sharded import Outcome
 from .storage import filesystem, parse_options
 from .texts import parse_template
 from .vectors import row_bytes
+from .workers import Workers
 
 PART_BYTES = 128 << 20  # of vectors a part: few objects, and less than a minute's work lost with a GPU worker
 CHARACTERS_A_TOKEN = 4  # of English text; for sizes only

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .cluster import Workers, connect, decide, worker_memory
+from .cluster import connect
 from .corpus import Corpus
 from .job import Job, RunOptions
 from .ledger import Ledger
@@ -15,6 +15,7 @@ from .plan import Shard, count_shards, cut, heads
 from .progress import duration
 from .stages import Bundle, Verb
 from .storage import Folder, absolute
+from .workers import Workers, decide, worker_memory
 
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
 TIMED_ROWS = (8, 32, 128, 512, 2048)  # a worker is timed over the first of these that take it TIMED_SECONDS

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import layouts, tasks
-from .cluster import ClusterOptions
 from .dataset import Dataset, read_dataset
 from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
 from .errors import ModelError, UsageError
@@ -22,6 +21,7 @@ from .scoring import RerankerOptions
 from .scoring import resolve as resolve_reranker
 from .storage import Folder, absolute, parse_options
 from .tasks import Task
+from .workers import ClusterOptions
 
 SIMILARITIES = {None: True, "cosine": True, "dot": False}  # sentence-transformers' names: whether lengths do not count
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import trees
 from .card import write_card
-from .cluster import ClusterOptions, connect, decide, largest_node, parse_labels
+from .cluster import connect
 from .errors import UsageError
 from .finetuning import Choice, FinetuneConfig, choose
 from .lease import WHOLE, held
@@ -32,6 +32,7 @@ from .training.reranker import PairScorer
 from .training.trainee import ALL_LINEAR, Adapters, Subject
 from .training.unified import Unified
 from .training.watch import read_metrics, tensorboard
+from .workers import ClusterOptions, decide, largest_node, parse_labels
 
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from . import losses, recipes
-from .cluster import ClusterOptions
 from .encoding import ModelOptions
 from .encoding import resolve as resolve_encoder
 from .errors import ModelError, UsageError
@@ -17,6 +16,7 @@ from .models.rerank_spec import RerankSpec
 from .recipes import PASSAGE_NAMES, QUERY, Recipe, RerankRecipe, Stage
 from .scoring import RerankerOptions
 from .scoring import resolve as resolve_reranker
+from .workers import ClusterOptions
 
 # Where neither the command nor a recipe says it. Rates and temperatures are BGE's, the rest is common practice.
 DEFAULTS = Stage(name="", loss=("infonce",), batch=64, group=2, epochs=1, learning_rate=1e-5, warmup=0.1)

@@ -9,13 +9,13 @@ from typing import Any
 from .building import CARD, CODE, LIST, MANIFEST, PIECES, ROWS, STAGES, TRAINED, VECTOR
 from .building.choose import AUTO, Choice, choose
 from .building.source import VectorOptions, Vectors, describe, unlike
-from .cluster import ClusterOptions
 from .corpus import Corpus, list_files, measure
 from .errors import InputError, UsageError
 from .indexes import Kind, Metric, described, names, parse
 from .job import refuse_nested
 from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder, absolute, filesystem, parse_options
+from .workers import ClusterOptions
 
 RESERVED = {"id", LIST, CODE, "error"}
 EXPORTS = ("centroids", "milvus", "pinecone", "lance")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from . import sharded
-from .cluster import ClusterOptions, Workers, connect, decide
+from .cluster import connect
 from .corpus import Corpus, CorpusOptions
 from .errors import RunError, UsageError
 from .lease import WHOLE, Share, held
@@ -21,6 +21,7 @@ from .progress import Progress
 from .sharded import Outcome
 from .stages import Verb
 from .storage import Folder, absolute, parse_options
+from .workers import ClusterOptions, Workers, decide
 
 TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
 SHARDS_A_WORKER = 8  # at least, so that a small corpus keeps every worker busy to the end

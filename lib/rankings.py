@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import embed, rerank
-from .cluster import ClusterOptions
 from .dataset import NAMED, Passages
 from .embedding import EmbedConfig
 from .errors import InputError
@@ -31,6 +30,7 @@ from .searching import PASSAGE_ID, QUERY_ID, read_run
 from .sharded import Outcome
 from .stages import NOT_FINITE
 from .storage import Folder, absolute
+from .workers import ClusterOptions
 
 QUERIES_FILE, CANDIDATES_FILE = "queries.parquet", "candidates.parquet"
 MOST = max(CUTS)  # passages a query that are searched for

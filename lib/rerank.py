@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from . import candidates
-from .cluster import Workers
 from .corpus import Corpus, list_files, measure
 from .errors import UsageError
 from .estimate import Estimate, estimate
@@ -18,6 +17,7 @@ from .sharded import Outcome
 from .shuffle import KEY, REASON, TEXT
 from .storage import filesystem, parse_options
 from .texts import parse_template
+from .workers import Workers
 
 ROW_BYTES = 16  # score, rank, tokens, truncated
 PAIRS_A_SHARD = 50_000  # at most: minutes of a GPU worker's time

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from .cluster import Workers
 from .corpus import Corpus, CorpusOptions, list_files, measure
 from .job import Job, RunOptions, carry_out_planned, whole
 from .ledger import Ledger
@@ -20,6 +19,7 @@ from .parts import Part
 from .plan import PLAN_SCHEMA, cut, numbered, tables_of, untagged
 from .searching import PASSAGES, QUERIES, RUN_SCHEMA, Merge, Score, Search, Vectors, read_run
 from .storage import Folder, absolute, parse_options
+from .workers import Workers
 
 QUERY_BLOCK = 1024
 RANGE_BYTES = 128 << 20  # of vectors in float32; a worker holds some four times as much

@@ -13,7 +13,6 @@ from .building import PIECES, ROWS
 from .building.reading import File, files_of, files_plan
 from .building.source import Source, VectorOptions
 from .candidates import ID_NAMES
-from .cluster import ClusterOptions, Workers
 from .corpus import columns_at, list_files, measure
 from .errors import InputError, UsageError
 from .finding import FOUND_SCHEMA, Find, Gather
@@ -29,6 +28,7 @@ from .scoring import RerankerOptions
 from .searching import PASSAGE_ID, QUERY_ID
 from .sharded import Outcome
 from .storage import Folder, absolute
+from .workers import ClusterOptions, Workers
 
 LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard: a piece is opened for each, and a worker holds their lists
 BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece

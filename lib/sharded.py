@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 
 from . import errors
-from .cluster import Workers, as_grown
 from .errors import RunError, ShoalError
 from .lease import WHOLE, Share
 from .ledger import Ledger, audit, missing, write_quarantine
@@ -26,6 +25,7 @@ from .parts import Part
 from .plan import Shard
 from .progress import Progress
 from .stages import Bundle, Direct, Prepare, Publish, Receipt, Verb, Whole, Work, pack, unpack
+from .workers import Workers, as_grown
 
 ATTEMPTS = 3  # rounds over the shards that failed
 DEATHS = 3  # workers a shard may see die in one round before it is left for the next

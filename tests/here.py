@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import pytest
 
 from lib import errors
-from lib.cluster import Workers
 from lib.job import Job, RunOptions
 from lib.ledger import Ledger, audit, missing, open_ledger
 from lib.parts import Part
@@ -14,6 +13,7 @@ from lib.progress import Progress
 from lib.sharded import Outcome
 from lib.stages import Prepare, Publish, Receipt, Verb, Work, pack
 from lib.storage import Folder, parse_options
+from lib.workers import Workers
 
 ONE = Workers(minimum=1, initial=1, maximum=1, threads=2, cpus=1.0, gpus=0.0, task_cpus=0.001)
 

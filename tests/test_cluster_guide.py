@@ -51,14 +51,14 @@ def test_the_guide_has_commands():
 
 
 def test_two_queues_share_one_plan():
-    """The commands of the example differ in slice and label alone, their slices are the whole, and there are such nodes."""
+    """The commands of the example differ in slice, label and workers alone, their slices are the whole, and there are such nodes."""
     queues = [parsed(job, words) for job, words in COMMANDS if "--slice" in words]
     types = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())["available_node_types"].values()
     labels = {f"{key}={value}" for each in types for key, value in each.get("labels", {}).items()}
-    own = [(each.pop("slice"), each.pop("worker_label")) for each in queues]
+    own = [(each.pop("slice"), each.pop("worker_label"), each.pop("max_workers")) for each in queues]
 
-    assert [share for share, _ in own] == ["1-3/4", "4/4"]
-    assert {word for _, words in own for word in words} <= labels
+    assert [share for share, *_ in own] == ["1-3/4", "4/4"]
+    assert {word for _, words, _ in own for word in words} <= labels
     assert queues[0] == queues[1]
 
 

@@ -46,7 +46,7 @@ FLOORS = [
     ["trees", "lease", "losses.margin_mse", "losses.ranknet", "indexes.*"],
     ["models.directory"],
     ["models.modules"],
-    ["listing", "models", "cluster", "losses.*", "training.order", "training.tables"],
+    ["listing", "models", "cluster", "workers", "losses.*", "training.order", "training.tables"],
     ["formats", "training.trainee", "models.masking", "training.rehearsal"],
     ["formats._lines", "formats.parquet"],
     ["formats.*", "models.forward", "models.pooling", "models.load", "models.precut"],

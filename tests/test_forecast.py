@@ -14,11 +14,11 @@ from lib.building.forecast import forecast, foresee
 from lib.building.growing import encode, read_manifest
 from lib.building.log import Log
 from lib.building.training import train
-from lib.cluster import WORKER_BASE
 from lib.errors import InputError, RunError, UsageError
 from lib.index import build
 from lib.indexes import ID_BYTES
 from lib.indexing import IndexConfig, open_build
+from lib.workers import WORKER_BASE
 
 ROWS, DIM = 24_000, 32
 

@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import lib.cluster
 import lib.sharded
-from lib.cluster import ClusterOptions, decide
+import lib.workers
 from lib.corpus import CorpusOptions
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
 from lib.ledger import audit, missing, open_ledger
@@ -21,6 +20,7 @@ from lib.rows import read
 from lib.sharded import run
 from lib.stages import Direct
 from lib.storage import Folder
+from lib.workers import ClusterOptions, Workers, as_grown, decide
 
 ROWS, SHARD = 1000, 100
 
@@ -265,25 +265,38 @@ def test_a_model_larger_than_the_nodes_is_told(cluster):
         decide(ClusterOptions(), 10**13)
 
 
-def test_an_autoscaler_may_bring_what_is_not_there_yet(monkeypatch):
-    """On a cluster that grows, what no present node has is no error, and the pool may grow to what will come."""
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0}], [{"CPU": 32.0, "GPU": 8.0}] * 2))
-    assert (decide(ClusterOptions(), 0).initial, decide(ClusterOptions(), 0).maximum) == (1, 16)
-    with pytest.raises(RunError, match="no node has 1 GPU and 40 CPU"):
-        decide(ClusterOptions(cpus_per_worker=40), 0)
+def test_on_a_cluster_that_grows_the_user_says_how_far(monkeypatch):
+    """Where an autoscaler runs, what no present node has is no error, and the pool may grow to what was said; what its nodes
+    will have Ray does not tell, so a command that does not say it is refused. Without one, what no node has is refused."""
+    monkeypatch.setattr(lib.workers, "_nodes", lambda labels=None: [{"CPU": 0.0}])
+    monkeypatch.setattr(lib.workers, "_grows", lambda: True)
+    workers = decide(ClusterOptions(max_workers=16, gpus_per_worker=1, worker_label=("ray.io/accelerator-type=L4",)), 0)
+    assert (workers.minimum, workers.initial, workers.maximum, workers.gpus) == (1, 1, 16, 1)
+    for options in (ClusterOptions(max_workers=16), ClusterOptions(gpus_per_worker=1)):
+        with pytest.raises(UsageError, match="--max-workers, and --gpus-per-worker"):
+            decide(options, 0)
 
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0}], []))
+    monkeypatch.setattr(lib.workers, "_grows", lambda: False)
     with pytest.raises(RunError, match="no node has 1 GPU"):
-        decide(ClusterOptions(gpus_per_worker=1), 0)
+        decide(ClusterOptions(gpus_per_worker=1, max_workers=16), 0)
+
+
+def test_a_wave_starts_with_the_nodes_that_have_come(monkeypatch):
+    """Of a pool that began with one worker, the next wave starts as many as the nodes of now have room for."""
+    monkeypatch.setattr(lib.workers, "_nodes", lambda labels=None: [{"CPU": 8.0, "GPU": 1.0}] * 5)
+    one = Workers(minimum=1, initial=1, maximum=4, threads=1, cpus=1.0, gpus=1.0, task_cpus=1.0)
+
+    assert as_grown(one).initial == 4
+    assert as_grown(replace(one, maximum=16)).initial == 5
 
 
 def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
     """Workers of a large model stop at the node's memory; workers of a quarter GPU leave a CPU to the readers."""
     gib = 2.0**30
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 16.0, "memory": 32 * gib}], []))
+    monkeypatch.setattr(lib.workers, "_nodes", lambda labels=None: [{"CPU": 16.0, "memory": 32 * gib}])
     assert decide(ClusterOptions(cpus_per_worker=1), int(5 * gib)).maximum == 3  # of 9.5 GiB each
 
-    monkeypatch.setattr(lib.cluster, "_nodes", lambda labels=None: ([{"CPU": 4.0, "GPU": 1.0}], []))
+    monkeypatch.setattr(lib.workers, "_nodes", lambda labels=None: [{"CPU": 4.0, "GPU": 1.0}])
     assert decide(ClusterOptions(gpus_per_worker=0.25), 0).maximum == 3
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..cluster import WORKER_BASE
 from ..errors import InputError
 from ..indexes import FLAT_LISTS, efforts
 from ..job import even_rows
 from ..parts import Part
 from ..plan import cut
+from ..workers import WORKER_BASE
 from .assemble import grouped
 from .coding import CHECKED
 from .growing import ENCODE_BYTES, balanced

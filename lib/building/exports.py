@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..cluster import Workers
 from ..errors import RunError
 from ..indexes import by_products, lists_of
 from ..indexing import Build
@@ -28,6 +27,7 @@ from ..plan import shards
 from ..scratch import Scratch
 from ..stages import Verb
 from ..storage import Folder
+from ..workers import Workers
 from . import ROWS, TRAINED
 from .coding import load_index, turns
 from .exporting import Files, Fragments, file_name, lance_options, lance_schema, lance_url

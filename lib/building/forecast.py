@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..cluster import Workers, connect, decide, most_cpus
+from ..cluster import connect
 from ..corpus import Corpus, list_files, measure
 from ..errors import InputError, RunError, UsageError
 from ..formats import Measure
@@ -18,6 +18,7 @@ from ..listing import InputFile
 from ..parts import ROW_GROUP
 from ..progress import duration
 from ..storage import Folder, absolute, parse_options
+from ..workers import Workers, decide, most_cpus
 from . import assemble
 from .choose import choose, gib
 from .costs import measure_costs

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..cluster import Workers
 from ..corpus import Corpus
 from ..errors import RunError
 from ..indexes import ID_BYTES, described, lists_of
@@ -21,6 +20,7 @@ from ..ledger import Ledger
 from ..parts import Part
 from ..parts import read_manifest as read_parts_manifest
 from ..storage import Folder
+from ..workers import Workers
 from . import MANIFEST, MERGED, PIECES, ROWS, TRAINED
 from .assemble import Assemble, Merge, grouped
 from .coding import load_index

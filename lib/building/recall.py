@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..cluster import Workers
 from ..errors import InputError
 from ..indexes import efforts
 from ..indexing import Build, digest
@@ -15,6 +14,7 @@ from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger, read_plan
 from ..parts import Part, parquet_bytes
 from ..storage import Folder
+from ..workers import Workers
 from . import NUMBER, ROWS, TRAINED
 from .growing import Manifest, lists_in, piece_files
 from .log import Say

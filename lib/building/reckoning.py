@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from ..cluster import Workers
 from ..corpus import Corpus
 from ..formats import Measure
 from ..indexes import ID_BYTES
 from ..indexing import Build
+from ..workers import Workers
 from .centroids import ITERATIONS, MOST_POINTS
 from .costs import Costs
 

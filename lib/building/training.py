@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from ..cluster import Workers, connect, most_cpus
+from ..cluster import connect
 from ..corpus import Corpus, list_files, measure
 from ..errors import InputError
 from ..indexes import FLAT_LISTS, described
@@ -14,6 +14,7 @@ from ..job import Job, carry_out_planned, whole
 from ..ledger import Ledger
 from ..parts import Part, read_manifest
 from ..shuffle import bucket_plan
+from ..workers import Workers, most_cpus
 from . import TRAINED
 from .log import Log, Say
 from .reading import File, facts_of, files_of, files_plan

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..cluster import Workers
 from ..errors import UsageError
 from ..job import Job, RunOptions, carry_out, carry_out_planned, even_rows, whole
 from ..ledger import Ledger
@@ -27,6 +26,7 @@ from ..plan import PLAN_SCHEMA, count_shards
 from ..record import claim_record, read_record, refuse_other_settings
 from ..shuffle import MOST_RANGES, bucket_plan
 from ..storage import Folder, absolute, parse_options
+from ..workers import Workers
 from .batches import MakeBatches, Set
 from .counts import Counts, check_batches, check_dealt, count, merged, summaries
 from .entries import Entry, open_entry, parse_data, parse_weights
