@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.cluster import ClusterOptions, connect, decide
+from lib.cluster import connect
 from lib.corpus import CorpusOptions
 from lib.embed import embed
 from lib.embedding import EmbedConfig
@@ -24,6 +24,7 @@ from lib.progress import Progress
 from lib.rows import read
 from lib.sharded import run
 from lib.storage import Folder
+from lib.workers import ClusterOptions, decide
 
 SHARDS, SHARD_ROWS, FILES = 200_000, 50, 100
 
