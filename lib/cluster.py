@@ -44,26 +44,37 @@ def connect() -> None:
         raise RunError(
             f"RAY_ADDRESS={address} is for `ray job submit`. A driver joins at HOST:6379: unset it, or set that"
         )
+    joins = _joins()
+    if not joins:
+        _keep_to_loopback()
     try:
         with _silent_stderr():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **_surroundings())
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **_surroundings(joins))
     except ConnectionError as error:
         raise RunError(f"no Ray cluster answers at {address}: {error}. Start it, or unset RAY_ADDRESS") from error
 
 
-def _surroundings() -> dict[str, Any]:
+def _surroundings(joins: bool) -> dict[str, Any]:
     """What ray.init is told beside its address.
 
     A cluster of our own inherits the variables, and starts 3 s sooner without a runtime environment, which would waste
     the processes that Ray starts ahead, and without a dashboard. Joined from outside a job, it is sent this package.
     """
-    if not _joins():
+    if not joins:
         return {"include_dashboard": False}
     variables = {k: v for k, v in os.environ.items() if k.startswith(FORWARDED) or k in ENVIRONMENT}
     environment: dict[str, Any] = {"env_vars": variables}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         environment["py_modules"] = [str(Path(__file__).parent)]
     return {"runtime_env": environment}
+
+
+def _keep_to_loopback() -> None:
+    """A cluster of our own is for this machine: without this its servers listen on every address."""
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # of the processes that it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _joins() -> bool:
