@@ -27,8 +27,8 @@ SLOW_DOWN = (
 class FaultProxy:
     """Set the faults at any time from any thread; they hold for what passes from then on."""
 
-    def __init__(self, upstream_host: str, upstream_port: int):
-        self.upstream = (upstream_host, upstream_port)
+    def __init__(self, upstream_host: str, upstream_port: int, host: str = "127.0.0.1"):
+        self.upstream, self.host = (upstream_host, upstream_port), host
         self.latency = 0.0  # seconds before each request is passed on
         self.bytes_per_second = 0  # of each connection and direction; 0: unlimited
         self.error_rate = 0.0  # share of requests that are answered 503 SlowDown and not passed on
@@ -44,7 +44,7 @@ class FaultProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def down(self) -> bool:
@@ -72,7 +72,7 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
