@@ -35,7 +35,7 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40
+chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40; three hosts and their faults; a head that dies for 20 minutes
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
 	$(BIN)/python -m tests.chaos.evaluation
@@ -43,8 +43,11 @@ chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 3
 	$(BIN)/python -m tests.chaos.finetune --parallel fsdp --kills 2 --driver-kills 0
 	$(BIN)/python -m tests.chaos.finetune --lose-node
 	$(BIN)/python -m tests.chaos.index
+	$(BIN)/python -m tests.chaos.hosts
+	$(BIN)/python -m tests.chaos.hosts --finetune
+	$(BIN)/python -m tests.chaos.heads
 
-scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; MiniLM on wn-8k
+scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; MiniLM on wn-8k; autoscaling
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
 test-extras: .venv/ready servers  ## the adapter for mteb, with mteb itself (adds it to .venv)

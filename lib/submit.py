@@ -20,6 +20,7 @@ ANSWER_SECONDS = 30.0  # a head that is cut off leaves a request without an answ
 POLL_SECONDS = 2.0
 LOG_BYTES_A_SECOND = 50_000  # Ray gives the whole log each time: long ones are asked for less often
 ERRORS = 3  # in a row
+ERROR_SECONDS = 30.0  # before the next try: nodes without a head come back a minute after it
 LONG = 600.0  # seconds; a driver that ran as long was not started in vain
 LOST = "lost"  # the job of a cluster that is no more
 OVER = ("SUCCEEDED", "FAILED", "STOPPED", LOST)
@@ -86,6 +87,8 @@ def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable
         if errors == ERRORS:
             raise RunError(f"{name}, like the {ERRORS - 1} before it, {end}. Mend what it says, and start again")
         say(f"{name} {end}; submitting it again")
+        if errors:
+            time.sleep(ERROR_SECONDS)
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:

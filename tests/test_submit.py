@@ -15,6 +15,8 @@ from real.head import Head
 from real.s3 import Ceph
 from tiny import build
 
+from lib import submit
+from lib.errors import RunError
 from lib.storage import Folder
 
 ROOT = Path(__file__).parents[1]
@@ -124,13 +126,25 @@ def test_a_job_whose_driver_dies_is_submitted_again(bare, tmp_path):
     assert "submitting it again" in done.stderr
 
 
-@pytest.mark.parametrize(("code", "tries"), [(2, 1), (3, 1), (1, 3)])
-def test_a_job_that_cannot_end_well_is_not_submitted_for_ever(bare, tmp_path, code, tries):
-    """A wrong command and quarantined shards end at once with the job's exit code, an error that comes again the third time."""
+@pytest.mark.parametrize("code", [2, 3])
+def test_a_job_that_cannot_end_well_is_not_submitted_again(bare, tmp_path, code):
+    """A wrong command and quarantined shards end the loop with the job's exit code."""
     done = see_through(bare, tmp_path, f"import sys; print('try', flush=True); sys.exit({code})")
 
     assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines().count("try") == tries
+    assert done.stdout.splitlines().count("try") == 1
+
+
+def test_an_error_that_comes_again_ends_the_loop(bare, tmp_path, monkeypatch):
+    """A job that fails three times in a row is given up, with what was tried."""
+    monkeypatch.setattr(submit, "ERROR_SECONDS", 0.0)
+    address, command = f"http://127.0.0.1:{bare.dashboard}", ("python", "-c", "import sys; sys.exit(1)")
+    config = submit.SubmitConfig(address=address, working_dir=str(tmp_path), command=command)
+    said: list[str] = []
+    with pytest.raises(RunError, match="ended with exit code 1"):
+        submit.see_through(config, said.append, lambda text: None)
+
+    assert sum(sentence.startswith("submitted") for sentence in said) == 3
 
 
 def test_no_cluster_is_told_at_once(tmp_path):
