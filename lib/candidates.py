@@ -25,7 +25,7 @@ from .sharded import Outcome
 from .shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
 from .storage import Folder, absolute, parse_options
 from .texts import compose, parse_template
-from .workers import Workers
+from .workers import Workers, beside
 
 CANDIDATES, PASSAGES, PAIRS, QUERIES = "candidates", "passages", "pairs", "queries"
 LEAST_PAIRS, MOST_PAIRS = 1000, 50_000  # a bucket of queries, in the end a shard of the scoring
@@ -155,8 +155,8 @@ def _table(
         text_template=text or f"{{{keys[0]}}}",
         keep_columns=carried,
         limit=None if text else config.limit,
-        gpus_per_worker=0.0,
         storage_option=config.storage_option,
+        **beside(config),
     )
     storage = parse_options(config.storage_option)
     corpus = measure(list_files(options, storage), options, storage, strict=False)
@@ -213,8 +213,8 @@ def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Out
     options = RunOptions(
         input=config.input,
         output=f"{config.output.rstrip('/')}/_join/{PAIRS}",
-        gpus_per_worker=0.0,
         storage_option=config.storage_option,
+        **beside(config),
     )
 
     def verb(ledger: Ledger, workers: Workers) -> Join:

@@ -32,7 +32,7 @@ from .training.reranker import PairScorer
 from .training.trainee import ALL_LINEAR, Adapters, Subject
 from .training.unified import Unified
 from .training.watch import read_metrics, tensorboard
-from .workers import ClusterOptions, decide, largest_node, parse_labels
+from .workers import ClusterOptions, beside, decide, largest_node, parse_labels
 
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
@@ -56,11 +56,13 @@ def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     output = Folder(absolute(config.output), parse_options(config.storage_option))
     choice = choose(config)
     output.probe()
-    with held(output, WHOLE, say):
-        return _finetune(config, choice, output, say)
+    with held(output, WHOLE, say) as still_held:
+        return _finetune(config, choice, output, say, still_held)
 
 
-def _finetune(config: FinetuneConfig, choice: Choice, output: Folder, say: Callable[[str], None]) -> Finetuned:
+def _finetune(
+    config: FinetuneConfig, choice: Choice, output: Folder, say: Callable[[str], None], still_held: Callable[[], None]
+) -> Finetuned:
     settings = _settings(config, choice)
     found = read_record(output)
     if found is not None:
@@ -78,7 +80,7 @@ def _finetune(config: FinetuneConfig, choice: Choice, output: Folder, say: Calla
     record = found or claim_record(output, {"settings": settings, "about": about} | _decided(config, pool))
     refuse_other_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record)
-    scores = train_legs(config, choice, course, _at_most(pool, record["slices"]), say)
+    scores = train_legs(config, choice, course, _at_most(pool, record["slices"]), say, still_held)
     return _finish(config, choice, planned, course, record, scores)
 
 
@@ -133,6 +135,7 @@ def _data(config: FinetuneConfig, choice: Choice) -> DataOptions:
         epochs=stage.epochs,
         max_steps=config.max_steps,
         seed=config.seed,
+        **beside(config),
     )
 
 

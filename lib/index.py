@@ -9,12 +9,19 @@ from .building.log import Log, Say
 from .building.queries import check_queries
 from .building.recall import measure_recall
 from .building.training import train
-from .indexing import IndexConfig, open_build
+from .indexing import Build, IndexConfig, open_build
+from .lease import WHOLE, held
 
 
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
-    opened, log = open_build(config), Log()
+    opened = open_build(config)
+    with held(opened.folder, WHOLE, say):
+        return _build(config, opened, say)
+
+
+def _build(config: IndexConfig, opened: Build, say: Say) -> dict[str, Any]:
+    log = Log()
     check_queries(opened)
     for sentence in opened.choice.why:
         say(sentence)

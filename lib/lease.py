@@ -13,17 +13,18 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
-from .errors import RunError, ShoalError, UsageError
+from .errors import RunError, UsageError
 from .storage import Folder
 
 HOLDERS = "_holders"
-BEAT = 5.0  # seconds; a listing and a small object each
+BEAT = 5.0  # seconds; three small requests each
 DEAD = 30.0  # seconds without a beat
 LOOK = 1.0  # seconds between two looks at another's beat
 
@@ -48,6 +49,8 @@ class Share:
         return range(self.first, self.last + 1)
 
     def __str__(self) -> str:
+        if self == WHOLE:
+            return "the whole"
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"slice {span}/{self.of}"
 
@@ -70,7 +73,7 @@ def parse_share(text: str | None) -> Share:
 def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Hold a share of the run in `run` from here on; yields what raises RunError once another driver has taken it over.
 
-    Raises RunError when a living driver holds some of it. A dead one is waited for, DEAD seconds at most.
+    Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
     """
     lease = _take(run.below(HOLDERS), share, say)
     beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
@@ -79,74 +82,89 @@ def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Call
         yield lease.check
     finally:
         lease.ended.set()
-        beating.join(2 * BEAT)  # it may hang in a store that is away
-        with suppress(ShoalError):
-            lease.folder.remove(lease.name)
+        beating.join(2 * BEAT)  # it may hang in a store that is away; then the lease dies with the process
 
 
 class _Lease:
     def __init__(self, folder: Folder, share: Share, generation: int):
         self.folder, self.share, self.generation = folder, share, generation
         self.name = _name(share, generation)
+        self.key = uuid.uuid4().hex  # a later driver's object may have the same name
         self.beats = 0
         self.lost = False
         self.ended = threading.Event()
 
     def words(self) -> bytes:
-        return json.dumps(_self() | {"beat": self.beats}).encode()
+        return json.dumps(_self() | {"key": self.key, "beat": self.beats}).encode()
 
     def check(self) -> None:
         if self.lost:
             raise RunError(
-                f"another driver has taken over {self.share} of {self.folder.url}: nothing was heard of this one for "
+                f"another driver has taken over {self.share} of {_run(self.folder)}: nothing was heard of this one for "
                 f"{DEAD:.0f} s. What it did is kept; the other goes on"
             )
 
     def beat(self) -> None:
+        """Until the end, which removes the object; whatever goes wrong, the next beat tries again."""
         while not self.ended.wait(BEAT) and not self.lost:
-            with suppress(ShoalError):  # the workers meet the same store, and say so
-                names = self.folder.list()
-                self.lost = self.name not in names or _name(self.share, self.generation + 1) in names
+            with suppress(Exception):
+                self.lost = not self.is_mine() or self.folder.exists(_name(self.share, self.generation + 1))
                 self.beats += 1
                 if not self.lost and not self.ended.is_set():
                     self.folder.publish(self.name, self.words())
+        with suppress(Exception):
+            self.remove()
+
+    def is_mine(self) -> bool:
+        stored = _read(self.folder, self.name)
+        return stored is not None and stored["key"] == self.key
+
+    def remove(self) -> None:
+        if self.is_mine():
+            self.folder.remove(self.name)
 
 
 def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
     while True:
         there = _holders(folder, share)
-        _outlive(folder, share, list(there), say)
+        _outlive(folder, there, say)
         generation = 1 + max((number for other, number in there.values() if other == share), default=-1)
         lease = _Lease(folder, share, generation)
         if not folder.claim(lease.name, lease.words()):
             continue  # another was as quick, and will be seen to live
         if rivals := _holders(folder, share).keys() - there.keys() - {lease.name}:
-            folder.remove(lease.name)
-            raise RunError(f"another driver has begun with some of {share} of {folder.url}: {min(rivals)}")
+            lease.remove()
+            if lease.name > min(rivals):
+                raise RunError(f"another driver has begun at the same moment with some of {share} of {_run(folder)}")
+            continue  # it gives way, or has been at work before us
         for name in there:
             folder.remove(name)
         return lease
 
 
-def _outlive(folder: Folder, share: Share, names: list[str], say: Callable[[str], None]) -> None:
+def _outlive(folder: Folder, there: dict[str, tuple[Share, int]], say: Callable[[str], None]) -> None:
     """Return once none of these holders lives. Raises RunError for one that does."""
-    seen = {name: words for name in names if (words := _read(folder, name)) and not _ended(words)}
+    seen = {name: words for name in there if (words := _read(folder, name)) and not _ended(words)}
     if seen:
         who = _who(next(iter(seen.values())))
-        say(f"held by {who}: looking for up to {DEAD:.0f} s whether it lives")
-    until = time.monotonic() + DEAD
-    while seen and time.monotonic() < until:
+        say(f"held by {who}: looking for some {DEAD:.0f} s whether it lives")
+    for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
+        if not seen:
+            return
         time.sleep(LOOK)
         for name, words in list(seen.items()):
             now = _read(folder, name)
             if now is None:
                 del seen[name]
             elif now != words:
-                run = folder.url.removesuffix("/" + HOLDERS)
                 raise RunError(
-                    f"{share} of {run} is held by {_who(now)}, which is at work. Wait for it, end it, or take another "
-                    "--slice or --output"
+                    f"{there[name][0]} of {_run(folder)} is held by {_who(now)}, which is at work. Wait for it, end it, or "
+                    "take another --slice or --output"
                 )
+
+
+def _run(folder: Folder) -> str:
+    return folder.url.removesuffix("/" + HOLDERS)
 
 
 def _holders(folder: Folder, share: Share) -> dict[str, tuple[Share, int]]:

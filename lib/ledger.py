@@ -169,11 +169,18 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
 
 def write_quarantine(folder: Folder, reasons: Mapping[int, str], elsewhere: Container[int] = ()) -> None:
     """Reasons of shards that were given up on, beside those that other drivers wrote of shards missing elsewhere."""
-    there = json.loads(folder.read(QUARANTINE)) if folder.exists(QUARANTINE) else {}
-    kept = {number: reason for number, reason in there.items() if int(number) in elsewhere}
-    if there or reasons:
-        told = kept | {str(number): reason for number, reason in reasons.items()}
-        folder.publish(QUARANTINE, json.dumps(told, indent=1).encode())
+    mine = {str(number): reason for number, reason in reasons.items()}
+    there = _quarantine(folder)
+    while there or mine:
+        kept = {number: reason for number, reason in there.items() if int(number) in elsewhere}
+        folder.publish(QUARANTINE, json.dumps(kept | mine, indent=1).encode())
+        there = _quarantine(folder)  # another slice may have ended in the same moment
+        if mine.items() <= there.items():
+            return
+
+
+def _quarantine(folder: Folder) -> dict[str, str]:
+    return json.loads(folder.read(QUARANTINE)) if folder.exists(QUARANTINE) else {}
 
 
 def _plans(folder: Folder) -> Iterator[pa.Table]:

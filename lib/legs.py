@@ -17,15 +17,21 @@ from .storage import Folder
 from .training.launch import Pool, run_leg
 from .training.loop import EXPORTS, FAILURE, Course
 from .training.watch import Watch, read_metrics
+from .workers import beside
 
 SCORES = "scores.json"
 BACKWARD = 3  # FLOP of a training step over those of a forward pass
 
 
 def train_legs(
-    config: FinetuneConfig, choice: Choice, course: Course, pool: Pool, say: Callable[[str], None]
+    config: FinetuneConfig,
+    choice: Choice,
+    course: Course,
+    pool: Pool,
+    say: Callable[[str], None],
+    still_held: Callable[[], None],
 ) -> list[dict[str, Any]]:
-    """Every leg that is not done, and what its model scores."""
+    """Every leg that is not done, and what its model scores. still_held: raises when another driver has taken the run over."""
     output = course.output
     scores = _read_scores(output)
     done = {row["step"] for row in scores}
@@ -37,6 +43,7 @@ def train_legs(
         export = output.below(f"{EXPORTS}/step-{until:07d}")
         if not trees.is_whole(export):
             _leg(course, until, pool, config.keep, watch)
+        still_held()
         row: dict[str, Any] = {"step": until}
         if config.evaluate_on:
             row |= _score(config, choice, export, until, say)
@@ -96,6 +103,7 @@ def _evaluation(config: FinetuneConfig, choice: Choice, model: str, name: str) -
         name=name,
         dtype="float32" if config.dtype == "auto" else config.dtype,
         storage_option=config.storage_option,
+        **(beside(config) | {"gpus_per_worker": config.gpus_per_worker, "cpus_per_worker": config.cpus_per_worker}),
     )
 
 

@@ -69,6 +69,8 @@ def check(config: RerankConfig) -> None:
         raise UsageError(
             "--corpus and --queries go together: candidates are ids of both. Without them, give pairs of texts"
         )
+    if config.slice and config.corpus is not None:
+        raise UsageError("--slice shares pairs of texts. Candidates are joined first, by one driver: leave it out")
     if config.top_k and config.corpus is None:
         raise UsageError("--top-k needs candidates by id: give --queries and --corpus")
     if config.id_column and config.corpus is not None:

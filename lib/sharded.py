@@ -90,6 +90,7 @@ def run(
             in_flight = 1 if attempt == ATTEMPTS - 1 else 2
             reasons = dict.fromkeys(todo, DIED)
             for wave in _waves(ledger.shards(todo), max(WAVE, WAVE_A_WORKER * workers.maximum), WAVE_SLICES):
+                still_held()
                 for receipt in _run_wave(verb, ledger, as_grown(workers), wave, in_flight):
                     still_held()
                     _note(receipt, parts, reasons, progress)
@@ -98,6 +99,7 @@ def run(
                 break
     finally:
         progress.stop()
+    still_held()
     gone = set(missing(ledger)) if reasons or share != WHOLE else set()
     quarantined = {number: _LOG.explain(reason) for number, reason in reasons.items() if number in gone}
     elsewhere = {number for number in gone if not share.has(number)}

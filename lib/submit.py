@@ -6,22 +6,28 @@ to do is to start the same command again, and to know when not to: after a wrong
 """
 
 import hashlib
+import os
 import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .errors import EXIT_ERROR, EXIT_QUARANTINED, EXIT_USAGE, RunError, UsageError
 
 ANSWER_SECONDS = 30.0  # a head that is cut off leaves a request without an answer, for ever
+UPLOAD_SECONDS = 600.0  # for the tree, through a tunnel perhaps
+REFUSED_SECONDS = 120.0  # a head that has just started refuses for some seconds what it takes later
 POLL_SECONDS = 2.0
 LOG_BYTES_A_SECOND = 50_000  # Ray gives the whole log each time: long ones are asked for less often
-ERRORS = 3  # in a row
-ERROR_SECONDS = 30.0  # before the next try: nodes without a head come back a minute after it
+ERRORS = 3  # in a row, quick or with the same last words
+TRIES = 30  # in all that ended badly while their cluster lived
 LONG = 600.0  # seconds; a driver that ran as long was not started in vain
+QUICK = 30.0  # seconds
+PAUSE_SECONDS = 30.0  # after an error, or a quick end: nodes without a head come back a minute after it
 LOST = "lost"  # the job of a cluster that is no more
 OVER = ("SUCCEEDED", "FAILED", "STOPPED", LOST)
 
@@ -48,11 +54,11 @@ class SubmitConfig:
 
 @dataclass(frozen=True)
 class End:
-    """How a try ended. status: of Ray, or LOST; code: the driver's exit code where it had one."""
+    """How a try ended. status: of Ray, or LOST; code: the driver's exit code where it had one; words: the last it said."""
 
     status: str
     code: int | None
-    message: str
+    words: str
     seconds: float
 
     @property
@@ -64,18 +70,19 @@ class End:
 
     def __str__(self) -> str:
         how = f"ended with exit code {self.code}" if self.code is not None else f"is {self.status.lower()}"
-        return f"{how} after {self.seconds:.0f} s" + (f": {self.message}" if self.message and self.code is None else "")
+        return f"{how} after {self.seconds:.0f} s: {self.words}"
 
 
 def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable[[str], None]) -> int:
     """Submit, follow, and submit again; the exit code of the job. say: what happens; show: the job's own words.
 
-    Raises UsageError for a wrong command, RunError when the job was stopped, fails ERRORS times in a row, or is not done in
-    time.
+    Raises UsageError for a wrong command, RunError when the cluster refuses the job, when it was stopped, fails again and again,
+    or is not done in time.
     """
     variables = _variables(config.env)
-    until = time.monotonic() + 3600 * config.hours
-    jobs, errors = _Jobs(config, variables, until, say, show), 0
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over --address
+        os.environ.pop(name, None)
+    jobs, errors, bad, before = _Jobs(config, variables, say, show), 0, 0, ""
     while True:
         name = jobs.running() or jobs.submit()
         end = jobs.follow(name)
@@ -83,12 +90,14 @@ def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable
             return end.final
         if end.status == "STOPPED":
             raise RunError(f"{name} was stopped by someone. Start the same command again to go on")
-        errors = 0 if end.code != EXIT_ERROR else 1 if end.seconds > LONG else errors + 1
-        if errors == ERRORS:
-            raise RunError(f"{name}, like the {ERRORS - 1} before it, {end}. Mend what it says, and start again")
+        bad += end.status != LOST
+        errors = 0 if end.code != EXIT_ERROR else errors + 1 if end.seconds < LONG or end.words == before else 1
+        before = end.words
+        if errors == ERRORS or bad == TRIES:
+            raise RunError(f"{name}, like others before it, {end}. Mend what it says, and start again")
         say(f"{name} {end}; submitting it again")
-        if errors:
-            time.sleep(ERROR_SECONDS)
+        if end.code == EXIT_ERROR or (end.seconds < QUICK and end.status != LOST):
+            time.sleep(PAUSE_SECONDS)
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:
@@ -102,22 +111,22 @@ class _Jobs:
     """The tries of one command on one cluster, which may go away and come back empty."""
 
     def __init__(
-        self,
-        config: SubmitConfig,
-        variables: dict[str, str],
-        until: float,
-        say: Callable[[str], None],
-        show: Callable[[str], None],
+        self, config: SubmitConfig, variables: dict[str, str], say: Callable[[str], None], show: Callable[[str], None]
     ):
-        self.config, self.variables, self.until, self.say, self.show = config, variables, until, say, show
+        self.config, self.variables, self.say, self.show = config, variables, say, show
+        self.until = time.monotonic() + 3600 * config.hours
         self.entrypoint = shlex.join(config.command)
-        self.prefix = f"shoal-{hashlib.sha256(self.entrypoint.encode()).hexdigest()[:10]}-"
+        said = repr((self.entrypoint, config.working_dir, sorted(variables.items())))
+        self.prefix = f"shoal-{hashlib.sha256(said.encode()).hexdigest()[:10]}-"
         self.answered = False
 
     def running(self) -> str | None:
         """A try that runs or waits already: of this command before it was stopped, or of the same one elsewhere."""
         known = self.ask(self._known)
-        return next((name for name, status in known.items() if status not in OVER), None)
+        name = next((name for name, status in known.items() if status not in OVER), None)
+        if name:
+            self.say(f"following {name}, which is {known[name].lower()}")
+        return name
 
     def submit(self) -> str:
         """A new try. One whose answer was lost is found, not submitted twice."""
@@ -129,48 +138,71 @@ class _Jobs:
             if name not in self._known(client):
                 client.submit_job(entrypoint=self.entrypoint, submission_id=name, runtime_env=environment)
 
-        self.ask(attempt)
+        self.ask(attempt, UPLOAD_SECONDS)
         self.say(f"submitted {name}")
         return name
 
     def follow(self, name: str) -> End:
         """Show its log until it ends, or its cluster is found to have forgotten it."""
-        began, shown = time.monotonic(), 0
+        began = read = time.monotonic()
+        shown = 0
         while True:
-            details, log = self.ask(lambda client: _state(client, name))
-            self.show(log[shown:])
-            shown = max(shown, len(log))
-            status = details.status if details else LOST
-            if status in OVER:
-                code, message = (details.driver_exit_code, details.message) if details else (None, "the head is new")
-                return End(str(status), code, (message or "").strip()[-500:], time.monotonic() - began)
-            time.sleep(max(POLL_SECONDS, shown / LOG_BYTES_A_SECOND))
+            details = self.ask(lambda client: _details(client, name))
+            over = details is None or str(details.status.value) in OVER
+            if over or time.monotonic() - read > shown / LOG_BYTES_A_SECOND:
+                shown, read = self._show_log(name, shown), time.monotonic()
+            if details is None:
+                return End(LOST, None, "its cluster does not know it", time.monotonic() - began)
+            if over:
+                return _end(details)
+            time.sleep(POLL_SECONDS)
 
-    def ask(self, question: Callable[[Any], T]) -> T:
-        """The answer of the cluster, waited for while it is away. Raises RunError when time is up, or it never was there."""
-        away = False
+    def ask(self, question: Callable[[Any], T], seconds: float = ANSWER_SECONDS) -> T:
+        """The answer of the cluster, waited for while it is away.
+
+        Raises RunError when time is up, when it never was there, or refuses for good.
+        """
+        away, refused = False, 0.0
         while time.monotonic() < self.until:
+            began = time.monotonic()
             try:
-                found = _within(ANSWER_SECONDS, lambda: question(_client(self.config.address)))
-            except (ConnectionError, TimeoutError, RuntimeError, OSError) as error:
-                if not self.answered and not isinstance(error, TimeoutError):
-                    raise RunError(
-                        f"no Ray job server answers at {self.config.address}: {error}. Start the cluster, or its tunnel "
-                        "(ray dashboard cluster/aws.yaml), or correct --address"
-                    ) from error
+                found = _within(seconds, lambda: question(_client(self.config.address)))
+            except (OSError, TimeoutError) as error:  # ConnectionError among them
+                self._refuse_unknown(error)
                 if not away:
                     self.say(f"{self.config.address} does not answer ({type(error).__name__}): waiting for it")
                 away = True
-                time.sleep(POLL_SECONDS)
+            except (
+                Exception
+            ) as error:  # RuntimeError for what the server refuses, ValueError and others for what we do not send
+                refused += time.monotonic() - began + POLL_SECONDS
+                if refused > REFUSED_SECONDS or not isinstance(error, RuntimeError):
+                    raise RunError(f"{self.config.address} does not take the job: {error}") from error
             else:
                 if away:
                     self.say(f"{self.config.address} is back")
                 self.answered = True
                 return found
+            time.sleep(POLL_SECONDS)
         raise RunError(f"not done in {self.config.hours:g} hours. Start the same command again to go on")
 
+    def _refuse_unknown(self, error: Exception) -> None:
+        if not self.answered and isinstance(error, ConnectionError):
+            raise RunError(
+                f"no Ray job server answers at {self.config.address}: {error}. Start the cluster, or its tunnel "
+                "(ray dashboard cluster/aws.yaml), or correct --address"
+            ) from error
+
+    def _show_log(self, name: str, shown: int) -> int:
+        """What of the log was not shown yet; how much of it is. A log that cannot be had is no reason to wait."""
+        with suppress(Exception):
+            log = _within(ANSWER_SECONDS, lambda: _client(self.config.address).get_job_logs(name))
+            self.show(log[shown:])
+            return max(shown, len(log))
+        return shown
+
     def _known(self, client: Any) -> dict[str, str]:
-        jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
+        jobs = {job.submission_id: str(job.status.value) for job in client.list_jobs() if job.submission_id}
         return {name: status for name, status in jobs.items() if name.startswith(self.prefix)}
 
 
@@ -180,10 +212,15 @@ def _client(address: str) -> Any:
     return JobSubmissionClient(address)
 
 
-def _state(client: Any, name: str) -> tuple[Any, str]:
-    """A job's details, None where nobody knows it, and its log so far."""
-    details = next((job for job in client.list_jobs() if job.submission_id == name), None)
-    return details, client.get_job_logs(name) if details else ""
+def _details(client: Any, name: str) -> Any:
+    """What the cluster knows of a job; None where it knows of none such."""
+    return next((job for job in client.list_jobs() if job.submission_id == name), None)
+
+
+def _end(details: Any) -> End:
+    seconds = max(0, (details.end_time or 0) - (details.start_time or 0)) / 1000
+    lines = (details.message or "").strip().splitlines() or ["no word"]
+    return End(str(details.status.value), details.driver_exit_code, lines[-1][-300:], seconds)
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:

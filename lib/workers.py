@@ -44,6 +44,11 @@ class ClusterOptions:
     )
 
 
+def beside(options: ClusterOptions) -> dict[str, Any]:
+    """Options of a step without a model, beside or before the run that `options` are of: on CPUs, on the same nodes."""
+    return {"gpus_per_worker": 0.0, "max_workers": options.max_workers, "worker_label": options.worker_label}
+
+
 @dataclass(frozen=True)
 class Workers:
     """The decision: pool size, and the Ray resources of a worker and of a reading or writing process."""
@@ -56,6 +61,7 @@ class Workers:
     gpus: float
     task_cpus: float
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that all of it runs on
+    memory: int = 0  # bytes, 0 where not counted
 
     def at_most(self, count: int) -> "Workers":
         """No more workers than there are shards."""
@@ -87,7 +93,7 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     labels = parse_labels(options.worker_label)
     nodes, growing = _nodes(labels), _grows()
     if growing:
-        _refuse_unsaid(options)
+        _refuse_unsaid(options, weight_bytes)
     else:
         _refuse_unknown_labels(labels, nodes)
     gpus = options.gpus_per_worker
@@ -97,7 +103,7 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     pool = _pool(options, sum(map(need.places, nodes)))
     if not growing:
         _refuse_unfit(need, pool[0], nodes)
-    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels)
+    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels, need.memory)
 
 
 def _need(options: ClusterOptions, gpus: float, nodes: Sequence[Mapping[str, float]], weight_bytes: int) -> "Need":
@@ -118,17 +124,18 @@ def _grows() -> bool:
         return False
 
 
-def _refuse_unsaid(options: ClusterOptions) -> None:
-    if options.gpus_per_worker is None or options.max_workers is None:
+def _refuse_unsaid(options: ClusterOptions, weight_bytes: int) -> None:
+    unsized = options.gpus_per_worker == 0 and weight_bytes and not options.cpus_per_worker
+    if options.gpus_per_worker is None or options.max_workers is None or unsized:
         raise UsageError(
             "the cluster grows with what a job asks for, and does not say beforehand what its nodes will have. Say "
-            "--max-workers, and --gpus-per-worker (1, or 0 for workers on CPUs)"
+            "--max-workers, and --gpus-per-worker (1, or 0 for workers on CPUs, with --cpus-per-worker)"
         )
 
 
 def as_grown(workers: Workers) -> Workers:
     """With as many at first as the nodes take that are there by now."""
-    need = Need(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, memory=0)
+    need = Need(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, workers.memory)
     places = sum(map(need.places, _nodes(workers.labels)))
     return replace(workers, initial=max(workers.initial, min(workers.maximum, places)))
 
@@ -139,12 +146,14 @@ def parse_labels(words: Iterable[str]) -> dict[str, str]:
     for key, _, value in pairs:
         if not key or not value:
             raise UsageError(f"--worker-label {key!r} is not KEY=VALUE, as in ray.io/accelerator-type=L4")
+    if len({key for key, *_ in pairs}) < len(pairs):
+        raise UsageError("--worker-label names a label twice. Write its values as in(L4,A10G)")
     return {key: value for key, _, value in pairs}
 
 
 def _has(labels: Mapping[str, str], key: str, wanted: str) -> bool:
     value = wanted.removeprefix("!")
-    values = value[3:-1].split(",") if value.startswith("in(") else [value]
+    values = [one.strip() for one in value[3:-1].split(",")] if value.startswith("in(") else [value]
     return (labels.get(key) in values) != wanted.startswith("!")
 
 

@@ -14,7 +14,7 @@ from lib.errors import RunError, UsageError
 from lib.lease import HOLDERS, WHOLE, Share, held, parse_share
 from lib.storage import Folder
 
-ELSEWHERE = {"host": "far", "processes": "of another machine", "pid": 7, "beat": 3}
+ELSEWHERE = {"host": "far", "processes": "of another machine", "pid": 7, "key": "its own", "beat": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_a_second_driver_is_told_who_is_at_work(run):
 def test_slices_are_held_beside_each_other(run):
     """Drivers of different slices do not hinder each other; one of a slice that another has a part of is refused."""
     with held(run, Share(1, 2, 4), quiet), held(run, Share(4, 4, 4), quiet):
-        with pytest.raises(RunError, match="slice 2-3/4"), held(run, Share(2, 3, 4), quiet):
+        with pytest.raises(RunError, match="slice 1-2/4"), held(run, Share(2, 3, 4), quiet):
             pass
         with held(run, Share(3, 3, 4), quiet):
             pass
@@ -115,7 +115,7 @@ def test_a_dead_driver_of_another_machine_is_waited_for_and_replaced(run):
 def test_a_dead_process_of_this_machine_is_replaced_at_once(run):
     """Where the holder ran on this machine and its process is gone, nobody waits."""
     no_process = 2**22 + 1  # Linux counts to 2**22
-    leave(run, {"host": "here", "processes": lease._processes(), "pid": no_process, "beat": 0})
+    leave(run, {"host": "here", "processes": lease._processes(), "pid": no_process, "key": "its own", "beat": 0})
     said: list[str] = []
     began = time.monotonic()
     with held(run, WHOLE, said.append):
@@ -126,16 +126,16 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run):
 
 def test_a_holder_that_was_given_up_learns_it(run, monkeypatch):
     """A driver that could not beat for DEAD seconds, and was replaced, stops once it can again."""
-    real, thawed = Folder.list, threading.Event()
+    real, thawed = Folder.read, threading.Event()
     with held(run, WHOLE, quiet) as still_held:
         (beating,) = (thread for thread in threading.enumerate() if thread.name == "lease")
 
-        def hangs_for_one(folder, *prefix):
+        def hangs_for_one(folder, name):
             if threading.current_thread() is beating:
                 thawed.wait(30)
-            return real(folder, *prefix)
+            return real(folder, name)
 
-        monkeypatch.setattr(Folder, "list", hangs_for_one)
+        monkeypatch.setattr(Folder, "read", hangs_for_one)
         time.sleep(4 * lease.BEAT)
         with held(run, WHOLE, quiet):
             still_held()  # it cannot know yet

@@ -107,44 +107,63 @@ def test_the_address_of_the_dashboard_is_told_apart(model, corpus, tmp_path):
     assert "HOST:6379" in done.stderr
 
 
-def see_through(head: Head, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess:
-    """jobs/submit_job.py with a program of Python as the job."""
-    line = [sys.executable, str(ROOT / "jobs/submit_job.py"), "--address", f"http://127.0.0.1:{head.dashboard}"]
-    line += ["--working-dir", str(head.cwd), *words, "--", "python", "-c", program]
-    environment = head.environment | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+@pytest.fixture
+def see_through(bare, tmp_path, monkeypatch):
+    """jobs/submit_job.py's work with a program of Python as the job: the exit code, what was said, what the job wrote."""
+    monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
+
+    def run(program: str, **options) -> tuple[int, list[str], list[str]]:
+        said: list[str] = []
+        shown: list[str] = []
+        config = submit.SubmitConfig(
+            address=f"http://127.0.0.1:{bare.dashboard}",
+            working_dir=str(tmp_path),
+            command=("python", "-c", program),
+            **options,
+        )
+        code = submit.see_through(config, said.append, shown.append)
+        return code, said, "".join(shown).splitlines()
+
+    return run
 
 
-def test_a_job_whose_driver_dies_is_submitted_again(bare, tmp_path):
-    """jobs/submit_job.py starts a job again whose driver was killed, shows its words once each, and ends with it."""
-    program = f"import os; p = {str(tmp_path / 'been')!r}; been = os.path.exists(p); open(p, 'w'); print('try', been, "
+def test_a_job_whose_driver_dies_is_submitted_again(see_through, tmp_path):
+    """A job whose driver was killed is started again; its words are shown once each, and it ends with the last one's code."""
+    program = (
+        f"import os; p = {str(tmp_path.parent / 'been')!r}; been = os.path.exists(p); open(p, 'w'); print('try', been, "
+    )
     program += "os.environ['FISH'], flush=True); been or os.kill(os.getpid(), 9)"
-    done = see_through(bare, tmp_path, program, "--env", "FISH=cod")
+    code, said, shown = see_through(program, env=("FISH=cod",))
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("try")] == ["try False cod", "try True cod"]
-    assert "submitting it again" in done.stderr
+    assert code == 0
+    assert [line for line in shown if line.startswith("try")] == ["try False cod", "try True cod"]
+    assert any("submitting it again" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("code", [2, 3])
-def test_a_job_that_cannot_end_well_is_not_submitted_again(bare, tmp_path, code):
+def test_a_job_that_cannot_end_well_is_not_submitted_again(see_through, code):
     """A wrong command and quarantined shards end the loop with the job's exit code."""
-    done = see_through(bare, tmp_path, f"import sys; print('try', flush=True); sys.exit({code})")
+    ended, _, shown = see_through(f"import sys; print('try', flush=True); sys.exit({code})")
 
-    assert done.returncode == code, done.stderr
-    assert done.stdout.splitlines().count("try") == 1
+    assert ended == code
+    assert shown.count("try") == 1
 
 
-def test_an_error_that_comes_again_ends_the_loop(bare, tmp_path, monkeypatch):
-    """A job that fails three times in a row is given up, with what was tried."""
-    monkeypatch.setattr(submit, "ERROR_SECONDS", 0.0)
-    address, command = f"http://127.0.0.1:{bare.dashboard}", ("python", "-c", "import sys; sys.exit(1)")
-    config = submit.SubmitConfig(address=address, working_dir=str(tmp_path), command=command)
-    said: list[str] = []
-    with pytest.raises(RunError, match="ended with exit code 1"):
-        submit.see_through(config, said.append, lambda text: None)
+def test_an_error_that_comes_again_ends_the_loop(see_through, tmp_path):
+    """A job that fails three times in a row is given up, with its last words."""
+    log = tmp_path.parent / "tries"
+    with pytest.raises(RunError, match=r"ended with exit code 1 .*the moon is missing"):
+        see_through(f"import sys; open({str(log)!r}, 'a').write('x'); sys.exit('the moon is missing')")
 
-    assert sum(sentence.startswith("submitted") for sentence in said) == 3
+    assert log.read_text() == "xxx"
+
+
+def test_a_tree_that_is_not_there_is_told(bare, tmp_path):
+    """A working directory that does not exist is the command's mistake, and not waited for."""
+    address = f"http://127.0.0.1:{bare.dashboard}"
+    config = submit.SubmitConfig(address=address, working_dir=str(tmp_path / "none"), command=("true",))
+    with pytest.raises(RunError, match="does not take the job"):
+        submit.see_through(config, print, print)
 
 
 def test_no_cluster_is_told_at_once(tmp_path):

@@ -18,6 +18,7 @@ from ..listing import WILDCARDS
 from ..plan import Shard, cut, heads
 from ..shuffle import REASON
 from ..storage import parse_options
+from ..workers import ClusterOptions, beside
 from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 
 NAME = re.compile(r"[\w.-]+")
@@ -111,7 +112,7 @@ class _AnyColumns(CorpusOptions):
         return []
 
 
-def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...]) -> Entry:
+def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...], workers: ClusterOptions) -> Entry:
     """List and measure an entry's files and look at their first rows.
 
     Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
@@ -120,8 +121,8 @@ def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...]
     options = RunOptions(
         input=url,
         output=f"{output.rstrip('/')}/plan/dealt-{name}",
-        gpus_per_worker=0.0,
         storage_option=storage_option,
+        **beside(workers),
     )
     refuse_nested(url, options)
     storage = parse_options(storage_option)

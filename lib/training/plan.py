@@ -26,7 +26,7 @@ from ..plan import PLAN_SCHEMA, count_shards
 from ..record import claim_record, read_record, refuse_other_settings
 from ..shuffle import MOST_RANGES, bucket_plan
 from ..storage import Folder, absolute, parse_options
-from ..workers import Workers
+from ..workers import ClusterOptions, Workers, beside
 from .batches import MakeBatches, Set
 from .counts import Counts, check_batches, check_dealt, count, merged, summaries
 from .entries import Entry, open_entry, parse_data, parse_weights
@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(ClusterOptions):
     """Which pairs are trained on, and how they are put together."""
 
     data: tuple[str, ...] = field(
@@ -79,7 +79,7 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
     urls, weights = parse_data(options.data), parse_weights(options.weight)
     folder = Folder(absolute(f"{output.rstrip('/')}/plan"), parse_options(storage_option))
     folder.probe()
-    entries = [open_entry(name, url, output, storage_option) for name, url in urls.items()]
+    entries = [open_entry(name, url, output, storage_option, options) for name, url in urls.items()]
     if not any(entry.by_dataset for entry in entries):
         _check_names(weights, list(urls))
     fixed = _fixed(options, entries, weights)
@@ -222,8 +222,8 @@ def _batch(
     run = RunOptions(
         input=entries[0].options.input,
         output=f"{plan}/{name}",
-        gpus_per_worker=0.0,
         storage_option=entries[0].options.storage_option,
+        **beside(options),
     )
     ends = {entry: [numbers.start, numbers.stop] for entry, numbers in passes.items()}
     job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": ends, **fixed}, verb=verb)
