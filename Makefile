@@ -23,8 +23,8 @@ demo: .venv/demo  ## embed and index this Python's own documentation with MiniLM
 servers: .venv/ready  ## install the S3 servers of the tests: Ceph where apt and root are there, Swift
 	bash tests/real/install.sh
 
-test: .venv/ready servers check  ## lint, types, and every quick test (some 15 to 18 minutes on 2 cores)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: .venv/ready servers check  ## lint, types, and every quick test (some 18 to 20 minutes on 2 cores)
+	$(BIN)/python -m pytest
 
 check: .venv/ready  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -109,4 +109,4 @@ def test_what_is_said_of_the_store_is_so():
     """Where an upload is cut, and how often a driver writes beside its shards."""
     assert signature(S3FileSystem._pipe_file).parameters["chunksize"].default == 50 << 20
     assert signature(open_file).parameters["buffering"].default == 8 << 20
-    assert f"every {BEAT:.0f} s writes one small object" in TEXT
+    assert f"every {BEAT:.0f} s lists a folder" in TEXT

@@ -79,7 +79,7 @@ def train_here(here, monkeypatch):
     """train(**options) -> Finetuned"""
     monkeypatch.setattr("lib.finetune.connect", lambda: None)
     monkeypatch.setattr("lib.finetune.decide", lambda options, weight_bytes: ONE)
-    monkeypatch.setattr("lib.finetune.largest_node", lambda: 1.0)
+    monkeypatch.setattr("lib.finetune.largest_node", lambda labels: 1.0)
     monkeypatch.setattr("lib.legs.run_leg", leg_here)
 
     def train(**options: Any) -> Finetuned:
