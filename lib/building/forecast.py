@@ -147,7 +147,8 @@ def foresee(config: IndexConfig) -> Forecast:
     connect()
 
     def find(weight_bytes: float, node: bool) -> Workers | str:
-        whole = {"cpus_per_worker": most_cpus(), "max_workers": 1, "min_workers": 1} if node else {}
+        cpus = max(most_cpus(), config.cpus_per_worker or 1.0)
+        whole = {"cpus_per_worker": cpus, "max_workers": 1, "min_workers": 1} if node else {}
         try:
             return decide(build.options(config.input, folder, **whole), int(weight_bytes))
         except RunError as error:
