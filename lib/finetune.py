@@ -32,7 +32,7 @@ from .training.reranker import PairScorer
 from .training.trainee import ALL_LINEAR, Adapters, Subject
 from .training.unified import Unified
 from .training.watch import read_metrics, tensorboard
-from .workers import ClusterOptions, beside, decide, largest_node, parse_labels
+from .workers import ClusterOptions, beside, check_said, decide, largest_node, parse_labels
 
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
@@ -81,6 +81,7 @@ def _finetune(
     refuse_other_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record)
     scores = train_legs(config, choice, course, _at_most(pool, record["slices"]), say, still_held)
+    still_held()
     return _finish(config, choice, planned, course, record, scores)
 
 
@@ -145,7 +146,9 @@ def _pool(config: FinetuneConfig, choice: Choice) -> Pool:
     if asked and batch % asked:
         near = max(count for count in range(1, asked + 1) if batch % count == 0)
         raise UsageError(f"{asked} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
-    cores = largest_node(parse_labels(config.worker_label))  # None where there are GPUs
+    check_said(config, choice.spec.weight_bytes)
+    labels = parse_labels(config.worker_label)
+    cores = None if config.gpus_per_worker else largest_node(labels)  # None where there are GPUs
     options = ClusterOptions(
         min_workers=config.min_workers or config.max_workers,
         max_workers=config.max_workers,

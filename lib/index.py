@@ -1,5 +1,6 @@
 """Build an index of vectors, or add what is new to one, and measure what it finds."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .building.card import write_card
@@ -9,25 +10,30 @@ from .building.log import Log, Say
 from .building.queries import check_queries
 from .building.recall import measure_recall
 from .building.training import train
+from .cluster import connect
 from .indexing import Build, IndexConfig, open_build
 from .lease import WHOLE, held
+from .workers import check_said
 
 
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
     opened = open_build(config)
-    with held(opened.folder, WHOLE, say):
-        return _build(config, opened, say)
+    with held(opened.folder, WHOLE, say) as still_held:
+        return _build(config, opened, say, still_held)
 
 
-def _build(config: IndexConfig, opened: Build, say: Say) -> dict[str, Any]:
+def _build(config: IndexConfig, opened: Build, say: Say, still_held: Callable[[], None]) -> dict[str, Any]:
     log = Log()
     check_queries(opened)
+    connect()
+    check_said(opened.options(config.input, opened.folder), weight_bytes=1)
     for sentence in opened.choice.why:
         say(sentence)
     train(opened, log, say)
     with log.timed("encode"):
         parts = encode(opened, say)
+    still_held()
     with log.timed("assemble"):
         manifest = add(opened, parts, say)
     if config.merge:
@@ -36,6 +42,8 @@ def _build(config: IndexConfig, opened: Build, say: Say) -> dict[str, Any]:
     if config.exports:
         with log.timed("export"):
             export(opened, parts, say)
+    still_held()
     with log.timed("measure"):
         rows, queries = measure_recall(opened, manifest, say)
+    still_held()
     return write_card(opened, manifest, parts, rows, queries, log)

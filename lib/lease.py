@@ -16,12 +16,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
 from .errors import RunError, UsageError
-from .storage import Folder
+from .storage import PROBE_OPTIONS, Folder
 
 HOLDERS = "_holders"
 BEAT = 5.0  # seconds; three small requests each
@@ -75,7 +75,7 @@ def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Call
 
     Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
     """
-    lease = _take(run.below(HOLDERS), share, say)
+    lease = _take(_quick(run.below(HOLDERS)), share, say)
     beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
     beating.start()
     try:
@@ -83,6 +83,12 @@ def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Call
     finally:
         lease.ended.set()
         beating.join(2 * BEAT)  # it may hang in a store that is away; then the lease dies with the process
+
+
+def _quick(folder: Folder) -> Folder:
+    """With timeouts well under DEAD: one connection that hangs must not look like a death."""
+    is_s3 = folder.url.startswith(("s3://", "s3a://"))
+    return replace(folder, options=PROBE_OPTIONS | folder.options) if is_s3 else folder
 
 
 class _Lease:
@@ -130,7 +136,7 @@ def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
         _outlive(folder, there, say)
         generation = 1 + max((number for other, number in there.values() if other == share), default=-1)
         lease = _Lease(folder, share, generation)
-        if not folder.claim(lease.name, lease.words()):
+        if not _claim(lease):
             continue  # another was as quick, and will be seen to live
         if rivals := _holders(folder, share).keys() - there.keys() - {lease.name}:
             lease.remove()
@@ -140,6 +146,12 @@ def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
         for name in there:
             folder.remove(name)
         return lease
+
+
+def _claim(lease: _Lease) -> bool:
+    with suppress(FileNotFoundError):  # it was another's, who has ended since
+        return lease.folder.claim(lease.name, lease.words())
+    return False
 
 
 def _outlive(folder: Folder, there: dict[str, tuple[Share, int]], say: Callable[[str], None]) -> None:

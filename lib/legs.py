@@ -48,6 +48,7 @@ def train_legs(
         if config.evaluate_on:
             row |= _score(config, choice, export, until, say)
         scores.append(row)
+        still_held()
         output.publish(SCORES, json.dumps(scores, indent=1).encode())
         _drop_worse(output, scores)
     return scores

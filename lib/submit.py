@@ -97,7 +97,7 @@ def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable
             raise RunError(f"{name}, like others before it, {end}. Mend what it says, and start again")
         say(f"{name} {end}; submitting it again")
         if end.code == EXIT_ERROR or (end.seconds < QUICK and end.status != LOST):
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS * max(1, errors))
 
 
 def _variables(words: Sequence[str]) -> dict[str, str]:
@@ -162,9 +162,8 @@ class _Jobs:
 
         Raises RunError when time is up, when it never was there, or refuses for good.
         """
-        away, refused = False, 0.0
+        away, refused = False, 0.0  # when it was first
         while time.monotonic() < self.until:
-            began = time.monotonic()
             try:
                 found = _within(seconds, lambda: question(_client(self.config.address)))
             except (OSError, TimeoutError) as error:  # ConnectionError among them
@@ -172,11 +171,9 @@ class _Jobs:
                 if not away:
                     self.say(f"{self.config.address} does not answer ({type(error).__name__}): waiting for it")
                 away = True
-            except (
-                Exception
-            ) as error:  # RuntimeError for what the server refuses, ValueError and others for what we do not send
-                refused += time.monotonic() - began + POLL_SECONDS
-                if refused > REFUSED_SECONDS or not isinstance(error, RuntimeError):
+            except Exception as error:  # a RuntimeError is the server's, which may change its mind
+                refused = refused or time.monotonic()
+                if time.monotonic() - refused > REFUSED_SECONDS or not isinstance(error, RuntimeError):
                     raise RunError(f"{self.config.address} does not take the job: {error}") from error
             else:
                 if away:

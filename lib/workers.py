@@ -77,9 +77,10 @@ class Workers:
         )
 
 
-def most_cpus() -> float:
-    """CPUs of the node that has most of them."""
-    return max(node.get("CPU", 1) for node in _nodes())
+def most_cpus(options: ClusterOptions) -> float:
+    """CPUs of the node that has most of them, of those that the options allow: what was said where none is there yet."""
+    there = max((node.get("CPU", 0) for node in _nodes(parse_labels(options.worker_label))), default=0)
+    return there or options.cpus_per_worker or 1.0
 
 
 def largest_node(labels: Mapping[str, str]) -> float | None:
@@ -122,6 +123,12 @@ def _grows() -> bool:
         return is_autoscaler_v2(fetch_from_server=True)
     except Exception:  # a private call, whose absence costs only that a cluster of no nodes is refused
         return False
+
+
+def check_said(options: ClusterOptions, weight_bytes: int) -> None:
+    """For what decides its workers late. Raises UsageError on a cluster that grows when the command does not say their sizes."""
+    if _grows():
+        _refuse_unsaid(options, weight_bytes)
 
 
 def _refuse_unsaid(options: ClusterOptions, weight_bytes: int) -> None:

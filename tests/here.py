@@ -51,7 +51,9 @@ def here(monkeypatch):
 
     monkeypatch.setattr("lib.job._connected", lambda job, options: ONE)
     monkeypatch.setattr("lib.building.training.connect", lambda: None)
-    monkeypatch.setattr("lib.building.training.most_cpus", lambda: 2.0)
+    monkeypatch.setattr("lib.index.connect", lambda: None)
+    monkeypatch.setattr("lib.index.check_said", lambda options, weight_bytes: None)
+    monkeypatch.setattr("lib.building.training.most_cpus", lambda options: 2.0)
     monkeypatch.setattr("lib.estimate.connect", lambda: None)
     monkeypatch.setattr("lib.estimate.decide", lambda options, weight_bytes: ONE)
     monkeypatch.setattr("lib.sharded.run", run)

@@ -30,7 +30,7 @@ def alone(here, monkeypatch):
     monkeypatch.setattr("here.ONE", one)
     monkeypatch.setattr("lib.building.forecast.connect", lambda: None)
     monkeypatch.setattr("lib.building.forecast.decide", lambda options, weight_bytes: one)
-    monkeypatch.setattr("lib.building.forecast.most_cpus", lambda: 1.0)
+    monkeypatch.setattr("lib.building.forecast.most_cpus", lambda options: 1.0)
 
 
 def write(folder, rows=ROWS, dim=DIM, dtype=np.float32):

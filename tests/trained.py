@@ -78,6 +78,7 @@ def leg_here(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[di
 def train_here(here, monkeypatch):
     """train(**options) -> Finetuned"""
     monkeypatch.setattr("lib.finetune.connect", lambda: None)
+    monkeypatch.setattr("lib.finetune.check_said", lambda options, weight_bytes: None)
     monkeypatch.setattr("lib.finetune.decide", lambda options, weight_bytes: ONE)
     monkeypatch.setattr("lib.finetune.largest_node", lambda labels: 1.0)
     monkeypatch.setattr("lib.legs.run_leg", leg_here)

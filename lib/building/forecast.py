@@ -147,7 +147,7 @@ def foresee(config: IndexConfig) -> Forecast:
     connect()
 
     def find(weight_bytes: float, node: bool) -> Workers | str:
-        cpus = max(most_cpus(), config.cpus_per_worker or 1.0)
+        cpus = most_cpus(config)
         whole = {"cpus_per_worker": cpus, "max_workers": 1, "min_workers": 1} if node else {}
         try:
             return decide(build.options(config.input, folder, **whole), int(weight_bytes))

@@ -157,7 +157,7 @@ def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[
     """A stage of one shard, on all cores of the largest node."""
     connect()
     folder = build.stage(name)
-    cpus = max(most_cpus(), build.config.cpus_per_worker or 1.0)  # a cluster that grows may have no node yet
+    cpus = most_cpus(build.config)
     options = build.options(build.stage("sample").url, folder, cpus_per_worker=cpus, max_workers=1, min_workers=1)
     whole(carry_out_planned(job, options, lambda: files_plan(groups), say), folder.url)
 
