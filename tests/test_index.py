@@ -206,7 +206,7 @@ def test_the_sample_prefers_the_beginnings_of_short_row_groups(group, near):
     breaks = (*range(group, rows, group), rows)
     file = InputFile("a.parquet", "a.parquet", 1, "")
     corpus = Corpus((file,), (Measure(rows, 1.0, True, 8.0, schema, breaks=breaks),), schema, None)
-    starts = np.array(sample_plan(corpus, 100_000)["start"].to_pylist())
+    starts = np.array(sample_plan(corpus, 100_000, DIM)["start"].to_pylist())
 
     assert (starts % group < group / 2).mean() > 0.9 if near else 0.4 < (starts % group < group / 2).mean() < 0.6
     assert starts.min() < 0.05 * rows

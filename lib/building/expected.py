@@ -16,10 +16,11 @@ from ..plan import cut
 from ..workers import WORKER_BASE
 from .assemble import grouped
 from .coding import CHECKED
-from .growing import ENCODE_BYTES, balanced
+from .growing import balanced
 from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
-from .sample import BLOCK, sample_plan
+from .sample import sample_plan
+from .source import SHARD_BYTES
 from .train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, dealt_at_once
 from .training import COPIES, wanted_rows
 
@@ -47,7 +48,7 @@ def _sample(given: Given) -> tuple[Stage, np.ndarray]:
     """And the vectors to train on that each of its parts has."""
     build, costs = given.build, given.costs
     wanted, held = wanted_rows(build), build.held
-    plan = sample_plan(given.corpus, wanted + held)
+    plan = sample_plan(given.corpus, wanted + held, given.build.vectors.dim)
     rows = shard_rows(plan)
     kept = np.minimum(-(-held // len(rows)), rows // 10)
     drawn = np.minimum(-(-wanted // len(rows)), rows - kept)
@@ -58,7 +59,7 @@ def _sample(given: Given) -> tuple[Stage, np.ndarray]:
         read=read,
         written=written,
         objects=len(rows) + RUN_OBJECTS + 1,  # the build's own record
-        memory=WORKER_BASE + SHARD_COPIES * BLOCK * given.vector,
+        memory=WORKER_BASE + SHARD_COPIES * SHARD_BYTES,
         seconds=read * costs.read + written * costs.put,
         workers=given.find(0, False),
         slices=plan.num_rows,
@@ -149,7 +150,7 @@ def _encode(given: Given) -> tuple[Stage, np.ndarray]:
     """And the rows of each of its shards."""
     build, costs, corpus = given.build, given.costs, given.corpus
     workers = given.find(HELD_TWICE * given.trained, False)
-    most = max(1, ENCODE_BYTES // given.vector)
+    most = max(1, SHARD_BYTES // given.vector)
     count = 1 if isinstance(workers, str) else workers.maximum
     plan = cut(corpus, build.config.shard_rows or even_rows(corpus, count, most))
     rows = shard_rows(plan)

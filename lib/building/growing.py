@@ -27,9 +27,9 @@ from .coding import load_index
 from .encode import Encode
 from .log import Say
 from .reading import File, facts_of, files_of, files_plan
+from .source import SHARD_BYTES
 from .training import source
 
-ENCODE_BYTES = 64 << 20  # of float32 vectors a shard
 Manifest = dict[str, Any]
 
 
@@ -43,7 +43,7 @@ def encode(build: Build, say: Say) -> list[Part]:
         return Encode(source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads)
 
     def rows(corpus: Corpus, workers: int) -> int:
-        return even_rows(corpus, workers, most=max(1, ENCODE_BYTES // (4 * build.vectors.dim)))
+        return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * build.vectors.dim)))
 
     given = corpus_options(config)
     options = build.options(

@@ -16,7 +16,7 @@ from ..plan import PLAN_SCHEMA, count_shards, cut
 from ..stages import Bundle
 from . import FACTS, FILE, HELD, ROW, VECTOR
 from .reading import PATHS, OfParts, shard_of
-from .source import Source, off_unit
+from .source import SHARD_BYTES, Source, off_unit
 
 BLOCK = 4096  # rows that are read together, and of which some are drawn
 LEAST_BLOCKS = 64
@@ -24,8 +24,8 @@ DEEP = 8  # blocks: such row groups, of 32,768 rows, are the embed job's
 READ = 2  # rows that are read for one that is drawn, where the input is large: order in a file must not decide
 
 
-def sample_plan(corpus: Corpus, rows: int) -> pa.Table:
-    """A shard for each block that is read, evenly over the input; enough of them that `rows` can be drawn.
+def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
+    """Shards of the blocks that are read, evenly over the input; enough of them that `rows` can be drawn.
 
     Of a row group all that lies before a block is decoded, too: in an input of short groups, as the embed job's, those are
     preferred that lie near the beginning. In long groups order may decide, and blocks lie evenly.
@@ -38,8 +38,9 @@ def sample_plan(corpus: Corpus, rows: int) -> pa.Table:
     near = np.flatnonzero(depths <= np.sort(depths)[count - 1]) if short else np.arange(there)
     chosen = near[np.unique(np.linspace(0, len(near) - 1, count).round().astype(np.int64))]
     plan = blocks.filter(pc.is_in(blocks["shard"], pa.array(chosen)))
-    numbers = pc.index_in(plan["shard"], pa.array(chosen)).cast(pa.int64())
-    return plan.set_column(0, PLAN_SCHEMA.field(0), numbers)
+    places = pc.index_in(plan["shard"], pa.array(chosen)).to_numpy().astype(np.int64)
+    shards = -(-len(chosen) * BLOCK * 4 * dim // SHARD_BYTES)
+    return plan.set_column(0, PLAN_SCHEMA.field(0), pa.array(places * min(shards, len(chosen)) // max(len(chosen), 1)))
 
 
 def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:

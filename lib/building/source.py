@@ -19,6 +19,7 @@ from ..plan import Shard
 from ..rows import read
 from ..storage import open_file
 
+SHARD_BYTES = 64 << 20  # of float32 vectors a shard
 UNIT = 1e-3  # how far from 1 the length of a normalised vector in 16 bits may lie
 ENCODING = (
     "revision",
