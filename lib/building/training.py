@@ -90,7 +90,9 @@ def draw(build: Build, say: Say) -> list[Part]:
     job = Job("drawing the sample", {"verb": "sample", "rows": rows, "held": held, "of": build.key}, verb)
     folder = build.stage("sample")
     options = build.options(build.config.input, folder)
-    outcome = carry_out_planned(job, options, lambda: (sample_plan(corpus, rows + held, build.vectors.dim), corpus.schema), say)
+    outcome = carry_out_planned(
+        job, options, lambda: (sample_plan(corpus, rows + held, build.vectors.dim), corpus.schema), say
+    )
     return whole(outcome, folder.url).parts
 
 
