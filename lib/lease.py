@@ -145,6 +145,7 @@ def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
             continue  # it gives way, or has been at work before us
         for name in there:
             folder.remove(name)
+        folder.sweep(done={*there, lease.name})
         return lease
 
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -122,6 +123,16 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run):
         assert time.monotonic() - began < lease.DEAD
 
     assert said == []
+
+
+@pytest.mark.parametrize("generation", [0, 1], ids=["at a beat", "at its claim"])
+def test_what_a_dead_driver_was_writing_goes_with_it(run, generation):
+    """A driver that is killed while it writes its object leaves half of it beside the name; the next one clears it away."""
+    leave(run, {"host": "here", "processes": lease._processes(), "pid": 2**22 + 1, "key": "its own", "beat": 0})
+    half = Path(run.below(HOLDERS).url) / f".1-1-of-1-{generation:04d}.json.{'0' * 32}.unfinished"
+    half.write_bytes(b"{")
+    with held(run, WHOLE, quiet):
+        assert not half.exists()
 
 
 def test_a_holder_that_was_given_up_learns_it(run, monkeypatch):
