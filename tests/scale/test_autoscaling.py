@@ -11,7 +11,7 @@ import yaml
 from real.autoscaler import Autoscaled, missing
 
 ROOT = Path(__file__).parents[2]
-ROWS, WORDS, SHARD_ROWS = 4_000, 60, 40
+ROWS, WORDS, SHARD_ROWS = 12_000, 60, 40  # the job must outlast the start of its third node
 LAYERS = 32  # of a tiny model: enough for its workers, not the tokenizers, to be what the job waits for
 NODE_CPUS = 8  # of every worker type of the file: a worker of as many is one a node
 JOB_PATIENCE, END_PATIENCE = 1800.0, 300.0  # seconds; two minutes and 20 s on a quiet machine
@@ -27,7 +27,7 @@ def cluster(tmp_path):
 
 @pytest.fixture
 def job(tmp_path, monkeypatch) -> list[str]:
-    """The words of an embed job over a corpus of 4,000 rows, in `tmp_path`; workers on CPUs, since here is no GPU."""
+    """The words of an embed job over a corpus of ROWS rows, in `tmp_path`; workers on CPUs, since here is no GPU."""
     monkeypatch.setitem(tiny.SHAPE, "num_hidden_layers", LAYERS)
     model = tiny.build("bert", tmp_path / "model", pooling="mean")
     chosen = random.Random(0)
