@@ -16,6 +16,8 @@ from lib.cluster import connect
 def main(seconds_file: str, arguments: Sequence[str]) -> None:
     began = time.perf_counter()
     connect()
+    import ray.data  # noqa: F401  # as lance-ray's side has done by then
+
     Path(seconds_file).write_text(str(time.perf_counter() - began))
     sys.argv = ["build_index.py", *arguments]
     runpy.run_path(str(ROOT / "jobs/build_index.py"), run_name="__main__")

@@ -37,12 +37,14 @@ def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> N
 
 
 def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
-    """The file `source` of this machine under `path`, over what was there, however large. Raises what the filesystem raises."""
+    """The file `source` of this machine under `path`, over what was there, however large. Raises what the filesystem raises.
+
+    On one disk they are one file from then on: the source must not be written to again.
+    """
     if not is_local(fs):
         fs.put_file(source, path)
         return
-    with open(source, "rb") as file:
-        os.replace(_write_unfinished(path, iter(lambda: file.read(8 << 20), b"")), path)
+    os.replace(_link_unfinished(path, source), path)
     _sync_folder(path)
 
 
@@ -90,10 +92,28 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Non
         raise
 
 
-def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
+def _link_unfinished(path: str, source: str) -> str:
+    """The bytes of `source`, copied where they lie on another disk."""
+    unfinished = _unfinished(path)
+    try:
+        os.link(source, unfinished)
+    except OSError:  # another disk, or one without links
+        with open(source, "rb") as file:
+            return _write_unfinished(path, iter(lambda: file.read(8 << 20), b""))
+    with open(unfinished, "rb") as file:
+        os.fsync(file.fileno())
+    return unfinished
+
+
+def _unfinished(path: str) -> str:
+    """A hidden name beside it, in a folder that is there."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    unfinished = f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
+    return f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
+
+
+def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
+    unfinished = _unfinished(path)
     try:
         with open(unfinished, "wb") as file:
             file.writelines(pieces)

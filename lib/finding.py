@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .building.coding import open_piece
-from .building.reading import matrix
+from .building.reading import column, matrix
 from .building.source import Source
 from .indexes import Kind, Metric, scores_of
 from .parts import read_manifest
@@ -54,8 +54,7 @@ class Find:
         began = time.perf_counter()
         pieces = {name: [p for p in shard.slices if p.name.startswith(f"{name}/")] for name in (QUERIES, PIECES)}
         rows = self.source.read(Shard(shard.number, tuple(pieces[QUERIES])))
-        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors.reshape(-1)), self.source.dim)
-        queries = pa.table({"id": rows.table["id"], "vector": column, "error": rows.reasons})
+        queries = pa.table({"id": rows.table["id"], "vector": column(rows.vectors), "error": rows.reasons})
         return {"queries": queries, "piece": pa.table({"path": [pieces[PIECES][0].path]})}, {
             "read": time.perf_counter() - began
         }

@@ -54,8 +54,8 @@ def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers
             "--output on a shared file system, or in an object store"
         )
     sink = io.BytesIO()
-    vectors = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type)]  # noise to a compressor
-    compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
+    noise = [f.name for f in table.schema if _is_vector(f.type)]
+    compression = {leaf: "NONE" if leaf.split(".")[0] in noise else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     grouped = GROUPS in (table.schema.metadata or {})
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
@@ -95,6 +95,11 @@ def read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
     if rows != seal["rows"]:
         raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
     return Part(shard, name, size, seal["data_bytes"], seal["sha256"], **{n: seal.get(n, 0) for n in NUMBERS})
+
+
+def _is_vector(type: pa.DataType) -> bool:
+    """Whether the values are a vector's numbers or its codes, which no compressor makes smaller."""
+    return pa.types.is_fixed_size_list(type) or pa.types.is_fixed_size_binary(type)
 
 
 def _groups(table: pa.Table) -> Iterator[pa.Table]:

@@ -19,13 +19,24 @@ def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mappi
 
     Raises InputError when a file has changed since the plan.
     """
-    tables = [table for piece in shard.slices for table in _read_slice(piece, columns, schema, storage)]
+    tables = pieces(shard, columns, schema, storage)
     fields = [
         *(schema.field(name) for name in columns),
         pa.field("_source", pa.string()),
         pa.field("_error", pa.string()),
     ]
     return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
+
+
+def pieces(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The same, some rows at a time, in order."""
+    for piece in shard.slices:
+        yield from _read_slice(piece, columns, schema, storage)
+
+
+def together(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; not copied where it is one already, as pyarrow's combine_chunks does."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _read_slice(

@@ -3,9 +3,11 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from lib.building import centroids as module
 from lib.building.centroids import Centroids, kmeans
+from lib.models import load
 
 
 def clustered(count: int, dim: int, seed: int) -> np.ndarray:
@@ -29,17 +31,17 @@ def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("many", [0, 1000])
-@pytest.mark.parametrize("precision", ["bf16", "ieee"])
+@pytest.mark.parametrize("type", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("products", [True, False])
-def test_the_nearest_is_the_nearest(products, precision, many, monkeypatch):
+def test_the_nearest_is_the_nearest(products, type, many, monkeypatch):
     """The best of float64 sums, within a rounding of float32; among centroids that bfloat16 cannot tell apart, too."""
     monkeypatch.setattr(module, "LEAST_BLOCK", 70)
-    monkeypatch.setattr(module, "PRODUCTS", 5000)  # several blocks, and the last one short
+    monkeypatch.setattr(module, "SCORE_BYTES", 20_000)  # several blocks, and the last one short
     monkeypatch.setattr(module, "MANY", many)
+    monkeypatch.setattr(load, "choose_dtype", lambda *_: type)
     points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
     given = with_neighbours(given)
     one = Centroids(given, products)
-    one._precision, one._margin = precision, 4.04 * module.ROUNDING[precision] * float(one.rows.norm(dim=1).max())
     scores = plain(points, given, products)
     found = scores[np.arange(len(points)), one.nearest(points)]
 
@@ -51,12 +53,10 @@ def test_bfloat16_alone_would_be_wrong():
     points, given = clustered(3000, 48, seed=1), clustered(150, 48, seed=2)
     given = with_neighbours(given)
     one = Centroids(given, products=True)
-    if one._precision != "bf16":
+    if one._type is not torch.bfloat16:
         pytest.skip("this chip has no bfloat16")
-    right = one.nearest(points)
-    one._margin = 0.0
 
-    assert (one.nearest(points) != right).mean() > 0.01
+    assert (one.about(points) != one.nearest(points)).mean() > 0.01
 
 
 def test_equally_near_is_the_first():
@@ -108,6 +108,20 @@ def test_what_bfloat16_rounds_the_wrong_way_is_settled():
     expected = plain(wide[0], many, products=True).argmax()
 
     assert Centroids(many, products=True).nearest(np.repeat(wide[0], 600, axis=0)).tolist() == [expected] * 600
+
+
+@pytest.mark.parametrize("type", [torch.bfloat16, torch.float32])
+def test_where_all_scores_are_negative(type, monkeypatch):
+    """Vectors that are nearer to the middle of all centroids than to any of these: the nearest all the same."""
+    monkeypatch.setattr(load, "choose_dtype", lambda *_: type)
+    given = clustered(200, 32, seed=11)
+    points = given.mean(0) + 0.05 * clustered(500, 32, seed=12)
+    scores = plain(points, given, products=False)
+    of_middle = plain(points, given.mean(0, keepdims=True), products=False)[:, 0]
+    found = Centroids(given, products=False).nearest(points)
+
+    assert (scores.max(1) < of_middle).mean() > 0.9
+    np.testing.assert_allclose(scores[np.arange(500), found], scores.max(1), atol=1e-5 * np.abs(scores).max())
 
 
 def test_far_from_the_origin_all_is_settled_quickly():

@@ -193,7 +193,8 @@ def test_what_turns_vectors_turns_centroids(here, source, tmp_path, vectors):
     for number, kind in enumerate(("ivf-flat", "ivf-rabitq", "ivf-opq:code=16")):
         built(source, tmp_path / str(number), kind=kind, lists=LISTS)
         index = load_index((tmp_path / str(number) / "trained.faiss").read_bytes())
-        errors.append(Coder(parse(kind), index).error(vectors / np.linalg.norm(vectors, axis=1)[:, None]))
+        coder, unit = Coder(parse(kind), index), vectors / np.linalg.norm(vectors, axis=1)[:, None]
+        errors.append(coder.error(unit, coder.encode(unit)[0]))
 
     assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
     assert errors[0] < 0.9

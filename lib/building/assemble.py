@@ -7,8 +7,10 @@ the same one.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,26 @@ import pyarrow.compute as pc
 from ..indexes import Kind, lists_of
 from ..parts import Part
 from ..plan import Shard
+from ..rows import together
 from ..scratch import Scratch
 from ..stages import Bundle
 from ..storage import Folder, download
 from . import CODE, FACTS, LIST, TRAINED
 from .coding import fill, load_index, open_merged, open_piece
-from .reading import PATHS, OfParts, paths_of, read_parts
+from .reading import PATHS, OfParts, matrix, paths_of, read_parts
 
-PIECE_BYTES = 1 << 30  # of codes in a piece; the worker that fills it holds up to twice as much
+PIECE_BYTES = 512 << 20  # of codes in a piece, about; the worker that fills it holds up to twice as much
+FILL_BYTES = 64 << 20  # of codes at once: each list that they go to costs a call
 CENTROIDS_OVER = 2  # times the centroids' bytes, which every piece repeats: more where they are large
 DATA = ".ivfdata"
 
 
 def grouped(parts: Sequence[Part], row_bytes: float, overhead: int) -> list[list[Part]]:
-    """Parts in order, in groups that make a piece each. overhead: bytes of the centroids."""
-    most = max(PIECE_BYTES, CENTROIDS_OVER * overhead)
-    groups: list[list[Part]] = []
-    held = 0.0
-    for part in parts:
-        size = (part.rows - part.errors) * row_bytes
-        if not groups or held + size > most:
-            groups.append([])
-            held = 0.0
-        groups[-1].append(part)
-        held += size
-    return groups
+    """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids."""
+    ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
+    count = max(1, -(-int(ends[-1]) // max(PIECE_BYTES, CENTROIDS_OVER * overhead)))
+    places = np.ceil(ends * count / max(ends[-1], 1)).astype(np.int64).tolist()
+    return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Assemble(OfParts):
             began = time.perf_counter()
             facts = json.loads(bundle[PATHS].schema.metadata[FACTS])
             index, number = load_index(trained), facts["first"]
-            for table in read_parts(bundle[PATHS], [LIST, CODE], self.storage):
+            for table in _several(read_parts(bundle[PATHS], [LIST, CODE], self.storage)):
                 number += _add(self.kind, index, table, number)
             index = self.kind.finished(index)
             said = {"first": facts["first"], "rows": number - facts["first"], "vectors": index.ntotal}
@@ -84,16 +81,25 @@ class Assemble(OfParts):
         return work
 
 
+def _several(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Parts together, in order, until they are FILL_BYTES."""
+    held: list[pa.Table] = []
+    for part in parts:
+        held.append(part)
+        if sum(each.nbytes for each in held) >= FILL_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
 def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
-    """Fill a part's rows in, the first of which is `number`; how many rows it has, the ones without a vector counted."""
-    good = pc.is_valid(table[LIST]).combine_chunks()
+    """Fill rows in, the first of which is `number`; how many rows it has, the ones without a vector counted."""
+    good = together(pc.is_valid(table[LIST]))
     numbers = number + np.flatnonzero(good.to_numpy(zero_copy_only=False))
-    held = table.filter(good).combine_chunks()
+    held = table.filter(good) if len(numbers) < len(table) else table
     if len(held):
-        codes = held[CODE].combine_chunks()
-        size = codes.type.byte_width
-        flat = np.frombuffer(codes.buffers()[1], np.uint8)[codes.offset * size : (codes.offset + len(codes)) * size]
-        fill(kind, index, numbers, held[LIST].to_numpy().astype(np.int64), flat.reshape(-1, size))
+        fill(kind, index, numbers, held[LIST].to_numpy().astype(np.int64), matrix(held[CODE], np.uint8))
     return len(table)
 
 

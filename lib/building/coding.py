@@ -8,7 +8,7 @@ import numpy as np
 from ..indexes import Kind, lists_of
 from .centroids import Centroids
 
-CHECKED = 2048  # vectors whose error stands for their shard's
+CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
 
 
 def load_index(data: bytes | memoryview) -> Any:
@@ -56,6 +56,11 @@ def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def checked(count: int) -> slice:
+    """Of so many vectors those that are held against their centroids."""
+    return slice(None, None, max(1, count // CHECKED))
+
+
 class Coder:
     """A trained index as a function of vectors."""
 
@@ -67,7 +72,7 @@ class Coder:
         if isinstance(lists, faiss.IndexIVFPQ):
             lists.pq.sync_transposed_centroids()  # the same codes in five sixths of the time
         self._lists = lists
-        self._nearest = _nearest(lists.quantizer) if kind.lists else None
+        self._nearest = nearest_of(lists.quantizer) if kind.lists else None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """vectors: float32 [n, dim]. Lists, int64 [n], and codes, uint8 [n, code]; without lists, zeros and the vectors' own
@@ -76,26 +81,26 @@ class Coder:
 
         count, inner = len(vectors), self._lists
         if self._nearest is None:
-            return np.zeros(count, np.int64), np.ascontiguousarray(vectors).view(np.uint8).reshape(count, -1)
+            return np.zeros(count, np.int64), np.ascontiguousarray(vectors).view(np.uint8)
         points = turned(self._index, vectors)
         lists = self._nearest(points)
         codes = np.empty((count, inner.code_size), np.uint8)
         inner.encode_vectors(count, faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
         return lists, codes
 
-    def error(self, vectors: np.ndarray) -> float:
-        """How far vectors lie from their centroids, squared and on average, over their own mean square: 0 at best, about 1
-        where the centroids say nothing of them. Of an index without lists 0."""
+    def error(self, vectors: np.ndarray, lists: np.ndarray) -> float:
+        """How far vectors lie from the centroids of their lists (int64 [n], as `encode` finds them), squared and on average, over
+        their own mean square: 0 at best, about 1 where the centroids say nothing of them. Of an index without lists 0."""
         import faiss
 
         if self._nearest is None or not len(vectors):
             return 0.0
-        points = turned(self._index, vectors[:: max(1, len(vectors) // CHECKED)])
-        centroids = faiss.downcast_index(self._lists.quantizer).reconstruct_batch(self._nearest(points))
+        points = turned(self._index, vectors)
+        centroids = faiss.downcast_index(self._lists.quantizer).reconstruct_batch(lists)
         return float(np.mean(np.sum((points - centroids) ** 2, axis=1)) / np.mean(np.sum(points**2, axis=1)))
 
 
-def _nearest(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:
+def nearest_of(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The nearest of a quantizer's centroids to each vector, int64 [n]: of all, or as a graph finds them."""
     import faiss
 

@@ -26,7 +26,7 @@ from .centroids import Centroids, compute_with
 from .coding import fill, save_index, turns
 from .encode import Encode
 from .measure import LISTED, QUERIES, Probe, Truth, best_lists
-from .reading import read_parts
+from .reading import column, matrix, read_parts
 from .source import Source
 
 BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
@@ -216,7 +216,7 @@ def _steps(
     folder, table = Folder(place), _input(vectors[:rows], number)
     folder.publish(RUN, b"{}")
     folder.publish(TRAINED, save_index(index))
-    queries = pa.table({VECTOR: _column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})
+    queries = pa.table({VECTOR: column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})
     folder.publish(QUERIES, parquet_bytes(queries))
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
@@ -224,9 +224,9 @@ def _steps(
     source = Source(VECTOR, "id", (), dim, False, False, table.schema, {})
     shard = _shard(folder, part.part, rows, size)
 
-    encode = Encode(source, kind, folder, 1)
-    encode.prepare(shard)  # what the first reading of a process takes, no other does
-    (read, encoded, written), part = _taken(encode, shard, folder, "rows.parquet")
+    source.read(shard)  # what the first reading of a process takes, no other does
+    read = _seconds(lambda: list(source.pieces(shard)))
+    (_, encoded, written), part = _taken(Encode(source, kind, folder, 1), shard, folder, "rows.parquet")
     pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
     (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
     (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
@@ -243,7 +243,7 @@ def _steps(
     return {
         "read": read / size,
         "put": put,
-        "encode": encoded / rows,
+        "encode": max(encoded - read, 1e-9) / rows,
         "write": written / rows,
         "fill": filled / rows,
         "repeat": empty / len(save_index(index)),
@@ -260,8 +260,7 @@ def _scattered(kind: Kind, dim: int, lists: int, metric: Metric, path: str) -> f
     """Seconds to fill the codes of a part into as many lists as can be: each list that a part has rows of costs a call."""
     (table,) = read_parts(pa.table({"path": [path]}), [CODE], {})
     count = min(lists, len(table), FLAT_LISTS)
-    size = table[CODE].type.byte_width
-    codes = np.frombuffer(b"".join(table[CODE].to_pylist()), np.uint8).reshape(-1, size)
+    codes = matrix(table[CODE], np.uint8)
     numbers, index = np.arange(len(codes)), untrained(kind, dim, count, metric)
     return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
 

@@ -15,7 +15,6 @@ from ..parts import Part
 from ..plan import cut
 from ..workers import WORKER_BASE
 from .assemble import grouped
-from .coding import CHECKED
 from .growing import balanced
 from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
@@ -156,8 +155,7 @@ def _encode(given: Given) -> tuple[Stage, np.ndarray]:
     rows = shard_rows(plan)
     read = decoded(plan, corpus)
     carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.keep_columns else 0.0
-    assigned = float((rows + np.minimum(rows, CHECKED)).sum())  # some again, for how well the centroids fit
-    seconds = read * costs.read + assigned * costs.assigned(given.lists) * build.kind.lists
+    seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.lists
     stage = Stage(
         name="encode",
         shards=len(rows),

@@ -22,7 +22,7 @@ from ..stages import Bundle
 from ..storage import Folder, download
 from . import FACTS, NUMBER, VECTOR
 from .coding import open_piece
-from .reading import PATHS, OfParts, matrix, read_parts
+from .reading import PATHS, OfParts, column, matrix, read_parts
 from .source import Source
 
 CUTS = 1, 10, 100
@@ -48,8 +48,7 @@ class Truth(OfParts):
         began = time.perf_counter()
         rows = self.source.read(shard)
         places = np.flatnonzero(rows.good)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.vectors[places].reshape(-1)), self.source.dim)
-        table = pa.table({VECTOR: column, NUMBER: self.firsts[shard.number] + places})
+        table = pa.table({VECTOR: column(rows.vectors[places]), NUMBER: self.firsts[shard.number] + places})
         return {"rows": table}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Bundle], Bundle]:

@@ -18,7 +18,7 @@ from ..plan import cut, heads
 from ..storage import open_file
 from . import FILE, HELD, NUMBER, ROW, VECTOR
 from .log import Say
-from .reading import matrix
+from .reading import column, matrix
 from .source import VectorOptions, Vectors, describe
 from .training import draw, source
 
@@ -52,8 +52,7 @@ def queries_of(build: Build, plan: pa.Table, say: Say) -> pa.Table:
         vectors, numbers = vectors[numbers >= 0], numbers[numbers >= 0]
     most = build.config.recall_queries
     kept = np.linspace(0, len(vectors) - 1, min(most, len(vectors))).round().astype(np.int64)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[kept].reshape(-1)), build.vectors.dim)
-    return pa.table({VECTOR: column, NUMBER: numbers[kept]})
+    return pa.table({VECTOR: column(vectors[kept]), NUMBER: numbers[kept]})
 
 
 def _held(path: str, storage: Mapping[str, Any]) -> pa.Table:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ..parts import FOOTER_THREADS, Part
 from ..plan import PLAN_SCHEMA, Shard, Slice
+from ..rows import together
 from ..stages import Bundle, Direct
 from ..storage import Folder, open_file
 from . import FACTS, HELD, VECTOR
@@ -85,10 +86,19 @@ def read_parts(paths: pa.Table, columns: Sequence[str], storage: Mapping[str, An
             yield pq.read_table(file, columns=list(columns))
 
 
-def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of vectors without nulls as float32 [n, dim]; a view where they lie together."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+def column(rows: np.ndarray) -> pa.Array:
+    """Numbers, [n, width], as a value of so many bytes a row, not copied. Parquet reads and writes these in a fifth of the time
+    that lists take."""
+    rows = np.ascontiguousarray(rows)
+    return pa.Array.from_buffers(pa.binary(rows.shape[1] * rows.itemsize), len(rows), [None, pa.py_buffer(rows)])
+
+
+def matrix(column: pa.ChunkedArray, type: type[np.generic] = np.float32) -> np.ndarray:
+    """The numbers of a `column` without nulls again, [n, width]; a view where they lie together."""
+    array = together(column)
+    size = array.type.byte_width
+    flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size : (array.offset + len(array)) * size]
+    return flat.reshape(-1, size).view(type)
 
 
 def drawn(paths: pa.Table, dim: int, storage: Mapping[str, Any]) -> np.ndarray:

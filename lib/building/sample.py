@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from ..parts import GROUPS
 from ..plan import PLAN_SCHEMA, count_shards, cut
 from ..stages import Bundle
 from . import FACTS, FILE, HELD, ROW, VECTOR
-from .reading import PATHS, OfParts, shard_of
+from .reading import PATHS, OfParts, column, shard_of
 from .source import SHARD_BYTES, Source, off_unit
 
 BLOCK = 4096  # rows that are read together, and of which some are drawn
@@ -40,7 +41,20 @@ def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
     plan = blocks.filter(pc.is_in(blocks["shard"], pa.array(chosen)))
     places = pc.index_in(plan["shard"], pa.array(chosen)).to_numpy().astype(np.int64)
     shards = -(-len(chosen) * BLOCK * 4 * dim // SHARD_BYTES)
-    return plan.set_column(0, PLAN_SCHEMA.field(0), pa.array(places * min(shards, len(chosen)) // max(len(chosen), 1)))
+    numbers = pa.array(places * min(shards, len(chosen)) // max(len(chosen), 1))
+    return _joined(plan.set_column(0, PLAN_SCHEMA.field(0), numbers))
+
+
+def _joined(plan: pa.Table) -> pa.Table:
+    """The plan with one slice for those that follow each other in a file and a shard: each slice is decoded by itself."""
+    joined: list[dict[str, Any]] = []
+    for row in plan.to_pylist():
+        last = joined[-1] if joined else {}
+        if [last.get(name) for name in ("shard", "path", "stop")] == [row["shard"], row["path"], row["start"]]:
+            last |= {"stop": row["stop"], "rows": last["rows"] + row["rows"]}
+        else:
+            joined.append(row)
+    return pa.Table.from_pylist(joined, plan.schema)
 
 
 def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
@@ -73,11 +87,16 @@ class Sample(OfParts):
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.good))
         held = min(self.hold, len(places) // 10)
         places = places[: held + self.draw]
-        drawn = rows.vectors[places]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(drawn.reshape(-1)), self.source.dim)
-        files = np.repeat([piece.path for piece in shard.slices], [piece.rows for piece in shard.slices])
+        sizes = [piece.rows for piece in shard.slices]
+        slices = pa.array(np.repeat(np.arange(len(sizes)), sizes)[places])
+        files = pa.array([piece.path for piece in shard.slices], pa.string()).take(slices)
         lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.slices])
-        data = {VECTOR: column, FILE: files[places], ROW: lines[places], HELD: np.arange(len(places)) < held}
+        data = {
+            VECTOR: column(rows.vectors[places]),
+            FILE: files,
+            ROW: lines[places],
+            HELD: np.arange(len(places)) < held,
+        }
         facts = {"off_unit": off_unit(rows.lengths[places]), "good": int(rows.good.sum()), "held": held}
         groups = json.dumps([held, len(places) - held])  # what is held out is read alone, in the end
         return {"rows": pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts), GROUPS: groups})}

@@ -1,7 +1,7 @@
 """Vectors as they lie in Parquet, ours or anyone's: checked once by the driver, then read shard by shard as float32."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ from ..job import RunOptions
 from ..listing import InputFile
 from ..parts import FOOTER_THREADS
 from ..plan import Shard
-from ..rows import read
+from ..rows import pieces, read, together
 from ..storage import open_file
 
 SHARD_BYTES = 64 << 20  # of float32 vectors a shard
@@ -160,16 +160,24 @@ class Source:
 
     def read(self, shard: Shard) -> Rows:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
+        return self._rows(read(shard, self._names(), self.columns, self.storage))
+
+    def pieces(self, shard: Shard) -> Iterator[Rows]:
+        """The same, some rows at a time: a processor's cache keeps these from one step to the next."""
+        return map(self._rows, pieces(shard, self._names(), self.columns, self.storage))
+
+    def _names(self) -> list[str]:
         wanted = [self.column, self.id_column, *self.carried, REASON if self.reasons else None]
-        names = list(dict.fromkeys(name for name in wanted if name))
-        table = read(shard, names, self.columns, self.storage)
+        return list(dict.fromkeys(name for name in wanted if name))
+
+    def _rows(self, table: pa.Table) -> Rows:
         ids = table["_source"].cast(pa.large_string())
         if self.id_column:
             ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
-        vectors, lengths, reasons = self._numbers(table[self.column].combine_chunks())
-        said = [table["_error"].combine_chunks()]
+        vectors, lengths, reasons = self._numbers(together(table[self.column]))
+        said = [together(table["_error"])]
         if self.reasons:
-            said.append(table[REASON].combine_chunks().cast(pa.string()))
+            said.append(together(table[REASON]).cast(pa.string()))
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
         if reasons.null_count < len(reasons):
             vectors = np.where(reasons.is_null().to_numpy(zero_copy_only=False)[:, None], vectors, np.float32(0))

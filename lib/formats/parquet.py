@@ -28,7 +28,8 @@ def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str
 
 
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
-    with open_file(path, options) as source, pq.ParquetFile(source, buffer_size=BUFFER) as parquet:
+    # Unless pre_buffer is off pyarrow ignores the buffer, and reads a row group's columns whole before the first row.
+    with open_file(path, options) as source, pq.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False) as parquet:
         check_columns(parquet.schema_arrow, columns, path)
         first = 0
         for group in range(parquet.metadata.num_row_groups):
@@ -45,7 +46,8 @@ def _read_group(
     done = start
     try:
         position = first
-        for batch in parquet.iter_batches(ROWS_PER_TABLE, row_groups=[group], columns=list(columns), use_threads=False):
+        at_once = min(ROWS_PER_TABLE, stop - first)  # what lies behind the last row is not decoded
+        for batch in parquet.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
             begin, end = max(start, position), min(stop, position + len(batch))
             if begin < end:
                 yield _table(pa.Table.from_batches([batch]).slice(begin - position, end - begin), begin)
