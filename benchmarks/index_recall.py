@@ -9,7 +9,8 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.index_vectors import Vectors, blocks_of, column
+from benchmarks.index_vectors import Vectors, blocks_of
+from lib.building.reading import matrix
 
 CUT = 10  # recall@
 LISTED = 101  # what the card's own measurement asks of a piece: of codes that are the same the lowest numbers win
@@ -32,7 +33,7 @@ def questions_of(output: Path, vectors: Vectors, folder: Path) -> Questions:
     """Those of a build; the true lists are computed where they are not in `folder` yet."""
     (file,) = (output / "_build").glob("queries-*/queries.parquet")
     table = pq.read_table(file)
-    held, own, real = column(table["vector"]), table["number"].to_numpy(), vectors.questions()
+    held, own, real = matrix(table["vector"]), table["number"].to_numpy(), vectors.questions()
     words = (vectors.folder.name.encode(), held.tobytes(), own.tobytes(), real.tobytes())
     path = folder / f"questions-{hashlib.sha256(b''.join(words)).hexdigest()[:12]}.npz"
     if not _truth(path).exists():

@@ -100,9 +100,18 @@ def _link_unfinished(path: str, source: str) -> str:
     except OSError:  # another disk, or one without links
         with open(source, "rb") as file:
             return _write_unfinished(path, iter(lambda: file.read(8 << 20), b""))
-    with open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
+    try:
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError:
+        _forget(unfinished)
+        raise
     return unfinished
+
+
+def _forget(unfinished: str) -> None:
+    with suppress(OSError):
+        os.unlink(unfinished)
 
 
 def _unfinished(path: str) -> str:
@@ -120,8 +129,7 @@ def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        with suppress(OSError):
-            os.unlink(unfinished)
+        _forget(unfinished)
         raise
     return unfinished
 

@@ -19,7 +19,7 @@ def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mappi
 
     Raises InputError when a file has changed since the plan.
     """
-    tables = pieces(shard, columns, schema, storage)
+    tables = batches(shard, columns, schema, storage)
     fields = [
         *(schema.field(name) for name in columns),
         pa.field("_source", pa.string()),
@@ -28,14 +28,14 @@ def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mappi
     return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
 
 
-def pieces(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
+def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     """The same, some rows at a time, in order."""
     for piece in shard.slices:
         yield from _read_slice(piece, columns, schema, storage)
 
 
 def together(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array; not copied where it is one already, as pyarrow's combine_chunks does."""
+    """A column as one array; where it is one already it is not copied, as combine_chunks would."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

@@ -155,7 +155,8 @@ class Folder:
         retrying(lambda: atomic.put(fs, f"{path}/{name}", data), self.path(name))
 
     def put(self, name: str, path: str) -> str:
-        """Put a file of this machine under `name` in one step, however large; its sha256. Raises StorageError."""
+        """Put a file of this machine, which must not be written to again, under `name` in one step, however large; its sha256.
+        Raises StorageError."""
         fs, place = self._open()
         retrying(lambda: atomic.put_file(fs, f"{place}/{name}", path), self.path(name))
         with open(path, "rb") as file:

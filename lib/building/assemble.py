@@ -39,7 +39,7 @@ def grouped(parts: Sequence[Part], row_bytes: float, overhead: int) -> list[list
     """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids."""
     ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
     count = max(1, -(-int(ends[-1]) // max(PIECE_BYTES, CENTROIDS_OVER * overhead)))
-    places = np.ceil(ends * count / max(ends[-1], 1)).astype(np.int64).tolist()
+    places = np.ceil(ends * count / max(ends[-1], 1)).clip(1, count).tolist()
     return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
 
 

@@ -1,8 +1,8 @@
 """The nearest of some centroids to many vectors, and the k-means that finds the centroids.
 
-Both are one product of matrices. On chips with bfloat16 in hardware its factors and its scores are of that, at some four times
-the speed of float32. How far a score can be off by it is known; so where the second best is nearer than that, both are taken
-again in float32: the nearest is the one that float32 gives.
+Both are one product of matrices. On chips with bfloat16 in hardware factors and scores are of that, at some four times the
+speed of float32. How far a score can be off by it is known; so where others are nearer to the best than that, these and the best
+are taken again in float32: the nearest is the one that float32 gives.
 """
 
 import warnings
@@ -21,11 +21,11 @@ ITERATIONS = 6  # of k-means; LOG.md has what more of them bring
 SEED = 1234
 SCORE_BYTES = 8 << 20  # at once for a thread: a core's cache has room for some of it
 LEAST_BLOCK = 512  # vectors at once: for each block the centroids are read anew
-HALVES = 2  # columns of a half square: what bfloat16 keeps of it, and what it keeps of the rest
+SQUARE_COLUMNS = 2  # of half a square: what bfloat16 keeps of it, and what it keeps of the rest
 UNKNOWN = -1
 MANY = 16  # centroids that are near a vector, on average, from which on all are taken again
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}  # of a number, at most, relative
-SLACK = 1.03  # for the roundings of roundings, and of the lengths
+SLACK = 1.03  # for the roundings of roundings, of the lengths, and of the sums in float32
 MOST_POINTS = 256  # for a centroid: more move it by less than they cost
 SPLIT = 1 / 64  # how far the two halves of a cluster are moved apart, relative; bfloat16 must tell them apart
 
@@ -85,7 +85,7 @@ class Centroids:
         room = torch.empty(block, count, dtype=self._type)
         for part in points.split(block):
             moved = part - self._middle
-            rounded[: len(part), :-HALVES] = moved
+            rounded[: len(part), :-SQUARE_COLUMNS] = moved
             yield moved, torch.mm(rounded[: len(part)], self._columns, out=room[: len(part)])
 
     def _settled(self, points: "Tensor", scores: "Tensor") -> "Tensor":
@@ -131,7 +131,7 @@ class Centroids:
 
 
 def _factors(rows: "Tensor", half: "Tensor", type: "torch.dtype") -> "Tensor":
-    """[count, dim + HALVES]: rounded centroids and their halves, which ones beside a vector add to its score."""
+    """[count, dim + SQUARE_COLUMNS]: rounded centroids and their halves, which ones beside a vector add to its score."""
     import torch
 
     kept = half.to(type)

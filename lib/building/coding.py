@@ -61,6 +61,11 @@ def checked(count: int) -> slice:
     return slice(None, None, max(1, count // CHECKED))
 
 
+def share(errors: np.ndarray) -> float:
+    """Of `Coder.errors`: 0 at best, about 1 where the centroids say nothing of the vectors."""
+    return float(errors[0] / errors[1]) if errors[1] else 0.0
+
+
 class Coder:
     """A trained index as a function of vectors."""
 
@@ -88,16 +93,16 @@ class Coder:
         inner.encode_vectors(count, faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
         return lists, codes
 
-    def error(self, vectors: np.ndarray, lists: np.ndarray) -> float:
-        """How far vectors lie from the centroids of their lists (int64 [n], as `encode` finds them), squared and on average, over
-        their own mean square: 0 at best, about 1 where the centroids say nothing of them. Of an index without lists 0."""
+    def errors(self, vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """float64 [2]: the sums of the squared distances of vectors from the centroids of their lists (int64 [n], as `encode`
+        finds them), and of their own squares. Of an index without lists 0."""
         import faiss
 
         if self._nearest is None or not len(vectors):
-            return 0.0
+            return np.zeros(2)
         points = turned(self._index, vectors)
         centroids = faiss.downcast_index(self._lists.quantizer).reconstruct_batch(lists)
-        return float(np.mean(np.sum((points - centroids) ** 2, axis=1)) / np.mean(np.sum(points**2, axis=1)))
+        return np.array([np.sum((points - centroids) ** 2, dtype=np.float64), np.sum(points**2, dtype=np.float64)])
 
 
 def nearest_of(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -21,7 +21,7 @@ from ..plan import Shard, Slice
 from ..stages import Verb
 from ..storage import Folder
 from . import CODE, NUMBER, TRAINED, VECTOR
-from .assemble import Assemble
+from .assemble import FILL_BYTES, Assemble
 from .centroids import Centroids, compute_with
 from .coding import fill, save_index, turns
 from .encode import Encode
@@ -225,7 +225,7 @@ def _steps(
     shard = _shard(folder, part.part, rows, size)
 
     source.read(shard)  # what the first reading of a process takes, no other does
-    read = _seconds(lambda: list(source.pieces(shard)))
+    read = _seconds(lambda: list(source.batches(shard)))
     (_, encoded, written), part = _taken(Encode(source, kind, folder, 1), shard, folder, "rows.parquet")
     pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
     (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
@@ -257,10 +257,10 @@ def _steps(
 
 
 def _scattered(kind: Kind, dim: int, lists: int, metric: Metric, path: str) -> float:
-    """Seconds to fill the codes of a part into as many lists as can be: each list that a part has rows of costs a call."""
+    """Seconds to fill the codes of a part into as many lists as its share of FILL_BYTES meets: each costs a call."""
     (table,) = read_parts(pa.table({"path": [path]}), [CODE], {})
-    count = min(lists, len(table), FLAT_LISTS)
     codes = matrix(table[CODE], np.uint8)
+    count = max(1, min(lists * codes.nbytes // FILL_BYTES, len(codes), FLAT_LISTS))
     numbers, index = np.arange(len(codes)), untrained(kind, dim, count, metric)
     return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
 

@@ -13,7 +13,7 @@ from ..stages import Bundle
 from ..storage import Folder
 from . import CODE, FACTS, LIST, TRAINED
 from .centroids import compute_with
-from .coding import Coder, checked, load_index
+from .coding import Coder, checked, load_index, share
 from .reading import PATHS, OfParts, column, shard_of
 from .source import Rows, Source
 
@@ -32,16 +32,15 @@ class Encode(OfParts):
         coder = Coder(self.kind, load_index(self.folder.read(TRAINED)))
 
         def work(bundle: Bundle) -> Bundle:
-            tables, errors, counts = [], [], []
-            for rows in self.source.pieces(shard_of(bundle[PATHS])):
+            tables, errors, count = [], np.zeros(2), 0
+            for rows in self.source.batches(shard_of(bundle[PATHS])):
                 vectors = rows.vectors if rows.good.all() else rows.vectors[rows.good]  # no copy where all have one
                 lists, codes = coder.encode(vectors)
                 tables.append(_coded(rows, lists, codes))
                 some = checked(len(vectors))
-                errors.append(coder.error(vectors[some], lists[some]))
-                counts.append(len(vectors))
-            error = float(np.average(errors, weights=counts)) if sum(counts) else 0.0
-            facts = json.dumps({"error": error, "vectors": sum(counts)})
+                errors += coder.errors(vectors[some], lists[some])
+                count += len(vectors)
+            facts = json.dumps({"error": share(errors), "vectors": count})
             return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
 
         return work

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import InputError
+from ..formats.parquet import ROWS_PER_TABLE
 from ..indexes import FLAT_LISTS, efforts
 from ..job import even_rows
 from ..parts import Part
@@ -26,7 +27,7 @@ from .training import COPIES, wanted_rows
 RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
 CARD_OBJECTS = 3  # card.json, README.md, curve.svg
 HELD_TWICE = 2  # a trained index, as bytes and as faiss holds it; a list of codes while it grows
-SHARD_COPIES = 3  # of an encoding shard's vectors: as they were read, as numbers, turned
+COPIES_READ = 3  # of vectors that are read: as they lie, as numbers, turned
 PLACE_BYTES = 8 + 4 + 4 + 4  # of a list: a number, a score, an effort, a query
 MERGE_PASSES = 3  # over a piece's bytes: fetched, copied list by list, put
 
@@ -40,7 +41,7 @@ def stages_of(given: Given) -> tuple[list[Stage], list[float]]:
     pieces = [count * given.code + given.trained for count in groups]
     merged = [_merge(given, groups)] if given.build.config.merge else []
     found = [first, *_training(given, drawn), encoded, _assemble(given, groups, len(parts)), *merged]
-    return [*found, *_measure(given, encoded, groups)], pieces
+    return [*found, *_measure(given, encoded, groups, int(rows.max()))], pieces
 
 
 def _sample(given: Given) -> tuple[Stage, np.ndarray]:
@@ -58,7 +59,7 @@ def _sample(given: Given) -> tuple[Stage, np.ndarray]:
         read=read,
         written=written,
         objects=len(rows) + RUN_OBJECTS + 1,  # the build's own record
-        memory=WORKER_BASE + SHARD_COPIES * SHARD_BYTES,
+        memory=WORKER_BASE + COPIES_READ * SHARD_BYTES,
         seconds=read * costs.read + written * costs.put,
         workers=given.find(0, False),
         slices=plan.num_rows,
@@ -126,7 +127,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             read=size,
             written=size,
             objects=parts + RUN_OBJECTS,
-            memory=WORKER_BASE + SHARD_COPIES * float(drawn.max()) * at_once * given.vector,
+            memory=WORKER_BASE + COPIES_READ * float(drawn.max()) * at_once * given.vector,
             seconds=size * (costs.read + costs.put) + near,
             workers=many,
             slices=len(drawn),
@@ -137,7 +138,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             read=size,
             written=float(lists * given.vector),
             objects=cells + RUN_OBJECTS,
-            memory=WORKER_BASE + SHARD_COPIES * each * given.vector,
+            memory=WORKER_BASE + COPIES_READ * each * given.vector,
             seconds=size * costs.read + cells * given.kmeans(each, lists / cells),
             workers=many,
             slices=cells * parts,  # a range of rows in each dealt part
@@ -156,13 +157,14 @@ def _encode(given: Given) -> tuple[Stage, np.ndarray]:
     read = decoded(plan, corpus)
     carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.keep_columns else 0.0
     seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.lists
+    batch = min(ROWS_PER_TABLE, int(rows.max())) * given.vector
     stage = Stage(
         name="encode",
         shards=len(rows),
         read=read,
         written=corpus.rows * (costs.row + carried),
         objects=len(rows) + RUN_OBJECTS,
-        memory=WORKER_BASE + HELD_TWICE * given.trained + SHARD_COPIES * float(rows.max()) * given.vector,
+        memory=WORKER_BASE + HELD_TWICE * (given.trained + float(rows.max()) * costs.row) + COPIES_READ * batch,
         seconds=seconds + corpus.rows * (costs.encode + costs.write),
         workers=workers,
         slices=plan.num_rows,
@@ -203,8 +205,8 @@ def _merge(given: Given, groups: Sequence[int]) -> Stage:
     )
 
 
-def _measure(given: Given, encoded: Stage, groups: Sequence[int]) -> list[Stage]:
-    """Exact search of the held queries over all vectors, and the pieces' own at every effort."""
+def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) -> list[Stage]:
+    """Exact search of the held queries over all vectors, and the pieces' own at every effort. largest: rows of a shard."""
     build, costs, rows = given.build, given.costs, given.corpus.rows
     queries, ladder = build.config.recall_queries, efforts(build.kind, given.lists)
     workers, listed = given.find(0, False), queries * (MOST + 1)  # places of the lists that a shard leaves
@@ -216,14 +218,13 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int]) -> list[Stage]
         probed = queries * pieces * costs.scan * deeper(given, max(groups))
     else:
         probed = queries * rows * costs.scan
-    size = encoded.memory - WORKER_BASE - HELD_TWICE * given.trained
     exact = Stage(
         name="measure: exact",
         shards=shards,
         read=encoded.read,
         written=shards * listed * costs.place,
         objects=shards + RUN_OBJECTS + 1,  # the queries
-        memory=WORKER_BASE + size * (SHARD_COPIES + 1) / SHARD_COPIES,
+        memory=WORKER_BASE + (COPIES_READ + 1) * largest * given.vector,
         seconds=encoded.read * costs.read + rows * queries * costs.truth + shards * listed * costs.told,
         workers=workers,
         slices=encoded.slices,
@@ -259,7 +260,7 @@ def _shortened(given: Given, stage: Stage, listed: int) -> list[Stage]:
                 read=before * listed * costs.place,
                 written=made * listed * costs.place,
                 objects=made + RUN_OBJECTS,
-                memory=WORKER_BASE + SHARD_COPIES * listed * PLACE_BYTES,
+                memory=WORKER_BASE + COPIES_READ * listed * PLACE_BYTES,
                 seconds=before * listed * costs.met + made * listed * costs.told,
                 workers=stage.workers,
                 slices=before,

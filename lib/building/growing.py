@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..corpus import Corpus
 from ..errors import RunError
 from ..indexes import ID_BYTES, described, lists_of
@@ -78,7 +80,8 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
         return manifest
     first = sum(part.rows for part in parts[:done])
     facts = facts_of(build.folder.below(ROWS), new)
-    pieces = _assembled(build, new, first, say)
+    row_bytes, overhead = _row_bytes(build), len(build.folder.read(TRAINED))
+    pieces = _assembled(build, grouped(new, row_bytes, overhead), first, say)
     vectors = sum(fact["vectors"] for fact in facts)
     error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
     generation = {
@@ -109,7 +112,19 @@ def _make_again(build: Build, manifest: Manifest, parts: Sequence[Part], say: Sa
             continue
         say(f"warning: {len(lost)} pieces of {place.url} are gone, {lost[0]} the first: they are made again")
         first, stop = generation["shards"]
-        _assembled(build, parts[first:stop], generation["pieces"][0]["first"], say, again=True)
+        groups = _as_before(parts[first:stop], generation["pieces"])
+        _assembled(build, groups, generation["pieces"][0]["first"], say, again=True)
+
+
+def _as_before(parts: Sequence[Part], pieces: Sequence[dict[str, Any]]) -> list[list[Part]]:
+    """The parts of each piece, by the rows that it has."""
+    ends = np.cumsum([piece["rows"] for piece in pieces])
+    places = np.searchsorted(ends, np.cumsum([part.rows for part in parts])).tolist()
+    return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(pieces))]
+
+
+def _row_bytes(build: Build) -> float:
+    return build.kind.bytes(build.vectors.dim) + ID_BYTES
 
 
 def _keep_only(folder: Folder, named: set[str]) -> None:
@@ -119,15 +134,15 @@ def _keep_only(folder: Folder, named: set[str]) -> None:
     folder.sweep(done=named)
 
 
-def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say, again: bool = False) -> list[dict[str, Any]]:
-    """What is known of the new pieces. again: of those too that were made before."""
+def _assembled(
+    build: Build, groups: Sequence[Sequence[Part]], first: int, say: Say, again: bool = False
+) -> list[dict[str, Any]]:
+    """What is known of the new pieces, one of each group of parts. again: of those too that were made before."""
     rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
-    row_bytes = build.kind.bytes(build.vectors.dim) + ID_BYTES
-    groups = grouped(parts, row_bytes, len(trained))
     firsts = [first]
     for group in groups:
         firsts.append(firsts[-1] + sum(part.rows for part in group))
-    key = digest(build.key, [part.part for part in parts])
+    key = digest(build.key, [part.part for group in groups for part in group])
     names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
     files = [files_of(rows, group) for group in groups]
 
@@ -135,7 +150,7 @@ def _assembled(build: Build, parts: Sequence[Part], first: int, say: Say, again:
         place = build.folder.below(PIECES)
         return Assemble(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
 
-    most = max(sum(part.rows for part in group) for group in groups) * row_bytes + 2 * len(trained)
+    most = max(sum(part.rows for part in group) for group in groups) * _row_bytes(build) + 2 * len(trained)
     folder = build.stage(f"assemble-{key}")
     if again:
         folder.remove_all()

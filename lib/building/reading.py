@@ -93,9 +93,10 @@ def column(rows: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(rows.shape[1] * rows.itemsize), len(rows), [None, pa.py_buffer(rows)])
 
 
-def matrix(column: pa.ChunkedArray, type: type[np.generic] = np.float32) -> np.ndarray:
+def matrix(values: pa.ChunkedArray, type: type[np.generic] = np.float32) -> np.ndarray:
     """The numbers of a `column` without nulls again, [n, width]; a view where they lie together."""
-    array = together(column)
+    array = together(values)
+    assert not array.null_count, "a row without a vector"
     size = array.type.byte_width
     flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size : (array.offset + len(array)) * size]
     return flat.reshape(-1, size).view(type)

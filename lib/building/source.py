@@ -16,7 +16,7 @@ from ..job import RunOptions
 from ..listing import InputFile
 from ..parts import FOOTER_THREADS
 from ..plan import Shard
-from ..rows import pieces, read, together
+from ..rows import batches, read, together
 from ..storage import open_file
 
 SHARD_BYTES = 64 << 20  # of float32 vectors a shard
@@ -162,9 +162,9 @@ class Source:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
         return self._rows(read(shard, self._names(), self.columns, self.storage))
 
-    def pieces(self, shard: Shard) -> Iterator[Rows]:
+    def batches(self, shard: Shard) -> Iterator[Rows]:
         """The same, some rows at a time: a processor's cache keeps these from one step to the next."""
-        return map(self._rows, pieces(shard, self._names(), self.columns, self.storage))
+        return map(self._rows, batches(shard, self._names(), self.columns, self.storage))
 
     def _names(self) -> list[str]:
         wanted = [self.column, self.id_column, *self.carried, REASON if self.reasons else None]

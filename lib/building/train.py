@@ -24,7 +24,7 @@ from ..stages import Bundle
 from ..storage import Folder
 from . import FACTS, HELD, TRAINED, VECTOR
 from .centroids import Centroids, compute_with, kmeans
-from .coding import Coder, checked, load_index, nearest_of, save_index, turned, turns
+from .coding import Coder, checked, load_index, nearest_of, save_index, share, turned, turns
 from .reading import PATHS, OfParts, column, drawn, matrix, read_parts
 
 POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
@@ -79,7 +79,7 @@ class Train(OfParts):
                 self.folder.claim(TRAINED, save_index(self._trained(sample, fit)))
             kept = Coder(self.plan.kind, load_index(self.folder.read(TRAINED)))
             few = fit[checked(len(fit))]
-            error = kept.error(few, kept.encode(few)[0])
+            error = share(kept.errors(few, kept.encode(few)[0]))
             facts = {"seconds": time.perf_counter() - began, "rows": len(sample), "error": error}
             return {"rows": pa.table({"trained": [TRAINED]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
 
@@ -120,16 +120,19 @@ def give_centroids(index: Any, centroids: np.ndarray) -> None:
 
 
 def train_codec(index: Any, fit: np.ndarray) -> None:
-    """What faiss's `train` does once lists have centroids, but for its search for the nearest, which takes four times as long."""
+    """As faiss's `train` once lists have centroids; but the nearest are found by `Centroids`, in a quarter of the time, and of too
+    many vectors evenly spaced ones are taken."""
     import faiss
 
     inner, points = lists_of(index), turned(index, fit)
     if 0 < (most := inner.train_encoder_num_vectors()) < len(points):
         points = points[np.linspace(0, len(points) - 1, most).astype(np.int64)]
-    lists = nearest_of(inner.quantizer)(points)
+    lists = None
     if inner.by_residual:
-        points = points - faiss.downcast_index(inner.quantizer).reconstruct_batch(lists)
-    inner.train_encoder(len(points), faiss.swig_ptr(points), faiss.swig_ptr(lists))
+        found = nearest_of(inner.quantizer)(points)
+        near, lists = faiss.downcast_index(inner.quantizer).reconstruct_batch(found), faiss.swig_ptr(found)
+        points = np.subtract(points, near, out=near)
+    inner.train_encoder(len(points), faiss.swig_ptr(points), lists)
     inner.is_trained = index.is_trained = True
 
 

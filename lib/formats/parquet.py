@@ -46,7 +46,7 @@ def _read_group(
     done = start
     try:
         position = first
-        at_once = min(ROWS_PER_TABLE, stop - first)  # what lies behind the last row is not decoded
+        at_once = min(ROWS_PER_TABLE, stop - first)  # of a short range nothing behind it is decoded
         for batch in parquet.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
             begin, end = max(start, position), min(stop, position + len(batch))
             if begin < end:
