@@ -7,8 +7,8 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 import os
 import time
 import uuid
-from collections.abc import Container, Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import fsspec
 
@@ -100,18 +100,19 @@ def _link_unfinished(path: str, source: str) -> str:
     except OSError:  # another disk, or one without links
         with open(source, "rb") as file:
             return _write_unfinished(path, iter(lambda: file.read(8 << 20), b""))
-    try:
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-    except OSError:
-        _forget(unfinished)
-        raise
+    with _whole_or_gone(unfinished), open(unfinished, "rb") as file:
+        os.fsync(file.fileno())
     return unfinished
 
 
-def _forget(unfinished: str) -> None:
-    with suppress(OSError):
-        os.unlink(unfinished)
+@contextmanager
+def _whole_or_gone(unfinished: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            os.unlink(unfinished)
+        raise
 
 
 def _unfinished(path: str) -> str:
@@ -123,14 +124,10 @@ def _unfinished(path: str) -> str:
 
 def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
     unfinished = _unfinished(path)
-    try:
-        with open(unfinished, "wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        _forget(unfinished)
-        raise
+    with _whole_or_gone(unfinished), open(unfinished, "wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
     return unfinished
 
 

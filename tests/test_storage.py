@@ -1,9 +1,11 @@
 """The storage contract, held on the local disk, on Ceph and on Swift."""
 
+import hashlib
 import multiprocessing
 import os
 import random
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -167,6 +169,36 @@ def test_a_killed_writer_leaves_a_whole_object_or_none(store, size):
         pytest.fail(f"only {deaths} of 20 kills fell into a publish: nothing was shown")
     Folder(store).publish("name", b"after")
     assert Folder(store).list() == {"name": 5}
+
+
+def test_a_file_is_put_whole(store, tmp_path):
+    """`put` publishes a file of this machine over what was there, and gives its sha256; the file's own name may go."""
+    (tmp_path / "made").write_bytes(data := random.Random(4).randbytes(3 * MB))
+    folder = Folder(store)
+    folder.publish("name", b"before")
+    digest = folder.put("name", str(tmp_path / "made"))
+    (tmp_path / "made").unlink()
+
+    assert digest == hashlib.sha256(data).hexdigest()
+    assert same(folder.read("name"), data)
+    assert folder.list() == {"name": 3 * MB}
+
+
+def test_a_file_is_copied_between_disks_alone(tmp_path):
+    """On one disk `put` copies nothing; from another it copies; neither leaves anything unfinished."""
+    if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("needs a second disk")
+    folder = Folder(str(tmp_path / "store"))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        for name, place in (("near", str(tmp_path)), ("far", other)):
+            with open(f"{place}/{name}", "wb") as file:
+                file.write(name.encode())
+            folder.put(name, f"{place}/{name}")
+            shares = os.path.samefile(f"{place}/{name}", tmp_path / "store" / name)
+            assert shares == (name == "near")
+
+    assert sorted(os.listdir(tmp_path / "store")) == ["far", "near"]
+    assert folder.read("far") == b"far"
 
 
 def test_a_sweep_takes_old_unfinished_files_only(tmp_path):
