@@ -17,7 +17,8 @@ Metric = Literal["cosine", "ip", "l2"]
 ID_BYTES = 8  # of a vector's number, beside its code
 FLAT_LISTS = 65_536  # centroids up to which a vector is held against every one; above it a graph finds the nearest
 GRAPH = 32  # links a centroid
-CODEBOOK_ITERATIONS = 12  # of a product quantizer's k-means, where faiss does 25; LOG.md has what they would bring
+CODEBOOK_ITERATIONS = 6  # of a product quantizer's k-means, where faiss does 25; LOG.md has what they would bring
+CODEBOOK_POINTS = 12_800  # that it is trained on, where faiss takes 65,536
 
 
 class Kind(Protocol):
@@ -93,6 +94,7 @@ def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
         inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
         if hasattr(inner, "pq"):
             inner.pq.cp.niter = CODEBOOK_ITERATIONS
+            inner.pq.cp.max_points_per_centroid = CODEBOOK_POINTS // inner.pq.ksub
     return index
 
 
