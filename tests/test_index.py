@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from indexed import DIM, built, clustered, cut_small, pieces, write, write_many
 
-from lib.building.coding import Coder, load_index, open_merged, open_piece, share
+from lib.building.coding import Coder, load_index, misfit, open_merged, open_piece
 from lib.building.sample import sample_plan
 from lib.building.train import shares
 from lib.corpus import Corpus
@@ -194,7 +194,7 @@ def test_what_turns_vectors_turns_centroids(here, source, tmp_path, vectors):
         built(source, tmp_path / str(number), kind=kind, lists=LISTS)
         index = load_index((tmp_path / str(number) / "trained.faiss").read_bytes())
         coder, unit = Coder(parse(kind), index), vectors / np.linalg.norm(vectors, axis=1)[:, None]
-        errors.append(share(coder.errors(unit, coder.encode(unit)[0])))
+        errors.append(misfit(coder.errors(unit, coder.encode(unit)[0])))
 
     assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
     assert errors[0] < 0.9

@@ -61,7 +61,7 @@ def checked(count: int) -> slice:
     return slice(None, None, max(1, count // CHECKED))
 
 
-def share(errors: np.ndarray) -> float:
+def misfit(errors: np.ndarray) -> float:
     """Of `Coder.errors`: 0 at best, about 1 where the centroids say nothing of the vectors."""
     return float(errors[0] / errors[1]) if errors[1] else 0.0
 

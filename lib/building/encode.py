@@ -13,7 +13,7 @@ from ..stages import Bundle
 from ..storage import Folder
 from . import CODE, FACTS, LIST, TRAINED
 from .centroids import compute_with
-from .coding import Coder, checked, load_index, share
+from .coding import Coder, checked, load_index, misfit
 from .reading import PATHS, OfParts, column, shard_of
 from .source import Rows, Source
 
@@ -40,7 +40,7 @@ class Encode(OfParts):
                 some = checked(len(vectors))
                 errors += coder.errors(vectors[some], lists[some])
                 count += len(vectors)
-            facts = json.dumps({"error": share(errors), "vectors": count})
+            facts = json.dumps({"error": misfit(errors), "vectors": count})
             return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
 
         return work

@@ -24,16 +24,14 @@ from ..stages import Bundle
 from ..storage import Folder
 from . import FACTS, HELD, TRAINED, VECTOR
 from .centroids import Centroids, compute_with, kmeans
-from .coding import Coder, checked, load_index, nearest_of, save_index, share, turned, turns
+from .coding import Coder, checked, load_index, misfit, nearest_of, save_index, turned, turns
 from .reading import PATHS, OfParts, column, drawn, matrix, read_parts
 
 POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
 LEAST_POINTS = 39
 LEAST_CODEC = 256  # vectors a product quantizer's codebook of 256 is trained on, at the very least
 CELL_POINTS = 256  # of the sample for a cell, of those there are
-CODEC_ROWS = (
-    65_536  # of the sample train what turns vectors, and the codec; faiss takes as many for a product quantizer
-)
+CODEC_ROWS = 65_536  # of the sample train what turns vectors, and, where that takes as many, the codec
 DEALT_BYTES = 512 << 20  # of the sample's vectors that are dealt at once: a range is read of each for each cell
 CELLS = "cells.npy"
 
@@ -79,7 +77,7 @@ class Train(OfParts):
                 self.folder.claim(TRAINED, save_index(self._trained(sample, fit)))
             kept = Coder(self.plan.kind, load_index(self.folder.read(TRAINED)))
             few = fit[checked(len(fit))]
-            error = share(kept.errors(few, kept.encode(few)[0]))
+            error = misfit(kept.errors(few, kept.encode(few)[0]))
             facts = {"seconds": time.perf_counter() - began, "rows": len(sample), "error": error}
             return {"rows": pa.table({"trained": [TRAINED]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
 
