@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..indexes import Kind, lists_of
+from ..indexes import Kind, centroids_of, lists_of
 from .centroids import Centroids
 
 CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
@@ -72,7 +72,7 @@ class Coder:
     def __init__(self, kind: Kind, index: Any) -> None:
         import faiss
 
-        self._index = index
+        self._kind, self._index = kind, index
         lists: Any = lists_of(index) if kind.lists else None
         if isinstance(lists, faiss.IndexIVFPQ):
             lists.pq.sync_transposed_centroids()  # the same codes in five sixths of the time
@@ -80,29 +80,19 @@ class Coder:
         self._nearest = nearest_of(lists.quantizer) if kind.lists else None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """vectors: float32 [n, dim]. Lists, int64 [n], and codes, uint8 [n, code]; without lists, zeros and the vectors' own
-        bytes."""
-        import faiss
-
-        count, inner = len(vectors), self._lists
-        if self._nearest is None:
-            return np.zeros(count, np.int64), np.ascontiguousarray(vectors).view(np.uint8)
+        """vectors: float32 [n, dim]. Lists, int64 [n], zeros where the kind has none; and codes, uint8 [n, code]."""
         points = turned(self._index, vectors)
-        lists = self._nearest(points)
-        codes = np.empty((count, inner.code_size), np.uint8)
-        inner.encode_vectors(count, faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
-        return lists, codes
+        lists = self._nearest(points) if self._nearest else np.zeros(len(points), np.int64)
+        return lists, self._kind.codes(self._lists, points, lists)
 
     def errors(self, vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:
         """float64 [2]: the sums of the squared distances of vectors from the centroids of their lists (int64 [n], as `encode`
         finds them), and of their own squares. Of an index without lists 0."""
-        import faiss
-
         if self._nearest is None or not len(vectors):
             return np.zeros(2)
         points = turned(self._index, vectors)
-        centroids = faiss.downcast_index(self._lists.quantizer).reconstruct_batch(lists)
-        return np.array([np.sum((points - centroids) ** 2, dtype=np.float64), np.sum(points**2, dtype=np.float64)])
+        near = centroids_of(self._lists)[lists]
+        return np.array([np.sum((points - near) ** 2, dtype=np.float64), np.sum(points**2, dtype=np.float64)])
 
 
 def nearest_of(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -45,6 +45,11 @@ class Kind(Protocol):
         """Of a vector in memory, its number apart."""
         ...
 
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """uint8 [n, code]: what is kept of vectors as the lists see them, float32 [n, dim], in those lists, int64 [n]. inner: the
+        part of the trained faiss index with the lists, where there are some."""
+        ...
+
     def parameters(self, **chosen: Any) -> Any:
         """faiss's parameters of one search: its `effort` by name, and `sel`, the numbers that may be found."""
         ...
@@ -128,6 +133,29 @@ def set_effort(kind: Kind, index: Any, effort: int) -> None:
 
     if kind.effort:
         faiss.ParameterSpace().set_index_parameter(index, kind.effort, effort)
+
+
+def faiss_codes(inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """The codes as faiss itself makes them, uint8 [n, code]."""
+    import faiss
+
+    points, codes = np.ascontiguousarray(points), np.empty((len(points), inner.code_size), np.uint8)
+    inner.encode_vectors(len(points), faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
+    return codes
+
+
+def own_bytes(points: np.ndarray) -> np.ndarray:
+    """The vectors as they are, uint8 [n, 4 dim]."""
+    return np.ascontiguousarray(points).view(np.uint8)
+
+
+def centroids_of(inner: Any) -> np.ndarray:
+    """A view of the lists' centroids, float32 [lists, dim]."""
+    import faiss
+
+    quantizer: Any = faiss.downcast_index(inner.quantizer)
+    flat: Any = faiss.downcast_index(quantizer.storage) if hasattr(quantizer, "storage") else quantizer
+    return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
 
 
 def list_parameters(**chosen: Any) -> Any:

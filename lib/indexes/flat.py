@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
+from . import own_bytes
+
 
 @dataclass(frozen=True)
 class Flat:
@@ -21,6 +25,9 @@ class Flat:
 
     def bytes(self, dim: int) -> float:
         return 4.0 * dim
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return own_bytes(points)
 
     def parameters(self, **chosen: Any) -> Any:
         import faiss

@@ -6,7 +6,10 @@ It is built by one thread: with several the links depend on who was first, and a
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..errors import UsageError
+from . import own_bytes
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Hnsw:
 
     def bytes(self, dim: int) -> float:
         return 4.0 * dim + 4.0 * 2 * self.links * 1.06  # 1.06: the upper levels
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return own_bytes(points)
 
     def parameters(self, **chosen: Any) -> Any:
         import faiss

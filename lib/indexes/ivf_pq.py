@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..errors import UsageError
-from . import list_parameters
+from . import faiss_codes, list_parameters
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class IvfPq:
 
     def bytes(self, dim: int) -> float:
         return float(self._code(dim))
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return faiss_codes(inner, points, lists)
 
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)

@@ -4,8 +4,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..errors import UsageError
-from . import list_parameters, lists_of
+from . import faiss_codes, list_parameters, lists_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class IvfPqFastscan:
 
     def bytes(self, dim: int) -> float:
         return self._groups(dim) / 2
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return faiss_codes(inner, points, lists)
 
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import list_parameters
+import numpy as np
+
+from . import faiss_codes, list_parameters
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class IvfSq8:
 
     def bytes(self, dim: int) -> float:
         return float(dim)
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return faiss_codes(inner, points, lists)
 
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)
