@@ -6,6 +6,7 @@ hold a vector scaled, in even steps: faiss looks through every scale there is, b
 the one that suits normal variables best, which what is left of a rotated vector nearly is. LOG.md has what both take and keep.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,67 +74,80 @@ def code(points: np.ndarray, centroids: np.ndarray, bits: int, products: bool) -
     """uint8 [n, code] of rotated vectors and the centroid of each, both float32 [n, dim]: a bit a dimension and its factors; where
     there are more bits, these and theirs. products: for inner products, else for distances."""
     rests = points - centroids
-    positive = rests > 0
-    signs, factors = np.packbits(positive, axis=1, bitorder="little"), _sign_factors(points, rests, products)
-    if bits == 1:
-        return np.concatenate([signs, _bytes(factors[:, :2])], axis=1)
-    levels, along, lengths = _levels(rests, bits)
-    levels = np.where(positive, levels, np.uint8(2 ** (bits - 1) - 1) - levels)
-    rescale = (1 if products else -2) * lengths / np.maximum(along, NOTHING)
-    # faiss adds |rest|^2 to what it estimates of -2 <query, rest>; or <centroid, rest> to <query, rest>
-    added = np.einsum("ij,ij->i", centroids if products else rests, rests)
-    more = np.stack([added, rescale], axis=1).astype(np.float32)
-    return np.concatenate([signs, _bytes(factors), _packed(levels, bits - 1), _bytes(more)], axis=1)
-
-
-def _sign_factors(points: np.ndarray, rests: np.ndarray, products: bool) -> np.ndarray:
-    """float32 [n, 3]: what the estimate by signs alone adds, what it is multiplied with, and how far it may be off."""
-    dim = np.float32(rests.shape[1])
     across = np.ascontiguousarray(rests.T)
-    squares, sums = _in_order(across * across), _in_order(np.abs(across))
-    lengths, one = np.sqrt(squares), np.float32(1)
+    squares, positive = _in_order(across * across), rests > 0
+    added = squares - _in_order((points * points).T) if products else squares
+    signs = np.packbits(positive, axis=1, bitorder="little")
+    factors = [added, *_sign_factors(across, squares, products)]
+    if bits == 1:
+        return np.concatenate([signs, _bytes(factors[:2])], axis=1)
+    levels, along = _levels(np.abs(across), squares, bits)
+    levels = np.ascontiguousarray(levels.T) ^ np.where(positive, np.uint8(0), np.uint8(2 ** (bits - 1) - 1))
+    # faiss adds |rest|^2 to what it estimates of -2 <query, rest>; or <centroid, rest> to <query, rest>
+    added = _in_order((centroids * rests).T) if products else squares
+    rescale = (1 if products else -2) * np.sqrt(squares) / np.maximum(along, NOTHING)
+    return np.concatenate([signs, _bytes(factors), _packed(levels, bits - 1), _bytes([added, rescale])], axis=1)
+
+
+def _sign_factors(across: np.ndarray, squares: np.ndarray, products: bool) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the estimate by signs alone is multiplied, and how far it may be off, float32 [n]. across: rests, [dim, n]."""
+    one, dim, sums = np.float32(1), np.float32(len(across)), _in_order(np.abs(across))
+    lengths, half = np.sqrt(squares), np.float32(0.5) * sums
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = (
             sums * np.where(squares < TINY, one, one / lengths) * (one / np.sqrt(dim))
         )  # with the corner of the signs
         multipliers = np.where(cosines < TINY, one, one / cosines) * lengths
-        half = np.float32(0.5) * sums
         spread = np.maximum(squares * (dim / 4) / (half * half) - one, 0) / max(dim - one, one)
-        errors = np.where(half > TINY, lengths * BOUND * np.sqrt(spread), 0) * np.float32(1 if products else 2)
-    added = squares - _in_order((points * points).T) if products else squares
-    return np.stack([added, multipliers, errors], axis=1)
+        errors = np.where(half > TINY, lengths * BOUND * np.sqrt(spread), 0)
+    return multipliers, errors * np.float32(1 if products else 2)
 
 
-def _levels(rests: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levels of the rests without their signs, uint8 [n, dim], at the scale that leaves them most alike; the levels' product with the
-    rests of length 1, and the rests' lengths, [n]."""
-    lengths = np.linalg.norm(rests, axis=1)
-    units = np.abs(rests) / np.maximum(lengths, NOTHING)[:, None]
-    most, scale = 2 ** (bits - 1) - 1, np.sqrt(rests.shape[1]) / STEPS[bits]
-    best, along, levels = np.full(len(rests), -1.0), np.ones(len(rests)), np.zeros(rests.shape, np.uint8)
+def _levels(across: np.ndarray, squares: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Levels, uint8 [dim, n], of rests without their signs, at the scale that leaves them most alike; and the product of the levels
+    with the rests of length 1, [n]."""
+    units = across / np.maximum(np.sqrt(squares), NOTHING)
+    most, scale = np.float32(2 ** (bits - 1) - 1), np.sqrt(len(across)) / STEPS[bits]
+    best, along = (np.full(len(squares), each, np.float32) for each in (-1, 0))
+    levels = np.zeros(units.shape, np.uint8)
     for each in SCALES:
         tried = np.minimum(units * np.float32(each * scale), most).astype(np.uint8)
         values = tried + np.float32(0.5)
-        product = np.einsum("ij,ij->i", values, units)
-        alike = product / np.sqrt(np.einsum("ij,ij->i", values, values))
+        product = _in_order(values * units)
+        alike = product / np.sqrt(_in_order(values * values))
         better = alike > best
-        best[better], along[better], levels[better] = alike[better], product[better], tried[better]
-    return levels, along, lengths
+        best, along, levels = (
+            np.where(better, new, kept) for new, kept in ((alike, best), (product, along), (tried, levels))
+        )
+    return levels, along
 
 
 def _in_order(values: np.ndarray) -> np.ndarray:
-    """Of [dim, n] the sums, [n], each number added to those before it, as in faiss's loop."""
-    return np.add.reduce(np.ascontiguousarray(values), axis=0)
+    """Of [dim, n] the sums, [n], each number added to those before it: as faiss does, whatever else is in the block."""
+    count = values.shape[1]
+    values = np.ascontiguousarray(
+        values if count > 1 else values.repeat(2, axis=1)
+    )  # numpy adds a lone column by halves
+    return np.add.reduce(values, axis=0)[:count]
 
 
 def _packed(levels: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 [n, bytes]: so many bits of each, the least first."""
-    planes = np.unpackbits(levels[:, :, None], axis=2, count=bits, bitorder="little")
-    return np.packbits(planes.reshape(len(levels), -1), axis=1, bitorder="little")
+    """uint8 [n, bytes] of levels, uint8 [n, dim]: so many bits of each, the least first."""
+    count, dim = levels.shape
+    words = np.pad(levels, [(0, 0), (0, -dim % 8)]).view(
+        "<u8"
+    )  # eight levels each, which are moved together by two, four, eight
+    for width in (8, 16, 32):
+        held = bits * width // 8
+        mask = sum((1 << 2 * held) - 1 << start for start in range(0, 64, 2 * width))
+        words = (words | words >> np.uint64(width - held)) & np.uint64(mask)
+    packed = words[:, :, None].view(np.uint8)[:, :, :bits]
+    return packed.reshape(count, -1)[:, : -(-dim * bits // 8)]
 
 
-def _bytes(factors: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(factors, np.float32).view(np.uint8)
+def _bytes(factors: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [n, 4 factors] of so many columns, as float32."""
+    return np.stack(factors, axis=1, dtype=np.float32).view(np.uint8)
 
 
 KIND = IvfRabitq
