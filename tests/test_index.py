@@ -29,6 +29,8 @@ ROWS, LISTS = 4000, 16
 FINE = {"ivf-pq": "ivf-pq:code=16", "ivf-opq": "ivf-opq:code=16", "ivf-pq-fastscan": "ivf-pq-fastscan:groups=32"}
 KINDS = [*(FINE.get(name, name) for name in names()), "ivf-rabitq:bits=1"]
 OURS = ["ivf-rabitq"]  # of 4 bits; tests/test_rabitq.py holds them against faiss's
+# BLAS rounds what it turns by how many vectors are turned at once; fast-scan what it computes ahead, in an index that was read.
+ROUNDED = "rabitq", "opq", "fastscan"
 IVF = [kind for kind in KINDS if kind.startswith("ivf")]
 MERGED = [kind for kind in IVF if parse(kind).merges]
 
@@ -62,6 +64,19 @@ def plain(output, name: str, vectors: np.ndarray) -> faiss.Index:
     return kind.finished(index)
 
 
+def assert_alike(kind: str, found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> None:
+    """The same scores, to the bit where nothing rounds them, and the same numbers, ties aside."""
+    slack = 1e-5 if any(name in kind for name in ROUNDED) else 0.0
+    scores, numbers = found
+    np.testing.assert_allclose(scores, wanted[0], rtol=slack, atol=slack / 10)
+    untied = np.ones_like(numbers, bool)
+    untied[:, 1:] &= np.abs(scores[:, 1:] - scores[:, :-1]) > slack
+    untied[:, :-1] &= untied[:, 1:]
+    untied[:, -1] = False  # the next one, which is not listed, may tie with it
+    assert np.array_equal(numbers[untied], wanted[1][untied])
+    assert untied.mean() > 0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vectors, kind):
     """Ids and distances of every kind are those of the same trained index to which one process adds all, ties aside."""
@@ -73,16 +88,7 @@ def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vec
         for each in (index, wanted):
             if parse(kind).effort:
                 faiss.ParameterSpace().set_index_parameter(each, parse(kind).effort, effort)
-        (scores, found), (scores_wanted, found_wanted) = index.search(queries, 10), wanted.search(queries, 10)
-
-        # What fast-scan has computed ahead of a search is rounded otherwise in an index that was read.
-        np.testing.assert_allclose(scores, scores_wanted, rtol=1e-5 if "fastscan" in kind else 0)
-        untied = np.ones_like(found, bool)
-        untied[:, 1:] &= scores[:, 1:] != scores[:, :-1]
-        untied[:, :-1] &= untied[:, 1:]
-        untied[:, -1] = False  # the next one, which is not listed, may tie with it
-        assert np.array_equal(found[untied], found_wanted[untied])
-        assert untied.mean() > 0.5
+        assert_alike(kind, index.search(queries, 10), wanted.search(queries, 10))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,11 +144,9 @@ def test_a_merged_index_is_the_one_built_in_one_process(here, source, tmp_path, 
     queries = clustered(50, seed=6)
     for each in (index, wanted):
         faiss.ParameterSpace().set_index_parameter(each, "nprobe", 4)
-    (scores, found), (scores_wanted, found_wanted) = index.search(queries, 10), wanted.search(queries, 10)
 
     assert index.ntotal == ROWS
-    np.testing.assert_array_equal(scores, scores_wanted)
-    np.testing.assert_array_equal(found, found_wanted)
+    assert_alike(kind, index.search(queries, 10), wanted.search(queries, 10))
 
 
 def test_k_merged_indexes_are_balanced(here, source, tmp_path, monkeypatch):
