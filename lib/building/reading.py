@@ -107,7 +107,7 @@ def drawn(paths: pa.Table, dim: int, storage: Mapping[str, Any]) -> np.ndarray:
     found = np.empty((sum(paths["rows"].to_pylist()), dim), np.float32)
     start = 0
     for table in read_parts(paths, [VECTOR, HELD], storage):
-        vectors = matrix(table[VECTOR])[~table[HELD].to_numpy()]
+        vectors = matrix(table[VECTOR])[pc.sum(table[HELD]).as_py() or 0 :]  # those that are held lie first
         found[start : start + len(vectors)] = vectors
         start += len(vectors)
     return found[:start]

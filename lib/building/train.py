@@ -122,7 +122,11 @@ def train_codec(index: Any, fit: np.ndarray) -> None:
     many vectors evenly spaced ones are taken."""
     import faiss
 
-    inner, points = lists_of(index), turned(index, fit)
+    inner = lists_of(index)
+    if isinstance(inner, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ):  # whose codes know nothing but the centroids
+        inner.is_trained = index.is_trained = True
+        return
+    points = turned(index, fit)
     if 0 < (most := inner.train_encoder_num_vectors()) < len(points):
         points = points[np.linspace(0, len(points) - 1, most).astype(np.int64)]
     lists = None
