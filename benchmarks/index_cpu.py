@@ -34,7 +34,7 @@ from benchmarks.index_vectors import Vectors, prepare, told
 from benchmarks.process import ROOT
 from benchmarks.reporting import machine
 from lib.building import FACTS, PIECES
-from lib.building.centroids import ITERATIONS
+from lib.building.kmeans import ITERATIONS
 from lib.building.train import POINTS
 from lib.indexes import CODEBOOK_ITERATIONS, parse
 from tests.real.tasks import PLACE

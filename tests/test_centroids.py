@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lib.building import centroids as module
-from lib.building.centroids import Centroids, kmeans
+from lib.building.centroids import Centroids
+from lib.building.kmeans import ITERATIONS, kmeans
 from lib.models import load
 
 
@@ -30,10 +31,19 @@ def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
     return scores if products else scores - (given.astype(np.float64) ** 2).sum(1) / 2
 
 
-@pytest.mark.parametrize("many", [0, 1000])
+@pytest.fixture(params=["whole", "cut short"])
+def cut(request, monkeypatch):
+    """Whether the product is cut short: to a quarter of the dimensions, for no vectors too few."""
+    if request.param == "cut short":
+        for name, value in (("LEAST_CUT", 1), ("SHARES", (0.25,)), ("PAIR", 0), ("TURN", 0)):
+            monkeypatch.setattr(module, name, value)
+    return request.param == "cut short"
+
+
+@pytest.mark.parametrize("many", [1, 10**9])
 @pytest.mark.parametrize("type", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("products", [True, False])
-def test_the_nearest_is_the_nearest(products, type, many, monkeypatch):
+def test_the_nearest_is_the_nearest(products, type, many, cut, monkeypatch):
     """The best of float64 sums, within a rounding of float32; among centroids that bfloat16 cannot tell apart, too."""
     monkeypatch.setattr(module, "LEAST_BLOCK", 70)
     monkeypatch.setattr(module, "SCORE_BYTES", 20_000)  # several blocks, and the last one short
@@ -45,6 +55,7 @@ def test_the_nearest_is_the_nearest(products, type, many, monkeypatch):
     scores = plain(points, given, products)
     found = scores[np.arange(len(points)), one.nearest(points)]
 
+    assert (one._axes is not None) == cut
     np.testing.assert_allclose(found, scores.max(1), atol=1e-5 * np.abs(scores).max())
 
 
@@ -59,7 +70,7 @@ def test_bfloat16_alone_would_be_wrong():
     assert (one.about(points) != one.nearest(points)).mean() > 0.01
 
 
-def test_equally_near_is_the_first():
+def test_equally_near_is_the_first(cut):
     """A vector of zeros, and centroids that are there twice."""
     given = clustered(20, 16, seed=3)
     given /= np.linalg.norm(given, axis=1, keepdims=True)
@@ -75,7 +86,7 @@ def test_kmeans_is_as_good_as_faiss(products):
     """Held vectors lie as near to their centroids, within 2 %; the same sample, the same centroids; directions for products."""
     points, held = clustered(6000, 24, seed=4), clustered(2000, 24, seed=5)
     found = kmeans(points, 100, products)
-    theirs = faiss.Kmeans(24, 100, niter=module.ITERATIONS, spherical=products, min_points_per_centroid=1)
+    theirs = faiss.Kmeans(24, 100, niter=ITERATIONS, spherical=products, min_points_per_centroid=1)
     theirs.train(points)
 
     def error(given: np.ndarray) -> float:
@@ -98,7 +109,7 @@ def test_every_centroid_gets_points():
     assert (apart < 0.2 * np.linalg.norm(different, axis=1).min()).all()
 
 
-def test_what_bfloat16_rounds_the_wrong_way_is_settled():
+def test_what_bfloat16_rounds_the_wrong_way_is_settled(cut):
     """Factors that are all rounded against the nearest: as far off as two products can be."""
     unit = 2.0**-8
     vector = np.array([[1 + unit + 2.0**-23, 1 + unit - 2.0**-23, 2.0**-9]], np.float32)
@@ -111,7 +122,7 @@ def test_what_bfloat16_rounds_the_wrong_way_is_settled():
 
 
 @pytest.mark.parametrize("type", [torch.bfloat16, torch.float32])
-def test_where_all_scores_are_negative(type, monkeypatch):
+def test_where_all_scores_are_negative(type, cut, monkeypatch):
     """Vectors that are nearer to the middle of all centroids than to any of these: the nearest all the same."""
     monkeypatch.setattr(load, "choose_dtype", lambda *_: type)
     given = clustered(200, 32, seed=11)
@@ -126,7 +137,7 @@ def test_where_all_scores_are_negative(type, monkeypatch):
     np.testing.assert_allclose(about, scores.max(1), atol=0.02 * np.abs(scores).max())
 
 
-def test_far_from_the_origin_all_is_settled_quickly():
+def test_far_from_the_origin_all_is_settled_quickly(cut):
     """Vectors around a point far away: what they share is taken off, and distances between them decide."""
     points, given = clustered(2000, 32, seed=8) + 500, clustered(64, 32, seed=9) + 500
     found = Centroids(given, products=False).nearest(points)

@@ -61,7 +61,16 @@ FLOORS = [
         "training.export",
         "building.centroids",
     ],
-    ["plan", "parts", "models.pairs", "building.coding", "training.networks", "training.step", "models.retromae"],
+    [
+        "plan",
+        "parts",
+        "models.pairs",
+        "building.coding",
+        "building.kmeans",
+        "training.networks",
+        "training.step",
+        "models.retromae",
+    ],
     ["record", "training.watch", "training.embedder", "training.pretraining"],
     [
         "ledger",

@@ -1,12 +1,17 @@
-"""The nearest of some centroids to many vectors, and the k-means that finds the centroids.
+"""The nearest of some centroids to many vectors, as float32 gives it, in a fraction of what its products take.
 
-Both are one product of matrices. On chips with bfloat16 in hardware factors and scores are of that, at some four times the
-speed of float32. How far a score can be off by it is known; so where others are nearer to the best than that, these and the best
-are taken again in float32: the nearest is the one that float32 gives.
+A vector is held against all centroids by one product of matrices. On chips with bfloat16 in hardware its factors and results are
+of that, at some four times the speed of float32. How far each can be off is known; the few centroids that may be the nearest
+after all are scored again in float32.
+
+Where centroids are many the product is cut short, too: most of a score comes of the few directions in which centroids lie apart
+most, and all others together add no more than a product of two lengths. So vectors are held against centroids in few dimensions
+and a length, which bounds every score from above; and whatever is bounded by no less than the score of the best bounded is
+scored in full.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,20 +19,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-ITERATIONS = 6  # of k-means; LOG.md has what more of them bring
-SEED = 1234
 SCORE_BYTES = 8 << 20  # at once for a thread: a core's cache has room for some of it
 LEAST_BLOCK = 512  # vectors at once: for each block the centroids are read anew
-SQUARE_COLUMNS = 2  # of half a square: what bfloat16 keeps of it, and what it keeps of the rest
-UNKNOWN = -1
-MANY = 16  # centroids that are near a vector, on average, from which on all are taken again
-ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}  # of a number, at most, relative
+SQUARE_COLUMNS = 2  # what bfloat16 keeps of a number that is added to a product, and what it keeps of the rest
+LEAST_CUT = 4 << 20  # multiplications for a vector, from which on it is seen whether they are cut short
+SHARES = 0.25, 0.3125, 0.375, 0.5  # of the dimensions, that may be kept
+PROBED = 512  # vectors that tell how many: some have a hundred times as many near as most
+PAIR, TURN = (
+    512,
+    12,
+)  # multiplications that take as long as one of a score in float32, and as one that turns a vector to the axes
+MANY = 40  # where more than one centroid in so many may be the nearest, all are scored again
+PAIRS = 4096  # scored again at once
+ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}  # of a number, at most, relative; of float32 a sum's
+LOST = 4e-6  # of a square, at most, where one sum in float32 is taken from another
 SLACK = 1.03  # for the roundings of roundings, of the lengths, and of the sums in float32
-MOST_POINTS = 256  # for a centroid: more move it by less than they cost
-SPLIT = 1 / 64  # how far the two halves of a cluster are moved apart, relative; bfloat16 must tell them apart
 
 
 def compute_with(threads: int) -> None:
@@ -49,166 +57,177 @@ class Centroids:
         from ..models.load import choose_dtype
 
         # What is far from the origin is the same for all and would only be rounded: it is taken off both, or, where products
-        # are asked for, off the centroids, whose order it leaves. Then the best score is seldom negative.
-        middle = _tensor(centroids).mean(0)
-        self._rows = _tensor(centroids) - middle
+        # are asked for, off the centroids, whose order it leaves.
+        middle = as_tensor(centroids).mean(0)
+        self._rows = as_tensor(centroids) - middle
         lengths = self._rows.norm(dim=1)
         self._middle = torch.zeros_like(middle) if products else middle
-        # |v - c|^2 is |v|^2 - 2 (v c - |c|^2 / 2)
-        self._half = torch.zeros_like(lengths) if products else -lengths.square() / 2
+        # |v - c|^2 is |v|^2 - 2 (v c - |c|^2 / 2). The products with all centroids have a sum of 0, so that the greatest is not
+        # negative: neither is the best score, if what is added to each product is not.
+        self._added = torch.zeros_like(lengths) if products else (lengths.amax().square() - lengths.square()) / 2
         self._type = choose_dtype("auto", torch.device("cpu"))
-        self._columns = _factors(self._rows, self._half, self._type).T
         self._unit = ROUNDING[str(self._type).removeprefix("torch.")]
         self._longest = float(lengths.max())
+        self._cut = False
+        self._axes: Tensor | None = None  # where the product is cut short
+        self._columns = self._factors()
 
     def about(self, vectors: np.ndarray) -> np.ndarray:
-        """int64 [n]: the nearest by scores as they are rounded, at two thirds of the cost."""
-        return np.concatenate([_greatest(_ordered(scores)) for _, scores in self._scores(vectors)])
+        """int64 [n]: the nearest; or, where it costs less, one that is as near but for what is rounded."""
+        points = self._ready(vectors)
+        return _by_threads(self._about if self._axes is None else self._nearest, points)
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
-        """int64 [n]: the nearest."""
+        """int64 [n]: the nearest, the first of those that are equally near."""
+        return _by_threads(self._nearest, self._ready(vectors))
+
+    def _ready(self, vectors: np.ndarray) -> "Tensor":
+        """The vectors, the first of which tell whether the product is cut short."""
+        points = as_tensor(vectors)
+        if not self._cut and len(points) and self._rows.numel() >= LEAST_CUT:
+            self._cut_for(points[:: -(-len(points) // PROBED)] - self._middle)
+            self._cut = True
+        return points
+
+    def _cut_for(self, points: "Tensor") -> None:
+        """Keep as many dimensions as are best for vectors like these: of more the product takes longer, with fewer more are near."""
         import torch
 
-        found = torch.cat([self._settled(points, scores) for points, scores in self._scores(vectors)])
-        for rows in (found == UNKNOWN).nonzero()[:, 0].split(LEAST_BLOCK):
-            found[rows] = self._among_all(_tensor(vectors)[rows] - self._middle)
-        return found.numpy()
+        count, dim = self._rows.shape
+        axes = torch.linalg.eigh(self._rows.T @ self._rows).eigenvectors.flip(1)  # those of the greatest variance first
+        scores, costs = points @ self._rows.T + self._added, {0: float(count * dim)}
+        for kept in (int(dim * share) for share in SHARES):
+            bounds = _folded(points, axes[:, :kept]) @ _folded(self._rows, axes[:, :kept]).T + self._added
+            score = scores.gather(1, bounds.argmax(1)[:, None])
+            near = (bounds >= score - self._margin(points, score[:, 0])[:, None]).sum() / len(points)
+            costs[kept] = (count + TURN * dim) * kept + PAIR * dim * (1 + float(near))
+        if kept := min(costs, key=costs.__getitem__):
+            self._axes = axes[:, :kept].contiguous()
+            self._columns = self._factors()
 
-    def _scores(self, vectors: np.ndarray) -> Iterator[tuple["Tensor", "Tensor"]]:
-        """Some vectors and their scores with every centroid, [b, count], in a place that the next ones take."""
+    def _factors(self) -> "Tensor":
+        """[width, count]: rounded centroids, and what is added to a product, which ones beside a vector add to it."""
         import torch
 
-        points, count = _tensor(vectors), len(self._rows)
-        at_once = torch.get_num_threads() * SCORE_BYTES // (count * self._type.itemsize)
-        block = max(1, min(len(points), max(LEAST_BLOCK, at_once)))
+        rows = self._rows if self._axes is None else _folded(self._rows, self._axes)
+        kept = self._added.to(self._type)
+        rest = (self._added - kept.float()).to(self._type)
+        return torch.cat([rows.to(self._type), kept[:, None], rest[:, None]], 1).T
+
+    def _about(self, points: "Tensor") -> np.ndarray:
+        return np.concatenate([_bits(bounds).argmax(1) for _, bounds in self._bounds(points)])
+
+    def _nearest(self, points: "Tensor") -> np.ndarray:
+        return np.concatenate([self._settled(moved, bounds) for moved, bounds in self._bounds(points)])
+
+    def _bounds(self, points: "Tensor") -> Iterator[tuple["Tensor", "Tensor"]]:
+        """Some vectors and their scores with every centroid, or what these are at most, [b, count], in a place that the next take."""
+        import torch
+
+        count = len(self._rows)
+        block = max(1, min(len(points), max(LEAST_BLOCK, SCORE_BYTES // (count * self._type.itemsize))))
         rounded = torch.ones(block, len(self._columns), dtype=self._type)
         room = torch.empty(block, count, dtype=self._type)
         for part in points.split(block):
             moved = part - self._middle
-            rounded[: len(part), :-SQUARE_COLUMNS] = moved
+            rounded[: len(part), :-SQUARE_COLUMNS] = moved if self._axes is None else _folded(moved, self._axes)
             yield moved, torch.mm(rounded[: len(part)], self._columns, out=room[: len(part)])
 
-    def _settled(self, points: "Tensor", scores: "Tensor") -> "Tensor":
-        """The nearest, or UNKNOWN where the best score may be negative in truth."""
+    def _settled(self, points: "Tensor", bounds: "Tensor") -> np.ndarray:
+        """The nearest: the first, of the greatest bound, or one that is bounded by no less than what the first scores at least."""
         import torch
 
-        ordered = _ordered(scores)
-        found = torch.from_numpy(_greatest(ordered))
-        best = scores.gather(1, found[:, None])[:, 0].float()
-        least = best - self._margin(points, best)  # of a score that may be the best in truth
-        floor = _ordered(least.clamp(min=0).to(self._type)) - 1  # which may have been rounded up
-        ordered.scatter_(1, found[:, None], torch.iinfo(ordered.dtype).min)
-        near = ((ordered.amax(1) >= floor) & (least >= 0)).nonzero()[:, 0]
-        ordered[near, found[near]] = torch.iinfo(ordered.dtype).max
-        some = points.index_select(0, near)  # many times as fast as points[near]
-        found[near] = self._again(some, ordered.index_select(0, near).numpy() >= floor[near, None].numpy())
-        return torch.where(least < 0, UNKNOWN, found)  # there the order of `ordered` is not that of scores
+        bits = _bits(bounds)
+        lines, first = torch.arange(len(points)), torch.from_numpy(bits.argmax(1))
+        if self._axes is None:
+            score = bounds.gather(1, first[:, None])[:, 0].float()
+            least = score - 2 * self._margin(points, score)
+        else:
+            score = self._scores(points, lines, first)
+            least = score - self._margin(points, score)
+        floor = _bits(least.clamp(min=0).to(self._type)) - 1  # which may have been rounded up
+        lost = (least < 0).nonzero()[:, 0]  # below 0 the order of bits is not that of bounds
+        bits[lines.numpy(), first.numpy()] = np.iinfo(bits.dtype).min
+        some = torch.from_numpy(np.flatnonzero((bits.max(1) >= floor) & (least >= 0).numpy()))
+        first[some] = self._again(
+            points.index_select(0, some), first[some], _bits(bounds.index_select(0, some)) >= floor[some, None]
+        )
+        first[lost] = self._among_all(points[lost])
+        return first.numpy()
 
-    def _margin(self, points: "Tensor", best: "Tensor") -> "Tensor":
-        """How far two scores, each off by its factors' roundings and its own, can be out of order."""
-        of_factors = 4 * self._longest * points.norm(dim=1) + self._unit * self._longest**2
-        return SLACK * self._unit * (of_factors + 2 * best.abs())
-
-    def _again(self, points: "Tensor", near: np.ndarray) -> "Tensor":
-        """The nearest of some, near [b, count], in float32; the first of those that are equally near."""
+    def _again(self, points: "Tensor", first: "Tensor", near: np.ndarray) -> "Tensor":
+        """The nearest in float32 of the first and those that are near, bool [n, count]; the first in place of equals."""
         import torch
 
         # Five times as fast as torch's nonzero, twelve times as numpy's of two dimensions.
-        places = np.divmod(np.flatnonzero(near), len(self._rows))
-        rows, columns = map(torch.from_numpy, places)
-        if len(rows) > MANY * len(points):
+        places = np.flatnonzero(near)
+        if len(places) * MANY > near.size:
             return self._among_all(points)
-        exact = (points.index_select(0, rows) * self._rows.index_select(0, columns)).sum(1) + self._half[columns]
-        best = torch.full((len(points),), -torch.inf).scatter_reduce_(0, rows, exact, "amax")
-        first = torch.full((len(points),), len(self._rows), dtype=torch.int64)
-        kept = exact == best[rows]
-        return first.scatter_reduce_(0, rows[kept], columns[kept], "amin")
+        rows, columns = map(torch.from_numpy, np.divmod(places, len(self._rows)))
+        rows, columns = torch.cat([torch.arange(len(points)), rows]), torch.cat([first, columns])
+        scores = self._scores(points, rows, columns)
+        best = torch.full((len(points),), -torch.inf).scatter_reduce_(0, rows, scores, "amax")
+        kept = scores == best[rows]
+        return torch.full((len(points),), near.shape[1]).scatter_reduce_(0, rows[kept], columns[kept], "amin")
+
+    def _margin(self, points: "Tensor", scores: "Tensor") -> "Tensor":
+        """How far a bound can lie off, by its factors' roundings and its own."""
+        of_factors = 2 * self._longest * points.norm(dim=1) + self._unit * self._longest**2 / 2
+        return SLACK * self._unit * (of_factors + scores.abs())
+
+    def _scores(self, points: "Tensor", rows: "Tensor", columns: "Tensor") -> "Tensor":
+        """Of pairs, in float32."""
+        import torch
+
+        pairs = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
+        # index_select takes a quarter of the time of points[rows]
+        products = [(points.index_select(0, some) * self._rows.index_select(0, those)).sum(1) for some, those in pairs]
+        return torch.cat(products) + self._added[columns]
 
     def _among_all(self, points: "Tensor") -> "Tensor":
         import torch
 
-        return torch.from_numpy(torch.addmm(self._half, points, self._rows.T).numpy().argmax(1))
+        scores = (torch.addmm(self._added, part, self._rows.T) for part in points.split(LEAST_BLOCK))
+        return torch.cat([torch.from_numpy(each.numpy().argmax(1)) for each in scores])
 
 
-def _factors(rows: "Tensor", half: "Tensor", type: "torch.dtype") -> "Tensor":
-    """[count, dim + SQUARE_COLUMNS]: rounded centroids and their halves, which ones beside a vector add to its score."""
+def _folded(points: "Tensor", axes: "Tensor") -> "Tensor":
+    """[n, kept + 1]: along the axes ([dim, kept]), and the length of the rest, at least."""
     import torch
 
-    kept = half.to(type)
-    return torch.cat([rows.to(type), kept[:, None], (half - kept.float()).to(type)[:, None]], 1)
+    kept, squares = points @ axes, points.square().sum(1)
+    rest = (squares - kept.square().sum(1)).clamp(min=0) + LOST * squares
+    return torch.cat([kept, rest.sqrt()[:, None]], 1)
 
 
-def _ordered(scores: "Tensor") -> "Tensor":
-    """Their bits as whole numbers, among which numpy finds the greatest many times as fast as torch among bfloat16. Their order
-    is that of the scores that are not negative; below lie the negative ones, in reverse."""
+def _bits(bounds: "Tensor") -> np.ndarray:
+    """As whole numbers, in the same order from 0 on, and below 0 where they are: among these numpy finds the greatest many times as
+    fast as torch among bfloat16."""
     import torch
 
-    return scores.view(torch.int16 if scores.dtype is torch.bfloat16 else torch.int32)
+    return bounds.view(torch.int16 if bounds.dtype is torch.bfloat16 else torch.int32).numpy()
 
 
-def _greatest(ordered: "Tensor") -> np.ndarray:
-    """int64 [n]: the place of each row's greatest score, the first of equals."""
+def _by_threads(work: Callable[["Tensor"], np.ndarray], points: "Tensor") -> np.ndarray:
+    """What torch and what numpy do of it by all of torch's threads, a part each."""
     import torch
 
-    threads, bits = torch.get_num_threads(), ordered.numpy()
-    if threads == 1:
-        return _greatest_of(bits)
-    return np.concatenate(list(_pool(threads).map(_greatest_of, np.array_split(bits, threads))))
-
-
-def _greatest_of(bits: np.ndarray) -> np.ndarray:
-    places = bits.argmax(1)
-    below = np.flatnonzero(bits[np.arange(len(bits)), places] < 0)
-    places[below] = bits[below].argmin(1)
-    return places
+    threads = torch.get_num_threads()
+    parts = points.chunk(threads)
+    return work(points) if threads == 1 or len(parts) == 1 else np.concatenate(list(_pool(threads).map(work, parts)))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
+    import torch
+
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _tensor(array: np.ndarray) -> "Tensor":
+def as_tensor(array: np.ndarray) -> "Tensor":
     """Without a copy where that can be. It is not written to, though torch warns that it could be."""
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
-    """float32 [count, dim]: Lloyd's iterations from points drawn at random; for products, directions of length 1.
-
-    A centroid without points takes half of those of the greatest cluster, as in faiss.
-    """
-    import torch
-
-    rng = np.random.default_rng(SEED)
-    held = _tensor(points[:: max(1, len(points) // (MOST_POINTS * count))])
-    centroids = held[torch.from_numpy(np.sort(rng.permutation(len(held))[:count]))]
-    for _ in range(ITERATIONS):
-        owners = torch.from_numpy(Centroids(_unit(centroids, products).numpy(), products).about(held.numpy()))
-        sizes = torch.bincount(owners, minlength=count)
-        centroids = torch.zeros_like(centroids).index_add_(0, owners, held) / sizes.clamp(min=1)[:, None]
-        _split(centroids, sizes)
-    return _unit(centroids, products).numpy()
-
-
-def _unit(centroids: "Tensor", products: bool) -> "Tensor":
-    import torch
-
-    return torch.nn.functional.normalize(centroids) if products else centroids
-
-
-def _split(centroids: "Tensor", sizes: "Tensor") -> None:
-    """In place: what has no points becomes one half of the greatest cluster that is left."""
-    import torch
-
-    signs = 1 - 2 * (torch.arange(centroids.shape[1]) % 2)
-    for empty in (sizes == 0).nonzero()[:, 0].tolist():
-        greatest = int(sizes.argmax())
-        centroids[empty] = centroids[greatest] * (1 + signs * SPLIT)
-        centroids[greatest] *= 1 - signs * SPLIT
-        sizes[empty] = sizes[greatest] // 2
-        sizes[greatest] -= sizes[empty]

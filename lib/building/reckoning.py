@@ -13,8 +13,8 @@ from ..formats import Measure
 from ..indexes import ID_BYTES
 from ..indexing import Build
 from ..workers import Workers
-from .centroids import ITERATIONS, MOST_POINTS
 from .costs import Costs
+from .kmeans import ITERATIONS, MOST_POINTS
 
 DRIVER_SECONDS = 0.017  # a shard (lib/sharded.py)
 
