@@ -35,7 +35,8 @@ def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
 def cut(request, monkeypatch):
     """Whether the product is cut short: to a quarter of the dimensions, for no vectors too few."""
     if request.param == "cut short":
-        for name, value in (("LEAST_CUT", 1), ("SHARES", (0.25,)), ("PAIR", 0), ("TURN", 0)):
+        free = dict.fromkeys(module.DEAR, (0, 0))
+        for name, value in (("LEAST_CUT", 1), ("SHARES", (0.25,)), ("DEAR", free)):
             monkeypatch.setattr(module, name, value)
     return request.param == "cut short"
 

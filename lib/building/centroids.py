@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 SCORE_BYTES = 8 << 20  # at once for a thread: a core's cache has room for some of it
 LEAST_BLOCK = 512  # vectors at once: for each block the centroids are read anew
 SQUARE_COLUMNS = 2  # what bfloat16 keeps of a number that is added to a product, and what it keeps of the rest
-LEAST_CUT = 4 << 20  # multiplications for a vector, from which on it is seen whether they are cut short
+LEAST_CUT = 1 << 20  # multiplications for a vector, from which on it is seen whether they are cut short
 SHARES = 0.25, 0.3125, 0.375, 0.5  # of the dimensions, that may be kept
 PROBED = 512  # vectors that tell how many: some have a hundred times as many near as most
-PAIR, TURN = (
-    512,
-    12,
-)  # multiplications that take as long as one of a score in float32, and as one that turns a vector to the axes
+# Multiplications that take as long as one of a score of its own, and as one of a turn to the axes, both in float32.
+DEAR = {"amx": (512, 12), "bfloat16": (256, 6), "float32": (48, 1)}
 MANY = 40  # where more than one centroid in so many may be the nearest, all are scored again
 PAIRS = 4096  # scored again at once
 ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}  # of a number, at most, relative; of float32 a sum's
@@ -66,7 +64,10 @@ class Centroids:
         # negative: neither is the best score, if what is added to each product is not.
         self._added = torch.zeros_like(lengths) if products else (lengths.amax().square() - lengths.square()) / 2
         self._type = choose_dtype("auto", torch.device("cpu"))
-        self._unit = ROUNDING[str(self._type).removeprefix("torch.")]
+        type = str(self._type).removeprefix("torch.")
+        self._unit, self._speed = ROUNDING[type], type
+        if type == "bfloat16" and torch.cpu.get_capabilities().get("amx_bf16"):
+            self._speed = "amx"
         self._longest = float(lengths.max())
         self._cut = False
         self._axes: Tensor | None = None  # where the product is cut short
@@ -93,14 +94,14 @@ class Centroids:
         """Keep as many dimensions as are best for vectors like these: of more the product takes longer, with fewer more are near."""
         import torch
 
-        count, dim = self._rows.shape
+        (count, dim), (pair, turn) = self._rows.shape, DEAR[self._speed]
         axes = torch.linalg.eigh(self._rows.T @ self._rows).eigenvectors.flip(1)  # those of the greatest variance first
         scores, costs = points @ self._rows.T + self._added, {0: float(count * dim)}
         for kept in (int(dim * share) for share in SHARES):
             bounds = _folded(points, axes[:, :kept]) @ _folded(self._rows, axes[:, :kept]).T + self._added
             score = scores.gather(1, bounds.argmax(1)[:, None])
             near = (bounds >= score - self._margin(points, score[:, 0])[:, None]).sum() / len(points)
-            costs[kept] = (count + TURN * dim) * kept + PAIR * dim * (1 + float(near))
+            costs[kept] = (count + turn * dim) * kept + pair * dim * (1 + float(near))
         if kept := min(costs, key=costs.__getitem__):
             self._axes = axes[:, :kept].contiguous()
             self._columns = self._factors()
