@@ -138,11 +138,7 @@ def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     workers = workers.at_most(len(wave))
     if isinstance(verb, Direct):
-        pending, arguments = _pending(wave, workers), (verb, ledger.folder, names)
-        if len(wave) <= workers.maximum:
-            dataset = _by_tasks(pending, Whole, arguments, workers)
-        else:
-            dataset = _by_workers(pending, Whole, arguments, workers, in_flight)
+        dataset = _by_workers(_pending(wave, workers), Whole, (verb, ledger.folder, names), workers, in_flight)
     else:
         worked = _worked(verb, wave, workers, in_flight)
         dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
@@ -175,16 +171,6 @@ def _by_workers(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: W
         max_task_retries=DEATHS,
         **ONE_SHARD,
     )
-
-
-def _by_tasks(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers) -> Any:
-    """A shard a worker, as tasks: their processes, with what these have loaded, are there for what runs next. Actors' end."""
-
-    def once(row: pa.Table) -> pa.Table:
-        return kind(*arguments)(row)
-
-    limits = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None, "max_retries": DEATHS}
-    return dataset.map_batches(once, concurrency=workers.maximum, **limits, **ONE_SHARD)
 
 
 def _step(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers, in_flight: int) -> Any:
