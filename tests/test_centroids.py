@@ -1,5 +1,7 @@
 """The nearest centroid, exactly, though bfloat16 finds it; and the k-means that makes them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import faiss
 import numpy as np
 import pytest
@@ -35,8 +37,8 @@ def plain(points: np.ndarray, given: np.ndarray, products: bool) -> np.ndarray:
 def cut(request, monkeypatch):
     """Whether the product is cut short: to a quarter of the dimensions, for no vectors too few."""
     if request.param == "cut short":
-        free = dict.fromkeys(module.DEAR, (0, 0))
-        for name, value in (("LEAST_CUT", 1), ("SHARES", (0.25,)), ("DEAR", free)):
+        free = dict.fromkeys(module.PAIR_AND_TURN, (0, 0))
+        for name, value in (("LEAST_CUT", 1), ("SHARES", (0.25,)), ("PAIR_AND_TURN", free)):
             monkeypatch.setattr(module, name, value)
     return request.param == "cut short"
 
@@ -58,6 +60,86 @@ def test_the_nearest_is_the_nearest(products, type, many, cut, monkeypatch):
 
     assert (one._axes is not None) == cut
     np.testing.assert_allclose(found, scores.max(1), atol=1e-5 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_no_score_lies_farther_above_its_bound_than_is_allowed_for(products, cut):
+    """Of every vector and centroid, among them numbers that are all rounded the same way: else a nearest could be passed over."""
+    signs = np.random.default_rng(3).choice([-1.0, 1.0], (1000, 64)).astype(np.float32)
+    rounded_most = signs * (1 + 2.0**-8 * 0.999)
+    given = np.concatenate([rounded_most[:50], -rounded_most[:50]])
+    worst = 0.0
+    for points, rows in ((rounded_most, given), (clustered(1000, 64, 1), with_neighbours(clustered(50, 64, 2)))):
+        one = Centroids(rows, products)
+        one.nearest(points)
+        for moved, bounds in one._bounds(400, torch.from_numpy(points)):
+            scores = moved.double() @ one._rows.double().T + one._half.double()
+            allowed = torch.stack([one._margin(moved, column) for column in scores.float().T], 1)
+            under = (scores - bounds.double()) / allowed
+            worst = max(worst, float(under.max()))
+            assert cut or float(under.min()) >= -1
+
+    assert worst <= 1
+    if one._type is torch.bfloat16 and not cut:
+        assert worst > 0.4, "nothing here comes near to what is allowed for"
+
+
+class Adverse(Centroids):
+    """Every bound is as far off as is allowed for, and for the worse: the best one's too low, all others' too high."""
+
+    def _bounds(self, block, points):
+        self._unit = module.ROUNDING["bfloat16"]
+        for moved, bounds in super()._bounds(block, points):
+            scores = moved @ self._rows.T + self._half
+            wrong = scores + 0.98 * torch.stack([self._margin(moved, column) for column in scores.T], 1)
+            best = scores.argmax(1, keepdim=True)
+            yield moved, wrong.scatter(1, best, 2 * scores.gather(1, best) - wrong.gather(1, best)).to(bounds.dtype)
+
+
+@pytest.mark.parametrize("products", [True, False])
+def test_bounds_that_are_off_as_far_as_is_allowed_for_mislead_nobody(products, cut, monkeypatch):
+    """The nearest is found though its bound is too low, and those of others too high, by all that roundings could come to."""
+    monkeypatch.setattr(load, "choose_dtype", lambda *_: torch.float32)
+    points, given = clustered(3000, 48, seed=1), with_neighbours(clustered(150, 48, seed=2))
+    scores = plain(points, given, products)
+    found = Adverse(given, products).nearest(points)
+
+    np.testing.assert_allclose(scores[np.arange(3000), found], scores.max(1), atol=1e-5 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.6, 1.0, "one"])
+def test_lengths_may_differ(spread, cut):
+    """Centroids up to a thousand times as long as others: the nearest by squared distance, and as good as that by rounded scores."""
+    rng = np.random.default_rng(5)
+    given = rng.standard_normal((500, 64)).astype(np.float32)
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    if spread == "one":
+        given[7] *= 1000
+    else:
+        given *= rng.lognormal(0, spread, (500, 1)).astype(np.float32)
+    points = given[rng.integers(0, 500, 3000)] + 0.05 * rng.standard_normal((3000, 64)).astype(np.float32)
+    distances = ((points.astype(np.float64)[:, None] - given) ** 2).sum(2)
+    about = Centroids(given, products=False).about(points)
+
+    assert (Centroids(given, products=False).nearest(points) != distances.argmin(1)).mean() < 1e-3
+    assert (about != distances.argmin(1)).mean() < 0.01
+
+
+def test_threads_find_the_same_and_are_left_as_they_were():
+    """One thread or three, the same lists; and a thread that is started afterwards has torch compute as before."""
+    points, given = clustered(2000, 48, seed=1), with_neighbours(clustered(150, 48, seed=2))
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            one = Centroids(given, products=False)
+            found[threads] = np.concatenate([one.nearest(points), one.about(points)])
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+    np.testing.assert_array_equal(found[1], found[3])
 
 
 def test_bfloat16_alone_would_be_wrong():

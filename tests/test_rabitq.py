@@ -52,15 +52,16 @@ def test_codes_of_one_bit_are_those_of_faiss(metric, dim):
 
 @pytest.mark.parametrize("metric", ["cosine", "ip"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_codes_of_more_bits_say_at_least_as_much_as_those_of_faiss(metric, bits):
-    """The scores that faiss reads from codes of 2 to 4 bits are no farther off than those it reads from its own."""
-    vectors, queries = clustered(ROWS, dim=256), clustered(20, dim=256, seed=5)
+@pytest.mark.parametrize("dim", [256, 37])
+def test_codes_of_more_bits_say_at_least_as_much_as_those_of_faiss(metric, bits, dim):
+    """The scores that faiss reads from codes of 2 to 4 bits are at most 2 % farther off than those it reads from its own."""
+    vectors, queries = clustered(ROWS, dim=dim), clustered(20, dim=dim, seed=5)
     kind, numbers = parse(f"ivf-rabitq:bits={bits}"), np.arange(ROWS, dtype=np.int64)
     mine, theirs = (trained(bits, metric, vectors) for _ in range(2))
     fill(kind, mine, numbers, *Coder(kind, mine).encode(vectors))
     theirs.add_with_ids(vectors, numbers)
 
-    assert off(mine, vectors, queries) <= off(theirs, vectors, queries)
+    assert off(mine, vectors, queries) <= 1.02 * off(theirs, vectors, queries)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

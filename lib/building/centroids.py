@@ -13,26 +13,32 @@ scored in full.
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SCORE_BYTES = 8 << 20  # at once for a thread: a core's cache has room for some of it
-LEAST_BLOCK = 512  # vectors at once: for each block the centroids are read anew
+LEAST_BLOCK = 512  # vectors at once, of all threads: for each block the centroids are read anew
+LEAST_PART = 64  # and of a thread
 SQUARE_COLUMNS = 2  # what bfloat16 keeps of a number that is added to a product, and what it keeps of the rest
 LEAST_CUT = 1 << 20  # multiplications for a vector, from which on it is seen whether they are cut short
 SHARES = 0.25, 0.3125, 0.375, 0.5  # of the dimensions, that may be kept
 PROBED = 512  # vectors that tell how many: some have a hundred times as many near as most
 # Multiplications that take as long as one of a score of its own, and as one of a turn to the axes, both in float32.
-DEAR = {"amx": (512, 12), "bfloat16": (256, 6), "float32": (48, 1)}
+PAIR_AND_TURN = {"amx": (512, 12), "bfloat16": (256, 6), "float32": (48, 1)}
 MANY = 40  # where more than one centroid in so many may be the nearest, all are scored again
 PAIRS = 4096  # scored again at once
-ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}  # of a number, at most, relative; of float32 a sum's
-LOST = 4e-6  # of a square, at most, where one sum in float32 is taken from another
+ROUNDING = {
+    "float32": 2.0**-18,
+    "bfloat16": 2.0**-8,
+}  # of a number, relative: at most; of float32 a sum's, as good as always
+LOST = 1e-5  # of a square, at most, where one sum in float32 is taken from another, along axes that float32 has made
 SLACK = 1.03  # for the roundings of roundings, of the lengths, and of the sums in float32
 
 
@@ -55,80 +61,84 @@ class Centroids:
         from ..models.load import choose_dtype
 
         # What is far from the origin is the same for all and would only be rounded: it is taken off both, or, where products
-        # are asked for, off the centroids, whose order it leaves.
+        # are asked for, off the centroids, whose order it leaves. Then the best score is seldom negative.
         middle = as_tensor(centroids).mean(0)
         self._rows = as_tensor(centroids) - middle
         lengths = self._rows.norm(dim=1)
         self._middle = torch.zeros_like(middle) if products else middle
-        # |v - c|^2 is |v|^2 - 2 (v c - |c|^2 / 2). The products with all centroids have a sum of 0, so that the greatest is not
-        # negative: neither is the best score, if what is added to each product is not.
-        self._added = torch.zeros_like(lengths) if products else (lengths.amax().square() - lengths.square()) / 2
+        # |v - c|^2 is |v|^2 - 2 (v c - |c|^2 / 2)
+        self._half = torch.zeros_like(lengths) if products else -lengths.square() / 2
         self._type = choose_dtype("auto", torch.device("cpu"))
-        type = str(self._type).removeprefix("torch.")
-        self._unit, self._speed = ROUNDING[type], type
-        if type == "bfloat16" and torch.cpu.get_capabilities().get("amx_bf16"):
-            self._speed = "amx"
+        self._unit = ROUNDING[_name(self._type)]
         self._longest = float(lengths.max())
-        self._cut = False
         self._axes: Tensor | None = None  # where the product is cut short
+        self._decided = self._rows.numel() < LEAST_CUT
         self._columns = self._factors()
 
     def about(self, vectors: np.ndarray) -> np.ndarray:
-        """int64 [n]: the nearest; or, where it costs less, one that is as near but for what is rounded."""
-        points = self._ready(vectors)
-        return _by_threads(self._about if self._axes is None else self._nearest, points)
+        """int64 [n]: the nearest by scores as they are rounded: at less cost, and by whole products until `nearest` was called."""
+        return _by_threads(partial(self._about, self._block()), as_tensor(vectors))
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
-        """int64 [n]: the nearest, the first of those that are equally near."""
-        return _by_threads(self._nearest, self._ready(vectors))
-
-    def _ready(self, vectors: np.ndarray) -> "Tensor":
-        """The vectors, the first of which tell whether the product is cut short."""
+        """int64 [n]: the nearest, the first of those that are equally near. The first vectors decide whether products are cut."""
         points = as_tensor(vectors)
-        if not self._cut and len(points) and self._rows.numel() >= LEAST_CUT:
-            self._cut_for(points[:: -(-len(points) // PROBED)] - self._middle)
-            self._cut = True
-        return points
+        if len(points) and not self._decided:
+            self._choose_axes(points[:: -(-len(points) // PROBED)] - self._middle)
+        return _by_threads(partial(self._nearest, self._block()), points)
 
-    def _cut_for(self, points: "Tensor") -> None:
-        """Keep as many dimensions as are best for vectors like these: of more the product takes longer, with fewer more are near."""
+    def _choose_axes(self, points: "Tensor") -> None:
+        """As many as are best for vectors like these: of more the product takes longer, with fewer more centroids are near."""
         import torch
 
-        (count, dim), (pair, turn) = self._rows.shape, DEAR[self._speed]
+        (count, dim), (pair, turn) = self._rows.shape, PAIR_AND_TURN[_speed(self._type)]
         axes = torch.linalg.eigh(self._rows.T @ self._rows).eigenvectors.flip(1)  # those of the greatest variance first
-        scores, costs = points @ self._rows.T + self._added, {0: float(count * dim)}
-        for kept in (int(dim * share) for share in SHARES):
-            bounds = _folded(points, axes[:, :kept]) @ _folded(self._rows, axes[:, :kept]).T + self._added
-            score = scores.gather(1, bounds.argmax(1)[:, None])
-            near = (bounds >= score - self._margin(points, score[:, 0])[:, None]).sum() / len(points)
-            costs[kept] = (count + turn * dim) * kept + pair * dim * (1 + float(near))
+        costs = {0: float(count * dim)}
+        for kept in {int(dim * share) for share in SHARES} - {0}:
+            costs[kept] = (count + turn * dim) * kept + pair * dim * (1 + self._near(points, axes[:, :kept]))
         if kept := min(costs, key=costs.__getitem__):
             self._axes = axes[:, :kept].contiguous()
             self._columns = self._factors()
+        self._decided = True
+
+    def _near(self, points: "Tensor", axes: "Tensor") -> float:
+        """Centroids of a vector, on average, that are to be scored in full where only these axes are kept."""
+        found, columns = 0, _folded(self._rows, axes).T
+        for part in points.split(LEAST_PART):
+            bounds = _folded(part, axes) @ columns + self._half
+            first = bounds.argmax(1)
+            score = (part * self._rows[first]).sum(1) + self._half[first]
+            found += int((bounds >= (score - self._margin(part, score))[:, None]).sum())
+        return found / len(points)
 
     def _factors(self) -> "Tensor":
         """[width, count]: rounded centroids, and what is added to a product, which ones beside a vector add to it."""
         import torch
 
         rows = self._rows if self._axes is None else _folded(self._rows, self._axes)
-        kept = self._added.to(self._type)
-        rest = (self._added - kept.float()).to(self._type)
-        return torch.cat([rows.to(self._type), kept[:, None], rest[:, None]], 1).T
+        rounded = self._half.to(self._type)
+        rest = (self._half - rounded.float()).to(self._type)
+        return torch.cat([rows.to(self._type), rounded[:, None], rest[:, None]], 1).T
 
-    def _about(self, points: "Tensor") -> np.ndarray:
-        return np.concatenate([_bits(bounds).argmax(1) for _, bounds in self._bounds(points)])
+    def _block(self) -> int:
+        """Vectors that a thread takes at once."""
+        import torch
 
-    def _nearest(self, points: "Tensor") -> np.ndarray:
-        return np.concatenate([self._settled(moved, bounds) for moved, bounds in self._bounds(points)])
+        least = max(LEAST_PART, LEAST_BLOCK // torch.get_num_threads())
+        return max(least, SCORE_BYTES // (len(self._rows) * self._type.itemsize))
 
-    def _bounds(self, points: "Tensor") -> Iterator[tuple["Tensor", "Tensor"]]:
+    def _about(self, block: int, points: "Tensor") -> np.ndarray:
+        return np.concatenate([_greatest(_bits(bounds)) for _, bounds in self._bounds(block, points)])
+
+    def _nearest(self, block: int, points: "Tensor") -> np.ndarray:
+        return np.concatenate([self._settled(moved, bounds) for moved, bounds in self._bounds(block, points)])
+
+    def _bounds(self, block: int, points: "Tensor") -> Iterator[tuple["Tensor", "Tensor"]]:
         """Some vectors and their scores with every centroid, or what these are at most, [b, count], in a place that the next take."""
         import torch
 
-        count = len(self._rows)
-        block = max(1, min(len(points), max(LEAST_BLOCK, SCORE_BYTES // (count * self._type.itemsize))))
+        block = max(1, min(len(points), block))
         rounded = torch.ones(block, len(self._columns), dtype=self._type)
-        room = torch.empty(block, count, dtype=self._type)
+        room = torch.empty(block, len(self._rows), dtype=self._type)
         for part in points.split(block):
             moved = part - self._middle
             rounded[: len(part), :-SQUARE_COLUMNS] = moved if self._axes is None else _folded(moved, self._axes)
@@ -150,9 +160,8 @@ class Centroids:
         lost = (least < 0).nonzero()[:, 0]  # below 0 the order of bits is not that of bounds
         bits[lines.numpy(), first.numpy()] = np.iinfo(bits.dtype).min
         some = torch.from_numpy(np.flatnonzero((bits.max(1) >= floor) & (least >= 0).numpy()))
-        first[some] = self._again(
-            points.index_select(0, some), first[some], _bits(bounds.index_select(0, some)) >= floor[some, None]
-        )
+        near = _bits(bounds.index_select(0, some)) >= floor[some, None]
+        first[some] = self._again(points.index_select(0, some), first[some], near)
         first[lost] = self._among_all(points[lost])
         return first.numpy()
 
@@ -183,12 +192,12 @@ class Centroids:
         pairs = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
         # index_select takes a quarter of the time of points[rows]
         products = [(points.index_select(0, some) * self._rows.index_select(0, those)).sum(1) for some, those in pairs]
-        return torch.cat(products) + self._added[columns]
+        return torch.cat(products) + self._half[columns]
 
     def _among_all(self, points: "Tensor") -> "Tensor":
         import torch
 
-        scores = (torch.addmm(self._added, part, self._rows.T) for part in points.split(LEAST_BLOCK))
+        scores = (torch.addmm(self._half, part, self._rows.T) for part in points.split(LEAST_BLOCK))
         return torch.cat([torch.from_numpy(each.numpy().argmax(1)) for each in scores])
 
 
@@ -196,17 +205,37 @@ def _folded(points: "Tensor", axes: "Tensor") -> "Tensor":
     """[n, kept + 1]: along the axes ([dim, kept]), and the length of the rest, at least."""
     import torch
 
-    kept, squares = points @ axes, points.square().sum(1)
-    rest = (squares - kept.square().sum(1)).clamp(min=0) + LOST * squares
-    return torch.cat([kept, rest.sqrt()[:, None]], 1)
+    along, squares = points @ axes, points.square().sum(1)
+    rest = (squares - along.square().sum(1)).clamp(min=0) + LOST * squares
+    return torch.cat([along, rest.sqrt()[:, None]], 1)
 
 
 def _bits(bounds: "Tensor") -> np.ndarray:
-    """As whole numbers, in the same order from 0 on, and below 0 where they are: among these numpy finds the greatest many times as
-    fast as torch among bfloat16."""
+    """As whole numbers, among which numpy finds the greatest many times as fast as torch among bfloat16. Their order is that of the
+    bounds that are not negative; below lie the negative ones, in reverse."""
     import torch
 
     return bounds.view(torch.int16 if bounds.dtype is torch.bfloat16 else torch.int32).numpy()
+
+
+def _greatest(bits: np.ndarray) -> np.ndarray:
+    """int64 [n]: the place of each row's greatest bound, the first of equals."""
+    places = bits.argmax(1)
+    below = np.flatnonzero(bits[np.arange(len(bits)), places] < 0)
+    places[below] = bits[below].argmin(1)
+    return places
+
+
+def _name(type: "torch.dtype") -> str:
+    return str(type).removeprefix("torch.")
+
+
+def _speed(type: "torch.dtype") -> str:
+    """Which of PAIR_AND_TURN this chip is of."""
+    import torch
+
+    amx = type is torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
+    return "amx" if amx else _name(type)
 
 
 def _by_threads(work: Callable[["Tensor"], np.ndarray], points: "Tensor") -> np.ndarray:
@@ -214,15 +243,27 @@ def _by_threads(work: Callable[["Tensor"], np.ndarray], points: "Tensor") -> np.
     import torch
 
     threads = torch.get_num_threads()
-    parts = points.chunk(threads)
-    return work(points) if threads == 1 or len(parts) == 1 else np.concatenate(list(_pool(threads).map(work, parts)))
+    if threads == 1 or len(points) < threads:
+        return work(points)
+    return np.concatenate(list(_pool(threads).map(work, points.chunk(threads))))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads each of which has torch compute alone; the process's others do so as before."""
     import torch
 
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    started = Barrier(threads)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # from here on it is this thread's own number
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, initializer=alone)
+    list(pool.map(int, range(threads)))
+    torch.set_num_threads(threads)
+    return pool
 
 
 def as_tensor(array: np.ndarray) -> "Tensor":

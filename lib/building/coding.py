@@ -1,4 +1,4 @@
-"""Vectors to lists and codes with a trained index, and back into one: the same bytes as faiss's own `add_with_ids`."""
+"""Vectors to lists and codes with a trained index, and back into one, as one process would add them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -159,6 +159,7 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
     centroids = Centroids(vectors[:count], by_products(kind, metric))
+    centroids.nearest(asked)  # once in a process: whether products are cut short, which those of random vectors are not
     product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * dim)
     quantizer: Any = exact
     add = 0.0

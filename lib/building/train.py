@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..indexes import Kind, Metric, by_products, lists_of, untrained
+from ..indexes import Kind, Metric, by_products, centroids_of, lists_of, untrained
 from ..parts import GROUPS
 from ..plan import Shard
 from ..rows import read
@@ -133,8 +133,7 @@ def train_codec(index: Any, fit: np.ndarray) -> None:
     lists = None
     if inner.by_residual:
         found = nearest_of(inner.quantizer)(points)
-        near, lists = faiss.downcast_index(inner.quantizer).reconstruct_batch(found), faiss.swig_ptr(found)
-        points = np.subtract(points, near, out=near)
+        points, lists = points - centroids_of(inner)[found], faiss.swig_ptr(found)
     inner.train_encoder(len(points), faiss.swig_ptr(points), lists)
     inner.is_trained = index.is_trained = True
 

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from . import faiss_codes, list_parameters
+from . import list_parameters
 from .ivf_pq import IvfPq
 
 
@@ -17,9 +15,6 @@ class IvfOpq(IvfPq):
 
     def key(self, dim: int) -> str:
         return f"OPQ{self._code(dim)},{super().key(dim)}"
-
-    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        return faiss_codes(inner, points, lists)
 
     def parameters(self, **chosen: Any) -> Any:
         import faiss
