@@ -75,7 +75,7 @@ class Centroids:
         self._decided = self._rows.numel() < LEAST_CUT
         self._columns = self._factors()
 
-    def about(self, vectors: np.ndarray) -> np.ndarray:
+    def about(self, vectors: "np.ndarray | Tensor") -> np.ndarray:
         """int64 [n]: the nearest by scores as they are rounded: at less cost, and by whole products until `nearest` was called."""
         return _by_threads(partial(self._about, self._block()), as_tensor(vectors))
 
@@ -266,10 +266,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def as_tensor(array: np.ndarray) -> "Tensor":
+def as_tensor(array: "np.ndarray | Tensor") -> "Tensor":
     """Without a copy where that can be. It is not written to, though torch warns that it could be."""
     import torch
 
+    if isinstance(array, torch.Tensor):
+        return array
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array))

@@ -17,6 +17,7 @@ from ..plan import cut
 from ..workers import WORKER_BASE
 from .assemble import grouped
 from .growing import balanced
+from .kmeans import COPIED
 from .measure import MOST, PARTS_AT_ONCE
 from .reckoning import Given, Stage, decoded, deeper, shard_rows, stored
 from .sample import sample_plan
@@ -87,7 +88,7 @@ def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
         read=size + (lists * given.vector if two else 0),
         written=given.trained,
         objects=1 + RUN_OBJECTS + 1,  # the trained index
-        memory=WORKER_BASE + size + copied * given.vector + HELD_TWICE * given.trained,
+        memory=WORKER_BASE + (1 + COPIED) * size + copied * given.vector + HELD_TWICE * given.trained,
         seconds=seconds + (0.0 if two else given.kmeans(rows, lists)),
         workers=given.find(size, True),
         slices=len(drawn),
@@ -115,7 +116,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             read=taken * given.vector,
             written=float(cells * given.vector),
             objects=1 + RUN_OBJECTS + 1,  # the cells' centroids
-            memory=WORKER_BASE + 2 * taken * given.vector,
+            memory=WORKER_BASE + (2 + COPIED) * taken * given.vector,
             seconds=taken * given.vector * costs.read + given.kmeans(taken, cells),
             workers=one,
             slices=len(some),
@@ -138,7 +139,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             read=size,
             written=float(lists * given.vector),
             objects=cells + RUN_OBJECTS,
-            memory=WORKER_BASE + COPIES_READ * each * given.vector,
+            memory=WORKER_BASE + (COPIES_READ + COPIED) * each * given.vector,
             seconds=size * costs.read + cells * given.kmeans(each, lists / cells),
             workers=many,
             slices=cells * parts,  # a range of rows in each dealt part

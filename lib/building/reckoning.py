@@ -81,7 +81,7 @@ class Given:
         return int(self.costs.trained + self.costs.centroid * self.lists)
 
     def kmeans(self, points: float, count: float) -> float:
-        """Seconds to make so many centroids of so many vectors."""
+        """Seconds to make so many centroids of so many vectors, at most: as of vectors that lie apart in all directions."""
         kept = min(points, MOST_POINTS * count)
         return ITERATIONS * kept * count * self.build.vectors.dim * self.costs.product
 

@@ -16,6 +16,7 @@ from ..parts import Part, read_manifest
 from ..shuffle import bucket_plan
 from ..workers import Workers, most_cpus
 from . import TRAINED
+from .kmeans import COPIED
 from .log import Log, Say
 from .reading import File, facts_of, files_of, files_plan
 from .sample import Sample, sample_plan
@@ -130,7 +131,7 @@ def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
         return Train(plan, build.folder, workers.threads, build.storage, centroids)
 
     rows = sum(file.rows for file in files)
-    held = 4 * plan.dim * (rows + COPIES * min(rows, CODEC_ROWS))
+    held = int(4 * plan.dim * ((1 + COPIED) * rows + COPIES * min(rows, CODEC_ROWS)))
     job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=held)
     _on_one_worker(build, job, "train", [files], say)
 
