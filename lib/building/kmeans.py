@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 ITERATIONS = 6  # LOG.md has what more of them bring
 VARIANCE = 0.8  # that all but the last of them see
-AT_ONCE = 65_536  # points that are turned and summed
+AT_ONCE = 65_536  # points that are turned and summed, and that tell the axes
 COPIED = 0.25  # of the points' bytes, at most, that lie in memory twice: half of their dimensions, in bfloat16
 SEED = 1234
 MOST_POINTS = 256  # for a centroid: more move it by less than they cost
@@ -29,7 +29,7 @@ def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
     rng = np.random.default_rng(SEED)
     held = as_tensor(points[:: max(1, len(points) // (MOST_POINTS * count))])
     centroids = held[torch.from_numpy(np.sort(rng.permutation(len(held))[:count]))]
-    axes = _axes(centroids)
+    axes = _axes(held[:: -(-len(held) // AT_ONCE)])
     few = torch.cat([part @ axes for part in held.split(AT_ONCE)]).bfloat16() if axes.shape[1] else held
     near = centroids @ axes if axes.shape[1] else centroids
     for _ in range(ITERATIONS - 1):
