@@ -21,7 +21,8 @@ SPLIT = 1 / 64  # how far the two halves of a cluster are moved apart, relative;
 def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
     """float32 [count, dim]: Lloyd's iterations from points drawn at random; for products, directions of length 1.
 
-    All but the last iteration see only the directions in which points lie farthest apart: half the time, and centroids no worse.
+    By distances all but the last iteration see only the directions in which points lie farthest apart: half the time, and centroids
+    no worse.
     A centroid without points takes half of those of the greatest cluster, as in faiss.
     """
     import torch
@@ -29,15 +30,26 @@ def kmeans(points: np.ndarray, count: int, products: bool) -> np.ndarray:
     rng = np.random.default_rng(SEED)
     held = as_tensor(points[:: max(1, len(points) // (MOST_POINTS * count))])
     centroids = held[torch.from_numpy(np.sort(rng.permutation(len(held))[:count]))]
-    axes = _axes(held[:: -(-len(held) // AT_ONCE)])
-    few = torch.cat([part @ axes for part in held.split(AT_ONCE)]).bfloat16() if axes.shape[1] else held
-    near = centroids @ axes if axes.shape[1] else centroids
+    few, near = (held, centroids) if products else _along(held, centroids)
     for _ in range(ITERATIONS - 1):
         owners = torch.from_numpy(Centroids(_unit(near, products).numpy(), products).about(few))
         near = _means(few, owners, count)
     centroids = _unit(_means(held, owners, count), products)
     owners = torch.from_numpy(Centroids(centroids.numpy(), products).about(held))
     return _unit(_means(held, owners, count), products).numpy()
+
+
+def _along(points: "Tensor", centroids: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Both less the points' mean, along their first axes, [n, kept], the points in bfloat16; as they are where these are too many."""
+    import torch
+
+    some = points[:: -(-len(points) // AT_ONCE)]
+    middle = some.mean(0)
+    axes = _axes(some - middle)
+    if not axes.shape[1]:
+        return points, centroids
+    few = [((part - middle) @ axes).bfloat16() for part in points.split(AT_ONCE)]
+    return torch.cat(few), (centroids - middle) @ axes
 
 
 def _axes(points: "Tensor") -> "Tensor":
