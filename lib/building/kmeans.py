@@ -53,7 +53,7 @@ def _along(points: "Tensor", centroids: "Tensor") -> tuple["Tensor", "Tensor"]:
 
 
 def _axes(points: "Tensor") -> "Tensor":
-    """[dim, kept]: orthonormal columns along which VARIANCE of the points' squares lies; none where more than half were needed."""
+    """[dim, kept]: orthonormal columns along which VARIANCE of the points' squares lies; none where that takes over half of them."""
     import torch
 
     squares, axes = torch.linalg.eigh(points.T @ points)
