@@ -11,6 +11,7 @@ from .building.queries import check_queries
 from .building.recall import measure_recall
 from .building.training import train
 from .cluster import connect
+from .crew import together
 from .indexing import Build, IndexConfig, open_build
 from .lease import WHOLE, held
 from .workers import check_said
@@ -19,7 +20,7 @@ from .workers import check_said
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
     opened = open_build(config)
-    with held(opened.folder, WHOLE, say) as still_held:
+    with held(opened.folder, WHOLE, say) as still_held, together():
         return _build(config, opened, say, still_held)
 
 

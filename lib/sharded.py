@@ -2,10 +2,10 @@
 
     pending shards -> read and prepare (CPU) -> worker (actor pool) -> finish and publish (CPU) -> receipts
 
-Where the worker itself reads (Direct), all three steps are its own. One shard is one row of one block at every step, so nothing
-can split, merge or mix shards, and a replayed task makes the same number of blocks. Receipts go to the driver; rows never do. What
-a person can mend (ShoalError) stops the run; any other failure of a shard is tried again, `ATTEMPTS` times over, and then the shard
-is quarantined with its reason.
+One shard is one row of one block at every step, so nothing can split, merge or mix shards, and a replayed task makes the same
+number of blocks. Where the worker itself reads (Direct), all three steps are its own, and the workers are a crew (crew.py), without
+Ray Data. Receipts go to the driver; rows never do. What a person can mend (ShoalError) stops the run; any other failure of a shard
+is tried again, `ATTEMPTS` times over, and then the shard is quarantined with its reason.
 """
 
 import json
@@ -17,23 +17,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import errors
+from . import crew, errors
+from .crew import DEATHS, DIED
 from .errors import RunError, ShoalError
 from .lease import WHOLE, Share
 from .ledger import Ledger, audit, missing, write_quarantine
 from .parts import Part
 from .plan import Shard
 from .progress import Progress
-from .stages import Bundle, Direct, Prepare, Publish, Receipt, Verb, Whole, Work, pack, unpack
+from .stages import Bundle, Direct, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 from .workers import Workers, as_grown
 
 ATTEMPTS = 3  # rounds over the shards that failed
-DEATHS = 3  # workers a shard may see die in one round before it is left for the next
 WAVE = 4000  # shards a Ray Data run, at least; the driver spends 7 to 16 kB on each, and 11 to 17 ms
 WAVE_A_WORKER = 16  # and at least so many for each worker: all start anew with every wave, and wait for its last shard
 ONE_SHARD = {"batch_size": 1, "batch_format": "pyarrow"}
 WAVE_SLICES = 100_000  # 0.9 kB each in the driver
-DIED = "its process died each time"
 
 
 class _LastError(logging.Handler):
@@ -91,7 +90,7 @@ def run(
             reasons = dict.fromkeys(todo, DIED)
             for wave in _waves(ledger.shards(todo), max(WAVE, WAVE_A_WORKER * workers.maximum), WAVE_SLICES):
                 still_held()
-                for receipt in _run_wave(verb, ledger, as_grown(workers), wave, in_flight):
+                for receipt in _run_wave(verb, ledger, workers, wave, in_flight):
                     still_held()
                     _note(receipt, parts, reasons, progress)
             todo = sorted(reasons)
@@ -136,13 +135,12 @@ def _waves(shards: Iterator[Shard], most: int, most_slices: int) -> Iterator[lis
 
 def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
-    workers = workers.at_most(len(wave))
     if isinstance(verb, Direct):
-        dataset = _by_workers(_pending(wave, workers), Whole, (verb, ledger.folder, names), workers, in_flight)
-    else:
-        worked = _worked(verb, wave, workers, in_flight)
-        dataset = _step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)
-    for batch in _iterate(dataset):
+        yield from crew.perform((verb, ledger.folder, names), wave, workers, in_flight)
+        return
+    workers = as_grown(workers).at_most(len(wave))
+    worked = _worked(verb, wave, workers, in_flight)
+    for batch in _iterate(_step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)):
         for text in batch["receipt"].to_pylist():
             yield Receipt(**json.loads(text))
 
@@ -150,21 +148,22 @@ def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard
 def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Any:
     """The lazy dataset up to and with the workers: one row a shard."""
     prepared = _step(_pending(shards, workers), Prepare, (verb,), workers, in_flight)
-    return _by_workers(prepared, Work, (verb,), workers, in_flight)
+    return _by_workers(prepared, verb, workers, in_flight)
 
 
 def _pending(shards: Sequence[Shard], workers: Workers) -> Any:
     import ray.data
 
+    crew.stand_aside()
     _settle_ray_data(workers)
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
     return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
 
 
-def _by_workers(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers, in_flight: int) -> Any:
+def _by_workers(dataset: Any, verb: Verb, workers: Workers, in_flight: int) -> Any:
     return dataset.map_batches(
-        kind,
-        fn_constructor_args=arguments,
+        Work,
+        fn_constructor_args=(verb,),
         compute=_pool(workers.minimum, workers.initial, workers.maximum, in_flight),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,

@@ -160,17 +160,16 @@ class Publish:
 
 
 class Whole:
-    """Pending shard -> receipt, in one actor."""
+    """Pending shard -> receipt, in one process."""
 
     def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
         self.steps = Prepare(verb), Work(verb), Publish(verb, folder, names)
 
-    def __call__(self, row: pa.Table) -> pa.Table:
-        shard, bundle = _shard_of(row), Bundle()
-        receipt = Receipt(shard.number)
+    def do(self, shard: Shard) -> Receipt:
+        receipt, bundle = Receipt(shard.number), Bundle()
         for each in self.steps:
             bundle = each.step(shard, receipt, bundle)
-        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+        return receipt
 
 
 @contextmanager

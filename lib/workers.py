@@ -7,6 +7,7 @@ tells nobody: there the user says what a worker takes, and how many there may be
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from .errors import RunError, UsageError
@@ -204,6 +205,13 @@ def _cores_for_memory(nodes: Sequence[Mapping[str, float]], weight_bytes: int) -
 def worker_memory(weight_bytes: int) -> int:
     """Bytes one worker is expected to take."""
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
+
+
+def node_memory(node: str) -> float:
+    """Bytes that a node has for workers; without end where Ray does not tell."""
+    import ray
+
+    return next((each["Resources"].get("memory", inf) for each in ray.nodes() if each["NodeID"] == node), inf)
 
 
 def _nodes(labels: Mapping[str, str] = EVERYWHERE) -> Sequence[Mapping[str, float]]:

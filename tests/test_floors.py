@@ -82,6 +82,7 @@ FLOORS = [
         "training.unified",
     ],
     ["stages", "dataset", "compare", "models.reranker", "models.convert", "models.remote_scores", "scoring", "shuffle"],
+    ["crew"],
     [
         "sharded",
         "dealing",

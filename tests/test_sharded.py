@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+import lib.crew
 import lib.sharded
 import lib.workers
 from lib.corpus import CorpusOptions
@@ -167,7 +168,7 @@ def test_poison_and_failing_shards_are_quarantined(cluster, corpus, tmp_path, mo
 
 def test_a_worker_that_reads_itself_does_the_whole_shard(cluster, corpus, tmp_path, monkeypatch):
     """All three steps in one process; a shard that kills it or fails is given up on with its reason, the others are done."""
-    monkeypatch.setattr(lib.sharded, "DEATHS", 0)
+    monkeypatch.setattr(lib.crew, "DEATHS", 0)
     monkeypatch.setattr(lib.sharded, "ATTEMPTS", 2)
     trouble = {("prepare", "text 0"): "die", ("finish", "text 600"): ValueError("odd value 17")}
     outcome = done(opened(corpus, tmp_path), Itself, trouble=trouble)
@@ -304,7 +305,7 @@ def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
 def test_a_worker_that_cannot_load_is_told(cluster, corpus, tmp_path, kind):
     """What goes wrong in a worker's start ends the run with its own words."""
     ledger = opened(corpus, tmp_path)
-    for verb in (Unloadable, UnloadableItself)[: 2 if kind is ModelError else 1]:
+    for verb in (Unloadable, UnloadableItself):
         broken = verb(ledger.columns, error=kind("the weights are damaged"))
         with pytest.raises(ShoalError, match="the weights are damaged"):
             run(broken, ledger, decide(ClusterOptions(), 0), Progress(1), missing(ledger))
