@@ -1,4 +1,4 @@
-"""jobs/build_index.py as it is, in a process that has started Ray and Ray Data before it: what that takes, apart.
+"""jobs/build_index.py as it is, in a process that has started Ray before it: what that takes, apart.
 
 python -m benchmarks.index_job SECONDS.txt ARGUMENTS
 """
@@ -16,9 +16,6 @@ from lib.cluster import connect
 def main(seconds_file: str, arguments: Sequence[str]) -> None:
     began = time.perf_counter()
     connect()
-    import ray.data
-
-    ray.data.range(1).materialize()  # starts Ray Data's own actors, as lance-ray's copy has done by then
     Path(seconds_file).write_text(str(time.perf_counter() - began))
     sys.argv = ["build_index.py", *arguments]
     runpy.run_path(str(ROOT / "jobs/build_index.py"), run_name="__main__")

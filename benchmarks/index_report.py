@@ -16,7 +16,7 @@ LISTED = 8  # processes of a run that its table shows
 HEADER = ["| bar | asked | measured | |", "|---|---|---|---|"]
 BUILD_NOTE = """
 Median (least - most) of the rounds. Seconds of a stage are card.json's: the driver's clock, the start of the stage's workers in
-it. Ray and Ray Data were started before the first stage. Vectors/s: over the four stages that build."""
+it. Ray was started before the first stage. Vectors/s: over the four stages that build."""
 MEMORY_NOTE = f"""
 unshared: resident bytes less those that are shared or of files (psutil: rss - shared), looked at every {INTERVAL:g} s; peak: of
 all resident bytes, as the kernel keeps it (VmHWM), shared ones in it. Each process at its own peak; of the first round. All
@@ -30,8 +30,7 @@ Both on one core, which all processes of a side share, with one thread, as many 
 SCALING_NOTE = """
 Of the stage `encode`; each worker has one CPU. It reads and writes, too; other cores idle."""
 LANCE_NOTE = """
-Both sides: same files, lists and probes, a worker a core, Ray and Ray Data started before (Ray Data's start, some 2 s, is in the
-copy's seconds, and in none of ours); as many bytes a code where a kind has a choice.
+Both sides: same files, lists and probes, a worker a core, Ray started before; as many bytes a code where a kind has a choice.
 Training `ours`: sample_rate and max_iters of create_index are our vectors a list and iterations; `default`: its own.
 Copy: ray.data.read_parquet to lance_ray.write_lance, which it needs, as it indexes Lance datasets alone. Searches without
 refinement, approx_mode "accurate". over theirs: our recall@10 less theirs, question by question (95 % interval; round 1)."""

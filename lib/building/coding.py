@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..indexes import Kind, centroids_of, lists_of
-from .centroids import Centroids
+from .centroids import Centroids, Turn, as_tensor
 
 CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
 
@@ -49,11 +49,13 @@ def turns(index: Any) -> list[Any]:
 
 
 def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
-    """The vectors as the lists of the index see them."""
-    vectors = np.ascontiguousarray(vectors)
+    """The vectors as the lists of the index see them: as faiss turns them, but for a sum's rounding."""
+    import faiss
+
     for turn in turns(index):
-        vectors = turn.apply(vectors)
-    return vectors
+        matrix = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
+        vectors = Turn(as_tensor(matrix.T))(as_tensor(vectors)).numpy()
+    return np.ascontiguousarray(vectors)
 
 
 def checked(count: int) -> slice:

@@ -185,7 +185,7 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
     index = untrained(kind, dim, lists, metric)
     if not kind.lists:
         return index, 0.0, 0
-    inner: Any = faiss.downcast_index(lists_of(index))
+    inner = lists_of(index)
     points, rounds = vectors[:lists], 0
     for turn in turns(index):
         if isinstance(turn, faiss.OPQMatrix):

@@ -209,7 +209,7 @@ def trained_arrays(index: Any) -> dict[str, np.ndarray]:
     dim / groups] where it has them."""
     import faiss
 
-    inner: Any = faiss.downcast_index(lists_of(index))
+    inner = lists_of(index)
     arrays = {CENTROIDS: faiss.downcast_index(inner.quantizer).reconstruct_n(0, inner.nlist)}
     if isinstance(inner, faiss.IndexIVFPQ):
         pq = inner.pq

@@ -169,6 +169,6 @@ def lists_of(index: Any) -> Any:
     """The part of an index with inverted lists, behind whatever turns the vectors first."""
     import faiss
 
-    found: Any = faiss.extract_index_ivf(index)
+    found: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     found.referenced_objects = [index]  # it is a part of it, and faiss would let the whole go
     return found

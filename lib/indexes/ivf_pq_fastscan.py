@@ -42,7 +42,7 @@ class IvfPqFastscan:
         """The codes in faiss's blocks of 32; of equal distances another may come first than in the plain layout."""
         import faiss
 
-        made: Any = faiss.IndexIVFPQFastScan(faiss.downcast_index(lists_of(index)))
+        made: Any = faiss.IndexIVFPQFastScan(lists_of(index))
         made.referenced_objects = [index]  # whose centroids it goes on using
         return made
 
