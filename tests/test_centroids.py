@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lib.building import centroids as module
+from lib.building import computing
 from lib.building import kmeans as kmeans_module
 from lib.building.centroids import Centroids
+from lib.building.computing import Turn
 from lib.building.kmeans import ITERATIONS, kmeans
 from lib.models import load
 
@@ -244,3 +246,16 @@ def test_far_from_the_origin_all_is_settled_quickly(cut):
     scores = plain(points - 500, given - 500, products=False)
 
     assert (scores[np.arange(2000), found] >= scores.max(1) - 1e-3).all()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_vectors_are_turned_as_float32_turns_them(known, monkeypatch):
+    """With oneDNN and where torch has none, in several parts and a short one, of a matrix that is not square."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: known)
+    monkeypatch.setattr(computing, "TURNED", 70)
+    points, matrix = (torch.from_numpy(clustered(count, dim, seed=3)) for count, dim in ((300, 48), (48, 20)))
+    exact = points.double() @ matrix.double()
+
+    for count in (0, 1, 70, 300):
+        found = Turn(matrix)(points[:count])
+        np.testing.assert_allclose(found, exact[:count], atol=1e-5 * float(exact.abs().max()))

@@ -30,6 +30,7 @@ FLOORS = [
         "training.optimizer",
         "training.page",
         "training.checkpoint",
+        "building.computing",
         "building.curve",
         "building.log",
     ],

@@ -10,21 +10,19 @@ and a length, which bounds every score from above; and whatever is bounded by no
 scored in full.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from threading import Barrier
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .computing import Turn, as_tensor, by_threads
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 SCORE_BYTES = 8 << 20  # at once for a thread: a core's cache has room for some of it
-TURNED = 1024  # vectors at once: of more, what is between two steps leaves a core's cache
 LEAST_BLOCK = 512  # vectors at once, of all threads: for each block the centroids are read anew
 LEAST_PART = 64  # and of a thread
 SQUARE_COLUMNS = 2  # what bfloat16 keeps of a number that is added to a product, and what it keeps of the rest
@@ -41,44 +39,6 @@ ROUNDING = {
 }  # of a number, relative: at most; of float32 a sum's, as good as always
 LOST = 1e-5  # of a square, at most, where one sum in float32 is taken from another, along axes that float32 has made
 SLACK = 1.03  # for the roundings of roundings, of the lengths, and of the sums in float32
-
-
-def compute_with(threads: int) -> None:
-    """Of this process: faiss's threads, and torch's."""
-    import faiss
-    import torch
-
-    faiss.omp_set_num_threads(threads)
-    torch.set_num_threads(threads)
-
-
-class Turn:
-    """Vectors by a matrix, in float32, the same to the bit whatever vectors are beside them.
-
-    By oneDNN, where torch has it: what torch takes else, MKL, uses half of the width of other makers' chips. 384 by 384 on an EPYC:
-    1.3 us a vector in place of 2.7.
-    """
-
-    def __init__(self, matrix: "Tensor") -> None:
-        """matrix: [dim, width]."""
-        import torch
-
-        self._matrix = matrix.T.contiguous()  # [width, dim]
-        if torch.backends.mkldnn.is_available():
-            self._matrix = self._matrix.to_mkldnn()
-
-    def __call__(self, vectors: "Tensor") -> "Tensor":
-        """[n, width]."""
-        import torch
-
-        if len(vectors) > TURNED:
-            found = torch.empty(len(vectors), self._matrix.shape[0])
-            for part, place in zip(vectors.split(TURNED), found.split(TURNED), strict=True):
-                place.copy_(self(part))
-            return found
-        if self._matrix.is_mkldnn:
-            return torch.nn.functional.linear(vectors.to_mkldnn(), self._matrix).to_dense()
-        return vectors @ self._matrix.T
 
 
 class Centroids:
@@ -107,14 +67,14 @@ class Centroids:
 
     def about(self, vectors: "np.ndarray | Tensor") -> np.ndarray:
         """int64 [n]: the nearest by scores as they are rounded: at less cost, and by whole products until `nearest` was called."""
-        return _by_threads(partial(self._about, self._block()), as_tensor(vectors))
+        return by_threads(partial(self._about, self._block()), as_tensor(vectors))
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
         """int64 [n]: the nearest, the first of those that are equally near. The first vectors decide whether products are cut."""
         points = as_tensor(vectors)
         if len(points) and not self._decided:
             self._choose_axes(points[:: -(-len(points) // PROBED)] - self._middle)
-        return _by_threads(partial(self._nearest, self._block()), points)
+        return by_threads(partial(self._nearest, self._block()), points)
 
     def _choose_axes(self, points: "Tensor") -> None:
         """As many as are best for vectors like these: of more the product takes longer, with fewer more centroids are near."""
@@ -268,42 +228,3 @@ def _speed(type: "torch.dtype") -> str:
 
     amx = type is torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
     return "amx" if amx else _name(type)
-
-
-def _by_threads(work: Callable[["Tensor"], np.ndarray], points: "Tensor") -> np.ndarray:
-    """What torch and what numpy do of it by all of torch's threads, a part each."""
-    import torch
-
-    threads = torch.get_num_threads()
-    if threads == 1 or len(points) < threads:
-        return work(points)
-    return np.concatenate(list(_pool(threads).map(work, points.chunk(threads))))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads each of which has torch compute alone; the process's others do so as before."""
-    import torch
-
-    started = Barrier(threads)
-
-    def alone() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # from here on it is this thread's own number
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, initializer=alone)
-    list(pool.map(int, range(threads)))
-    torch.set_num_threads(threads)
-    return pool
-
-
-def as_tensor(array: "np.ndarray | Tensor") -> "Tensor":
-    """Without a copy where that can be. It is not written to, though torch warns that it could be."""
-    import torch
-
-    if isinstance(array, torch.Tensor):
-        return array
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..indexes import Kind, centroids_of, lists_of
-from .centroids import Centroids, Turn, as_tensor
+from .centroids import Centroids
+from .computing import Turn, as_tensor
 
 CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
 
@@ -53,6 +54,7 @@ def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
     import faiss
 
     for turn in turns(index):
+        assert not turn.have_bias, "a rotation"
         matrix = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
         vectors = Turn(as_tensor(matrix.T))(as_tensor(vectors)).numpy()
     return np.ascontiguousarray(vectors)

@@ -22,8 +22,9 @@ from ..stages import Verb
 from ..storage import Folder
 from . import CODE, NUMBER, TRAINED, VECTOR
 from .assemble import FILL_BYTES, Assemble
-from .centroids import Centroids, compute_with
+from .centroids import Centroids
 from .coding import fill, save_index, turns
+from .computing import compute_with
 from .encode import Encode
 from .measure import LISTED, QUERIES, Probe, Truth, best_lists
 from .reading import column, matrix, read_parts
@@ -169,9 +170,8 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
         add = _seconds(lambda: quantizer.add(vectors[:count])) / count
     narrow = _seconds(lambda: quantizer.search(asked, 1)) / len(asked) if graph else product * count * dim
     wide = _seconds(lambda: quantizer.search(asked[:ASKED], max(1, count // WIDE))) / ASKED
-    centroid = len(save_index(quantizer)) / count if graph else 4.0 * dim
-    found = {"graph": graph, "product": product, "narrow": narrow, "wide": wide, "add": add}
-    return found | {"centroids": count, "centroid": centroid}
+    found = {"graph": graph, "product": product, "narrow": narrow, "wide": wide, "add": add, "centroids": count}
+    return found | {"centroid": len(save_index(quantizer)) / count if graph else 4.0 * dim}
 
 
 def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarray) -> tuple[Any, float, int]:

@@ -12,8 +12,8 @@ from ..plan import Shard
 from ..stages import Bundle
 from ..storage import Folder
 from . import CODE, FACTS, LIST, TRAINED
-from .centroids import compute_with
 from .coding import Coder, checked, load_index, misfit
+from .computing import compute_with
 from .reading import PATHS, OfParts, column, shard_of
 from .source import Rows, Source
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .centroids import Centroids, as_tensor
+from .centroids import Centroids
+from .computing import as_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

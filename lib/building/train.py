@@ -23,8 +23,9 @@ from ..rows import read
 from ..stages import Bundle
 from ..storage import Folder
 from . import FACTS, HELD, TRAINED, VECTOR
-from .centroids import Centroids, compute_with
+from .centroids import Centroids
 from .coding import Coder, checked, load_index, misfit, nearest_of, save_index, turned, turns
+from .computing import compute_with
 from .kmeans import kmeans
 from .reading import PATHS, OfParts, column, drawn, matrix, read_parts
 

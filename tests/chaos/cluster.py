@@ -75,8 +75,8 @@ class Head:
             return []
 
     def workers(self) -> list[psutil.Process]:
-        """Processes that do Ray Data's work now: those with a model, and those that read, prepare or publish."""
-        return [process for process in self.family() if _does_data_work(process)]
+        """Processes that do shards: those with a model, and those that read, prepare or publish."""
+        return [process for process in self.family() if _does_shards(process)]
 
     def _command(self) -> list[str]:
         ports = [f"--{name}-port={free_port()}" for name in PORTS]
@@ -96,13 +96,14 @@ class Head:
             time.sleep(0.2)
 
 
-def _does_data_work(process: psutil.Process) -> bool:
-    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task."""
+def _does_shards(process: psutil.Process) -> bool:
+    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task; `ray::ShardWorker` is one of
+    our own, which idles between two stages."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:
         return False
-    return title.startswith("ray::") and "Map" in title
+    return title.startswith("ray::") and ("Map" in title or "ShardWorker" in title)
 
 
 def _kill(process: psutil.Process) -> None:

@@ -50,7 +50,7 @@ CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
 PHASES = ("sample", "train"), ("rows",), ("assemble", "merge")  # in each of which a kill must have fallen
 TICK = 0.1  # seconds
-FLIGHTS = 1.5, 6.0  # seconds, at most, from a stage's first worker, or a kill, to the next: while it loads, or at work
+FLIGHTS = 1.5, 6.0  # seconds, at most, from a stage's first shard, or a kill, to the next: while it loads, or at work
 EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 MOMENTS = 0.05, 0.6  # seconds between two listings of the index
@@ -156,22 +156,19 @@ class StagedFire(Fire):
         """Nothing: Sights does."""
 
     def _live(self, driver: subprocess.Popen) -> bool:
-        began, before, last = time.monotonic(), {worker.pid for worker in self.head.workers()}, self.output.stage()
+        began, last = time.monotonic(), self.output.stage()
         due = began + self.random.uniform(*EARLY) if self.random.random() < EARLY_SHARE else math.inf
-        old = before
         try:
             while driver.poll() is None and time.monotonic() < began + PATIENCE:
                 time.sleep(TICK)
-                stage, workers = self.output.stage(), self.head.workers()
+                stage, busy = self.output.stage(), [worker for worker in self.head.workers() if _at_work(worker)]
                 if stage != last:
-                    old, last, due = before, stage, math.inf
-                before = {worker.pid for worker in workers}
-                fresh = [worker for worker in workers if worker.pid not in old]
-                if fresh and due == math.inf:
+                    last, due = stage, math.inf
+                if busy and due == math.inf:
                     due = time.monotonic() + self.random.uniform(0, self.random.choice(FLIGHTS))
                 if time.monotonic() < due or self.stages.total() >= math.ceil(self.wanted * SHARES[stage]):
                     continue
-                victim = self.random.choice(fresh) if fresh and self.random.random() < WORKER_SHARE else driver
+                victim = self.random.choice(busy) if busy and self.random.random() < WORKER_SHARE else driver
                 with suppress(psutil.NoSuchProcess):
                     victim.kill()
                     self._tell("driver" if victim is driver else "worker", stage)
@@ -188,6 +185,13 @@ class StagedFire(Fire):
         self.stages[stage] += 1
         there = ", ".join(f"{len(self.output.names(name))} in {name}" for name in ("rows", "pieces", "merged"))
         click.echo(f"  start {self.lives}, kill {self.stages.total()} of {self.wanted}: {victim}, {stage}; {there}")
+
+
+def _at_work(worker: psutil.Process) -> bool:
+    """Whether it does a shard now, and does not wait for the next stage."""
+    with suppress(psutil.Error):
+        return ".do" in " ".join(worker.cmdline())
+    return False
 
 
 def write_data(url: str, rows: int, seed: int) -> None:
