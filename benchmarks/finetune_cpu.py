@@ -35,13 +35,13 @@ from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread, verdict
 from lib.cluster import ENVIRONMENT
 from lib.finetune import CPU_BUDGET
+from lib.heap import M_MMAP_THRESHOLD, great_blocks_apart
 from lib.losses.infonce import InfoNCE
 from lib.models import read_spec
 from lib.training.batches import BATCHES
 from lib.training.chunks import Cutter
 from lib.training.collectives import Place
 from lib.training.embedder import Embedder
-from lib.training.heap import M_MMAP_THRESHOLD, great_blocks_apart
 from lib.training.loop import Read
 from lib.training.optimizer import Optimization
 from lib.training.pairs import text_keys

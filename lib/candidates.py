@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from .corpus import Corpus, CorpusOptions, list_files, measure
+from .crew import together
 from .dealing import Deal, Join
 from .errors import InputError, RunError
 from .job import Job, RunOptions, carry_out, carry_out_planned, whole
@@ -72,6 +73,7 @@ def settings(config: RerankConfig) -> dict[str, Any]:
     return found
 
 
+@together()
 def join(config: RerankConfig, say: Callable[[str], None]) -> tuple[pa.Table, pa.Schema]:
     """Do the join, or what is left of it. The plan of its buckets and their columns, for the scoring.
 

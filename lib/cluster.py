@@ -25,10 +25,6 @@ ENVIRONMENT = {
     # repeat a shape: 160 MiB a worker that buy nothing. One batch needs fewer than 16.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
     "LRU_CACHE_CAPACITY": "16",
-    # Else glibc gives each array over 128 kB (later: over the largest yet) back to the kernel and has new pages cleared for the
-    # next: an eighth of what encoding vectors takes.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
 FORWARDED = ("AWS_", "HF_", "GOOGLE_", "FSSPEC_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 

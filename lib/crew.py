@@ -227,12 +227,11 @@ class _Stage:
         unable = member.node is None or isinstance(error, RayTaskError)
         self.crew.stillborn += unable
         if self.crew.stillborn >= STILLBORN:
-            raise RunError(f"the workers could not run: {getattr(error, 'cause', None) or error}") from error
+            raise RunError(f"the workers could not run: {_last_words(error)}") from error
         for shard in member.holds:
             self.deaths[shard.number] += not unable
             if self.deaths[shard.number] > DEATHS:
-                last = str(error).strip().splitlines()[-1].strip()[:300]
-                yield Receipt(shard.number, failure=f"{DIED} (Ray's last error: {type(error).__name__}: {last})")
+                yield Receipt(shard.number, failure=f"{DIED} (Ray's last error: {_last_words(error)})")
             else:
                 self.todo.append(shard)
         member.holds = []
@@ -242,3 +241,10 @@ class _Stage:
         hired = self.crew.hire(want - len(self.serving), self.workers)
         self.serving += hired
         self.calls |= {each.answer: each for each in hired}
+
+
+def _last_words(error: Exception) -> str:
+    """What an error of Ray says in a line: of a call that raised, the first of its cause; of a worker that is gone, the last."""
+    cause = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
+    return f"{type(cause or error).__name__}: {(lines or ['nothing'])[0 if cause else -1]}"[:500]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..heap import great_blocks_kept
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,10 +18,11 @@ TURNED = 1024  # vectors at once: of more, what is between two steps leaves a co
 
 
 def compute_with(threads: int) -> None:
-    """Of this process: faiss's threads, and torch's."""
+    """Of this process: faiss's threads, and torch's. Arrays of one size follow each other from here on: the heap keeps them."""
     import faiss
     import torch
 
+    great_blocks_kept()
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..heap import great_blocks_apart
 from ..storage import Folder
 from ..trees import upload
 from . import checkpoint
 from .chunks import Cutter
 from .collectives import Place, average
-from .heap import great_blocks_apart
 from .optimizer import Optimization
 from .order import Order
 from .parallel import Alone, wrapped

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..crew import together
 from ..errors import UsageError
 from ..job import Job, RunOptions, carry_out, carry_out_planned, even_rows, whole
 from ..ledger import Ledger
@@ -73,6 +74,7 @@ class Planned:
     counts: Counts
 
 
+@together()
 def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say: Say) -> Planned:
     """Make the plan in OUTPUT/plan, or what is left of it. Raises UsageError, InputError or RunError, see counts too."""
     _check_numbers(options)

@@ -97,8 +97,8 @@ class Head:
 
 
 def _does_shards(process: psutil.Process) -> bool:
-    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task; `ray::ShardWorker` is one of
-    our own, which idles between two stages."""
+    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task; `ray::ShardWorker` is of a
+    crew, and idles between two stages."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:

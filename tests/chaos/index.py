@@ -49,8 +49,8 @@ CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 # By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
 PHASES = ("sample", "train"), ("rows",), ("assemble", "merge")  # in each of which a kill must have fallen
-TICK = 0.1  # seconds
-FLIGHTS = 1.5, 6.0  # seconds, at most, from a stage's first shard, or a kill, to the next: while it loads, or at work
+TICK = 0.05  # seconds
+FLIGHTS = 0.5, 3.0  # seconds, at most, from a stage's first shard, or a kill, to the next: while it loads, or at work
 EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 MOMENTS = 0.05, 0.6  # seconds between two listings of the index
