@@ -3,6 +3,8 @@
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -13,7 +15,7 @@ STAGES = ("read", "tokenise", "encode", "write")
 
 @dataclass
 class Progress:
-    """Counts of one driver's run, drawn by a thread between `start` and `stop`. Rates are of this driver alone."""
+    """Counts of one driver's run, drawn by a thread while `shown`. Rates are of this driver alone."""
 
     shards: int  # of the whole run
     done: int = 0  # finished by earlier drivers and this one
@@ -31,17 +33,18 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     first: int = 0
     _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The line is drawn meanwhile."""
         self.began, self.first = time.monotonic(), self.done
-        self._thread = threading.Thread(target=self._draw, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        if self._thread:
-            self._thread.join()
+        thread = threading.Thread(target=self._draw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
 
     def add(self, counts: dict[str, Any], seconds: dict[str, float], worked_from: float | None) -> None:
         """One finished shard, which a loaded worker took at `worked_from`."""

@@ -14,7 +14,6 @@ from .building.reading import File, files_of, files_plan
 from .building.source import Source, VectorOptions
 from .candidates import ID_NAMES
 from .corpus import columns_at, list_files, measure
-from .crew import together
 from .errors import InputError, UsageError
 from .finding import FOUND_SCHEMA, Find, Gather
 from .finding import QUERIES as OF_QUERIES
@@ -92,7 +91,6 @@ def _check_texts(config: SearchConfig, storage: Mapping[str, Any]) -> None:
             )
 
 
-@together()
 def _found(
     config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: Folder, allowed: str | None, say: Say
 ) -> Outcome:

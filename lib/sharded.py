@@ -3,7 +3,7 @@
     pending shards -> read and prepare (CPU) -> worker (actor pool) -> finish and publish (CPU) -> receipts
 
 One shard is one row of one block at every step, so nothing can split, merge or mix shards, and a replayed task makes the same
-number of blocks. Where the worker itself reads (Direct), all three steps are its own, and the workers are a crew (crew.py), without
+number of blocks. Where the worker itself reads (Direct), all three steps are its own, and the workers are a crew (shift.py), without
 Ray Data. Receipts go to the driver; rows never do. What a person can mend (ShoalError) stops the run; any other failure of a shard
 is tried again, `ATTEMPTS` times over, and then the shard is quarantined with its reason.
 """
@@ -17,20 +17,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from . import crew, errors
-from .crew import DEATHS, DIED
+from . import errors
+from .crew import stand_aside, together
 from .errors import RunError, ShoalError
 from .lease import WHOLE, Share
 from .ledger import Ledger, audit, missing, write_quarantine
 from .parts import Part
 from .plan import Shard
 from .progress import Progress
+from .shift import DEATHS, DIED, perform
 from .stages import Bundle, Direct, Prepare, Publish, Receipt, Verb, Work, pack, unpack
 from .workers import Workers, as_grown
 
 ATTEMPTS = 3  # rounds over the shards that failed
-WAVE = 4000  # shards a Ray Data run, at least; the driver spends 7 to 16 kB on each, and 11 to 17 ms
-WAVE_A_WORKER = 16  # and at least so many for each worker: all start anew with every wave, and wait for its last shard
+WAVE = 4000  # shards at once, at least; on each the driver spends 7 to 16 kB and 11 to 17 ms of Ray Data's, or 5 kB and 1 ms
+WAVE_A_WORKER = 16  # and at least so many for each worker: all wait for a wave's last shard, and Ray Data's start anew
 ONE_SHARD = {"batch_size": 1, "batch_format": "pyarrow"}
 WAVE_SLICES = 100_000  # 0.9 kB each in the driver
 
@@ -82,8 +83,7 @@ def run(
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}
     todo = list(pending)
-    progress.start()
-    try:
+    with progress.shown(), together():  # one crew for all waves and rounds
         for attempt in range(ATTEMPTS):
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
             in_flight = 1 if attempt == ATTEMPTS - 1 else 2
@@ -96,8 +96,6 @@ def run(
             todo = sorted(reasons)
             if not todo:
                 break
-    finally:
-        progress.stop()
     still_held()
     gone = set(missing(ledger)) if reasons or share != WHOLE else set()
     quarantined = {number: _LOG.explain(reason) for number, reason in reasons.items() if number in gone}
@@ -136,7 +134,7 @@ def _waves(shards: Iterator[Shard], most: int, most_slices: int) -> Iterator[lis
 def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
     if isinstance(verb, Direct):
-        yield from crew.perform((verb, ledger.folder, names), wave, workers, in_flight)
+        yield from perform((verb, ledger.folder, names), wave, workers, in_flight)
         return
     workers = as_grown(workers).at_most(len(wave))
     worked = _worked(verb, wave, workers, in_flight)
@@ -154,7 +152,7 @@ def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: in
 def _pending(shards: Sequence[Shard], workers: Workers) -> Any:
     import ray.data
 
-    crew.stand_aside()
+    stand_aside()
     _settle_ray_data(workers)
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
     return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them

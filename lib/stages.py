@@ -31,7 +31,7 @@ class Verb(Protocol):
         ...
 
     def worker(self) -> Callable[[Bundle], Bundle]:
-        """Called once in every actor; what it returns is called once a shard."""
+        """Called once in every process; what it returns is called once a shard."""
         ...
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
@@ -174,7 +174,7 @@ class Whole:
 
 @contextmanager
 def _caught(receipt: Receipt) -> Iterator[None]:
-    """Write a failure into the receipt instead of raising: a raise would make Ray Data drop or repeat the block."""
+    """Write a failure into the receipt instead of raising: a raise would make Ray drop or repeat the shard."""
     try:
         yield
     except ShoalError as error:

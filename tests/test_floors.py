@@ -93,6 +93,7 @@ FLOORS = [
     ],
     ["stages", "dataset", "compare", "models.reranker", "models.convert", "models.remote_scores", "scoring", "shuffle"],
     ["crew"],
+    ["shift"],
     [
         "sharded",
         "dealing",

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import lib.crew
 import lib.sharded
+import lib.shift
 import lib.workers
 from lib.corpus import CorpusOptions
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
@@ -168,7 +168,7 @@ def test_poison_and_failing_shards_are_quarantined(cluster, corpus, tmp_path, mo
 
 def test_a_worker_that_reads_itself_does_the_whole_shard(cluster, corpus, tmp_path, monkeypatch):
     """All three steps in one process; a shard that kills it or fails is given up on with its reason, the others are done."""
-    monkeypatch.setattr(lib.crew, "DEATHS", 0)
+    monkeypatch.setattr(lib.shift, "DEATHS", 0)
     monkeypatch.setattr(lib.sharded, "ATTEMPTS", 2)
     trouble = {("prepare", "text 0"): "die", ("finish", "text 600"): ValueError("odd value 17")}
     outcome = done(opened(corpus, tmp_path), Itself, trouble=trouble)

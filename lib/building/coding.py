@@ -74,14 +74,9 @@ class Coder:
     """A trained index as a function of vectors."""
 
     def __init__(self, kind: Kind, index: Any) -> None:
-        import faiss
-
         self._kind, self._index = kind, index
-        lists: Any = lists_of(index) if kind.lists else None
-        if isinstance(lists, faiss.IndexIVFPQ):
-            lists.pq.sync_transposed_centroids()  # the same codes in five sixths of the time
-        self._lists = lists
-        self._nearest = nearest_of(lists.quantizer) if kind.lists else None
+        self._lists: Any = lists_of(index) if kind.lists else None
+        self._nearest = nearest_of(self._lists.quantizer) if self._lists is not None else None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """vectors: float32 [n, dim]. Lists, int64 [n], zeros where the kind has none; and codes, uint8 [n, code]."""

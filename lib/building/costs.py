@@ -134,7 +134,7 @@ def measure_costs(kind: Kind, dim: int, lists: int, metric: Metric, number: str,
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """faiss and torch with one thread, and their settings as they were before."""
+    """faiss and torch with one thread, and these settings as they were before."""
     import faiss
     import torch
 

@@ -16,7 +16,7 @@ from ..workers import Workers
 from .costs import Costs
 from .kmeans import ITERATIONS, MOST_POINTS
 
-DRIVER_SECONDS = 0.0015  # a shard (lib/crew.py): 1.0 and 1.1 ms were measured with 2 and 24 workers
+DRIVER_SECONDS = 0.0015  # a shard (lib/shift.py): 1.0 and 1.1 ms were measured with 2 and 24 workers
 
 
 @dataclass(frozen=True)
