@@ -19,6 +19,9 @@ FLAT_LISTS = 65_536  # centroids up to which a vector is held against every one;
 GRAPH = 32  # links a centroid
 CODEBOOK_ITERATIONS = 6  # of a product quantizer's k-means, where faiss does 25; LOG.md has what they would bring
 CODEBOOK_POINTS = 12_800  # that it is trained on, where faiss takes 65,536
+QUERY_BITS = (
+    8  # a dimension of RaBitQ's queries, where faiss keeps 4: recall@10 of 1 bit 0.010 more, in 1.1 times the time
+)
 
 
 class Kind(Protocol):
@@ -96,10 +99,12 @@ def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
     number = faiss.METRIC_INNER_PRODUCT if by_products(kind, metric) else faiss.METRIC_L2
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
     if kind.lists:
-        inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+        inner = lists_of(index)
         if hasattr(inner, "pq"):
             inner.pq.cp.niter = CODEBOOK_ITERATIONS
             inner.pq.cp.max_points_per_centroid = CODEBOOK_POINTS // inner.pq.ksub
+        if hasattr(inner, "qb"):
+            inner.qb = QUERY_BITS
     return index
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import UsageError
-from . import centroids_of
+from . import QUERY_BITS, centroids_of
 
 RECALL = {1: 0.60, 2: 0.76, 3: 0.86, 4: 0.92}
 # Of a normal variable in 2**bits even steps, with the least squared error: Max, IRE Transactions on Information Theory 6, 1960.
@@ -62,7 +62,8 @@ class IvfRabitq:
     def parameters(self, **chosen: Any) -> Any:
         import faiss
 
-        return faiss.SearchParametersPreTransform(index_params=faiss.IVFRaBitQSearchParameters(**chosen))  # type: ignore[call-arg]
+        given = faiss.IVFRaBitQSearchParameters(qb=QUERY_BITS, **chosen)  # type: ignore[call-arg]
+        return faiss.SearchParametersPreTransform(index_params=given)  # type: ignore[call-arg]
 
     def finished(self, index: Any) -> Any:
         return index
