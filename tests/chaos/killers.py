@@ -1,6 +1,7 @@
 """SIGKILL for workers and for the store, at random moments."""
 
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,7 +54,7 @@ class WorkerKiller:
         for process in self.head.workers():
             with suppress(psutil.Error, StopIteration):
                 title = " ".join(process.cmdline())
-                found.setdefault(next(step for step in STEPS if f"({step}" in title), []).append(process)
+                found.setdefault(next(step for step in STEPS if re.search(rf"\b{step}\b", title)), []).append(process)
         if not found:
             return
         step = self.random.choice(sorted(found))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 LEAD = 2  # kills that the server may be ahead of driver and workers
-STEPS = ("Prepare", "Work", "Publish", "Whole")  # whose processes are the workers
+STEPS = ("Prepare", "Work", "Publish", "ShardWorker")  # whose processes are the workers
 SERVERS = ("gateway", "whole server")
 
 
