@@ -172,8 +172,10 @@ def test_a_grown_index_is_merged_again(here, source, tmp_path):
 def test_drift_is_told(here, source, tmp_path):
     """New vectors that lie far from the centroids raise the drift, and the card says to rebuild."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
-    strange = np.random.default_rng(1).standard_normal((400, DIM)).astype(np.float32)
-    strange /= np.linalg.norm(strange, axis=1, keepdims=True)
+    strange = (
+        np.random.default_rng(1).standard_normal((400, DIM)) * np.linspace(0, 2, DIM) ** 2
+    )  # where the others vary least
+    strange = (strange / np.linalg.norm(strange, axis=1, keepdims=True)).astype(np.float32)
     write(source / "z.parquet", strange, first=ROWS)
     card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
 
