@@ -274,7 +274,9 @@ def one_store(place: str, logs: str, options: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="SIGKILLs on each store, of driver and workers together.")
 @click.option("--where", type=click.Choice(["local", "s3", "both"]), default="both", show_default=True)
-@click.option("--rows", default=400_000, show_default=True, help="Vectors: fewer are done before so many kills have fallen.")
+@click.option(
+    "--rows", default=400_000, show_default=True, help="Vectors: fewer are done before so many kills have fallen."
+)
 @click.option("--shard-rows", default=250, show_default=True, help="Fewer make the encoding longer.")
 @click.option("--kind", default="ivf-rabitq", show_default=True, help="One that faiss can merge.")
 @click.option("--seed", default=0, show_default=True, help="Of the vectors and of the moments of the kills.")
