@@ -48,9 +48,11 @@ SCRIPT = "from lib.building import assemble; assemble.PIECE_BYTES = 1; from jobs
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 # By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
-PHASES = ("sample", "train"), ("rows",), ("assemble", "merge")  # in each of which a kill must have fallen
-TICK = 0.05  # seconds
-FLIGHTS = 0.2, 1.0  # seconds, at most, from a stage's first shard, or a kill, to the next: while it loads, or at work
+STAGES = list(SHARES)
+PHASES = ("sample", "train"), ("rows",), ("assemble",), ("merge",)  # in each of which a kill must have fallen
+MEANT = 0.9  # of a stage's parts are there when the last of its kills is meant to fall, at most
+TICK = 0.03  # seconds
+FLIGHTS = 0.0, 0.0, 0.2, 1.0  # seconds, at most, that a kill comes after its moment: at once, or later
 EARLY_SHARE, EARLY = 0.2, (0.0, 10.0)  # of drivers are due so many seconds after their start, workers or not
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 MOMENTS = 0.05, 0.6  # seconds between two listings of the index
@@ -81,10 +83,20 @@ class Output:
     def digests(self) -> dict[str, str]:
         return {name: hashlib.sha256(self.read(name)).hexdigest() for name in self.files()}
 
-    def stage(self) -> str:
-        """The last that has a folder, of SHARES."""
-        there = ["", *self.names(), *self.names("_build")]
-        return [stage for stage in SHARES if any(name.startswith(stage) for name in there)][-1]
+    def folders(self) -> dict[int, str]:
+        """Of each stage that has begun, by its place in STAGES, its folder."""
+        there = [*self.names(), *(f"_build/{name}" for name in self.names("_build"))]
+        places = list(enumerate(STAGES))[1:]
+        return {i: name for i, stage in places for name in there if name.removeprefix("_build/").startswith(stage)}
+
+    def parts(self, folder: str) -> int:
+        return sum(name.startswith("part-") for name in self.names(folder))
+
+    def reached(self) -> tuple[int, int]:
+        """The place in STAGES of the last that has begun, and its parts."""
+        folders = self.folders()
+        place = max(folders, default=0)
+        return place, self.parts(folders[place]) if place else 0
 
     def read(self, name: str) -> bytes:
         return self.fs.cat_file(f"{self.path}/{name}")
@@ -150,41 +162,63 @@ class Sights:
 
 
 class StagedFire(Fire):
-    """Kills the driver, which is started again, and workers, at work in a stage, until each stage has had its share."""
+    """Kills the driver, which is started again, and workers, at work, when so many parts of a stage are there.
+
+    totals: parts of each of STAGES in an undisturbed build. A kill for which a stage was over too soon falls in the next.
+    """
+
+    def __init__(self, *given: Any, totals: dict[int, int]) -> None:
+        super().__init__(*given)
+        ends = [math.ceil(self.wanted * share) for share in SHARES.values()]
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        self.moments = [
+            (place, int(share * totals.get(place, 0)))
+            for place, count in enumerate(counts)
+            for share in sorted(self.random.uniform(0, MEANT) for _ in range(count))
+        ]
 
     def look(self) -> None:
         """Nothing: Sights does."""
 
     def _live(self, driver: subprocess.Popen) -> bool:
-        began, last = time.monotonic(), self.output.stage()
+        began, first = time.monotonic(), self.output.reached()[0]
+        last = first
         due = began + self.random.uniform(*EARLY) if self.random.random() < EARLY_SHARE else math.inf
         try:
             while driver.poll() is None and time.monotonic() < began + PATIENCE:
                 time.sleep(TICK)
-                stage, busy = self.output.stage(), [worker for worker in self.head.workers() if _at_work(worker)]
-                if stage != last:
-                    last, due = stage, math.inf
-                if busy and due == math.inf:
-                    due = time.monotonic() + self.random.uniform(0, self.random.choice(FLIGHTS))
-                if time.monotonic() < due or self.stages.total() >= math.ceil(self.wanted * SHARES[stage]):
+                reached, busy = self.output.reached(), [worker for worker in self.head.workers() if _at_work(worker)]
+                if reached[0] != last:
+                    last, due = reached[0], math.inf
+                fallen = self.stages.total()
+                if fallen == self.wanted or reached < self.moments[fallen]:
+                    continue
+                if due == math.inf and (busy or last > first):
+                    due = time.monotonic() + (0 if last > first else self._flight())
+                if time.monotonic() < due:
                     continue
                 victim = self.random.choice(busy) if busy and self.random.random() < WORKER_SHARE else driver
                 with suppress(psutil.NoSuchProcess):
                     victim.kill()
-                    self._tell("driver" if victim is driver else "worker", stage)
+                    self._tell("driver" if victim is driver else "worker", reached)
                 if victim is driver:
                     return True
-                due = time.monotonic() + self.random.uniform(0, self.random.choice(FLIGHTS))
+                due = time.monotonic() + self._flight()
             return False
         finally:
             driver.kill()
             driver.wait()
 
-    def _tell(self, victim: str, stage: str) -> None:
+    def _flight(self) -> float:
+        return self.random.uniform(0, self.random.choice(FLIGHTS))
+
+    def _tell(self, victim: str, reached: tuple[int, int]) -> None:
+        place, parts = reached
         self.kills[victim] += 1
-        self.stages[stage] += 1
-        there = ", ".join(f"{len(self.output.names(name))} in {name}" for name in ("rows", "pieces", "merged"))
-        click.echo(f"  start {self.lives}, kill {self.stages.total()} of {self.wanted}: {victim}, {stage}; {there}")
+        self.stages[STAGES[place]] += 1
+        click.echo(
+            f"  start {self.lives}, kill {self.stages.total()} of {self.wanted}: {victim}, {STAGES[place]}, {parts} parts"
+        )
 
 
 def _at_work(worker: psutil.Process) -> bool:
@@ -245,17 +279,18 @@ def one_store(place: str, logs: str, options: dict[str, Any]) -> list[str]:
     """The whole story on one store. Returns what is wrong."""
     rows, kills, seed, inputs = options["rows"], options["kills"], options["seed"], f"{place}/in"
     write_data(inputs, rows, seed)
-    words = {"input": inputs, "kind": options["kind"], "lists": min(LISTS, rows // 50), "merge": 2}
+    words = {"input": inputs, "kind": options["kind"], "lists": min(LISTS, rows // 50), "merge": 8}
     words |= {"shard-rows": options["shard_rows"], "recall-queries": 200}
     command = [sys.executable, "-c", SCRIPT, *(f"--{name}={value}" for name, value in words.items()), "--output"]
     calm, fire, tally = Output(f"{place}/calm"), Output(f"{place}/fire"), Tally(kills, ("driver", "worker"), rows)
     observer, sights = Observer(f"{fire.url}/rows", tally), Sights(Output(fire.url), tally, seed + 1)
     with Head() as head:
-        quiet = StagedFire([*command, calm.url], head, calm, Path(f"{logs}-calm.log"), 0, seed)
+        quiet = StagedFire([*command, calm.url], head, calm, Path(f"{logs}-calm.log"), 0, seed, totals={})
         if said := quiet.burn():
             return [f"undisturbed: {said}"]
         click.echo(f"  undisturbed: {time.monotonic() - tally.began:.0f} s, {len(calm.files())} files of faiss")
-        burning = StagedFire([*command, fire.url], head, fire, Path(f"{logs}-fire.log"), kills, seed)
+        log, totals = Path(f"{logs}-fire.log"), {place: calm.parts(folder) for place, folder in calm.folders().items()}
+        burning = StagedFire([*command, fire.url], head, fire, log, kills, seed, totals=totals)
         with guarded(tally, observer.watch, sights.watch):
             said = burning.burn()
     if said:
@@ -274,9 +309,7 @@ def one_store(place: str, logs: str, options: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--kills", default=20, show_default=True, help="SIGKILLs on each store, of driver and workers together.")
 @click.option("--where", type=click.Choice(["local", "s3", "both"]), default="both", show_default=True)
-@click.option(
-    "--rows", default=400_000, show_default=True, help="Vectors: fewer are done before so many kills have fallen."
-)
+@click.option("--rows", default=150_000, show_default=True, help="Vectors.")
 @click.option("--shard-rows", default=250, show_default=True, help="Fewer make the encoding longer.")
 @click.option("--kind", default="ivf-rabitq", show_default=True, help="One that faiss can merge.")
 @click.option("--seed", default=0, show_default=True, help="Of the vectors and of the moments of the kills.")
