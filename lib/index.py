@@ -3,18 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
+from .building import TRAINED
 from .building.card import write_card
 from .building.exports import export
+from .building.forecast import foresee
 from .building.growing import add, encode, merge
 from .building.log import Log, Say
 from .building.queries import check_queries
 from .building.recall import measure_recall
+from .building.sizes import gib
 from .building.training import train
 from .cluster import connect
 from .crew import together
 from .indexing import Build, IndexConfig, open_build
 from .lease import WHOLE, held
 from .workers import check_said
+
+FORESEEN = 1 << 33  # numbers in vectors: some 10 minutes of 2 cores
 
 
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
@@ -24,13 +29,25 @@ def build(config: IndexConfig, say: Say) -> dict[str, Any]:
         return _build(config, opened, say, still_held)
 
 
+def _tell(opened: Build, say: Say) -> None:
+    """What is to come. Time is told of a build that takes so long that measuring its costs, some seconds, is no loss."""
+    for sentence in opened.choice.why:
+        say(sentence)
+    say(f"{opened.rows:,} vectors take about {gib(opened.choice.bytes)} of memory while the index serves")
+    if opened.folder.exists(TRAINED):
+        return
+    if opened.rows * opened.vectors.dim < FORESEEN:
+        say("--dry-run tells how long each stage takes")
+    else:
+        say(foresee(opened.config).time)
+
+
 def _build(config: IndexConfig, opened: Build, say: Say, still_held: Callable[[], None]) -> dict[str, Any]:
     log = Log()
     check_queries(opened)
     connect()
     check_said(opened.options(config.input, opened.folder), weight_bytes=1)
-    for sentence in opened.choice.why:
-        say(sentence)
+    _tell(opened, say)
     train(opened, log, say)
     with log.timed("encode"):
         parts = encode(opened, say)

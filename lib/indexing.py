@@ -15,14 +15,14 @@ from .indexes import Kind, Metric, described, names, parse
 from .job import refuse_nested
 from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder, absolute, filesystem, parse_options
-from .workers import ClusterOptions
+from .workers import CpuOptions
 
 RESERVED = {"id", LIST, CODE, "error"}
 EXPORTS = ("centroids", "milvus", "pinecone", "lance")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(ClusterOptions):
+class IndexConfig(CpuOptions):
     """Everything `jobs/build_index.py` can be told."""
 
     input: str = field(
@@ -101,7 +101,7 @@ class Build:
 
     def options(self, input: str, output: Folder, **more: Any) -> VectorOptions:
         """How a stage runs: on CPUs, wherever there are some."""
-        shared = {each.name: getattr(self.config, each.name) for each in fields(ClusterOptions)}
+        shared = {each.name: getattr(self.config, each.name) for each in fields(CpuOptions)}
         shared |= {"gpus_per_worker": 0.0, "storage_option": self.config.storage_option}
         return VectorOptions(**(shared | more), input=input, output=output.url)
 
@@ -161,7 +161,7 @@ def corpus_options(config: IndexConfig) -> VectorOptions:
 def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> Choice:
     if not corpus.rows:
         raise InputError(f"{config.input} has no rows")
-    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall)
+    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
     refuse_for_kind(config, choice.kind)
     return choice
 

@@ -23,18 +23,14 @@ EVERYWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """How many workers, and what each takes."""
+class CpuOptions:
+    """How many workers on CPUs, and what each takes."""
 
-    min_workers: int | None = field(default=None, metadata={"help": "Workers to keep. Default: 1.", "min": 1})
     max_workers: int | None = field(
         default=None, metadata={"help": "Workers to grow to. Default: as many as the cluster has room for.", "min": 1}
     )
     cpus_per_worker: float | None = field(
         default=None, metadata={"help": "CPUs a worker. Default: 1; more where the model's weights need the memory."}
-    )
-    gpus_per_worker: float | None = field(
-        default=None, metadata={"help": "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs."}
     )
     worker_label: tuple[str, ...] = field(
         default=(),
@@ -42,6 +38,16 @@ class ClusterOptions:
             "help": "Run on nodes with this Ray label only, as ray.io/accelerator-type=L4. Repeat it for more.",
             "many": True,
         },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(CpuOptions):
+    """How many workers, and what each takes."""
+
+    min_workers: int | None = field(default=None, metadata={"help": "Workers to keep. Default: 1.", "min": 1})
+    gpus_per_worker: float | None = field(
+        default=None, metadata={"help": "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs."}
     )
 
 
@@ -78,7 +84,7 @@ class Workers:
         )
 
 
-def most_cpus(options: ClusterOptions) -> float:
+def most_cpus(options: CpuOptions) -> float:
     """CPUs of the node that has most of them, of those that the options allow: what was said where none is there yet."""
     there = max((node.get("CPU", 0) for node in _nodes(parse_labels(options.worker_label))), default=0)
     return there or options.cpus_per_worker or 1.0

@@ -63,5 +63,5 @@ def pieces(output: Path) -> list[Path]:
 
 def cut_small(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Pieces of about so many bytes, as a large corpus has many."""
-    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", size)
-    monkeypatch.setattr("lib.building.assemble.CENTROIDS_OVER", 0)
+    monkeypatch.setattr("lib.building.sizes.PIECE_BYTES", size)
+    monkeypatch.setattr("lib.building.sizes.CENTROIDS_OVER", 0)

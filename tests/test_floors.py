@@ -32,6 +32,7 @@ FLOORS = [
         "training.checkpoint",
         "building.curve",
         "building.log",
+        "building.sizes",
     ],
     [
         "atomic",
@@ -138,8 +139,8 @@ FLOORS = [
     ["rerank", "training.plan", "building.training", "building.costs", "finding"],
     ["rankings", "card", "building.growing", "building.reckoning", "building.queries"],
     ["evaluate", "mteb_adapter", "building.recall", "building.expected", "building.exports", "building.card", "asking"],
-    ["legs", "index", "search", "building.forecast"],
-    ["finetune", "submit"],
+    ["legs", "search", "building.forecast"],
+    ["finetune", "submit", "index"],
 ]
 LIGHT = [
     "errors",

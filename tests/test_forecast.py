@@ -16,7 +16,7 @@ from lib.building.log import Log
 from lib.building.training import train
 from lib.errors import InputError, RunError, UsageError
 from lib.index import build
-from lib.indexes import ID_BYTES
+from lib.indexes import GRAPH, ID_BYTES
 from lib.indexing import IndexConfig, open_build
 from lib.workers import WORKER_BASE
 
@@ -75,12 +75,13 @@ def test_a_supposed_billion(tmp_path):
     two_levels = ["train: cells", "train: deal", "train: centroids", "train"]
     assert [stage.name for stage in found.stages] == [
         *("sample", *two_levels, "encode", "assemble"),
-        *("measure: exact", "measure: exact lists", "measure: exact lists, 2"),
         *("measure: probe", "measure: probe lists"),
+        *("measure: exact", "measure: exact lists", "measure: exact lists, 2"),
     ]
     choice, stages = found.given.build.choice, {stage.name: stage for stage in found.stages}
     assert choice.lists == 131_072
-    assert choice.bytes == pytest.approx(1e9 * (choice.kind.bytes(1024) + ID_BYTES), rel=0.02)
+    centroids = len(found.pieces) * 131_072 * (4096 + 8 * GRAPH)  # each piece repeats them
+    assert choice.bytes == pytest.approx(1e9 * (choice.kind.bytes(1024) + ID_BYTES) + centroids, rel=0.02)
     assert stages["encode"].shards == pytest.approx(1e9 / 16_384, rel=0.01)
     assert stages["encode"].read >= 1e9 * 4096
     assert stages["train"].memory > WORKER_BASE + 50 * 131_072 * 4096
@@ -117,7 +118,7 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     follows; the forecast itself leaves no file."""
     for module in ("indexes", "building.training", "building.expected", "building.choose", "building.costs"):
         monkeypatch.setattr(f"lib.{module}.FLAT_LISTS", flat_lists)
-    monkeypatch.setattr("lib.building.assemble.PIECE_BYTES", ROWS // 4 * (DIM + ID_BYTES))
+    monkeypatch.setattr("lib.building.sizes.PIECE_BYTES", ROWS // 4 * (DIM + ID_BYTES))
     monkeypatch.setattr("lib.building.recall.PARTS_AT_ONCE", 2)
     monkeypatch.setattr("lib.building.expected.PARTS_AT_ONCE", 2)
     write(tmp_path / "in")

@@ -14,6 +14,7 @@ import pytest
 from indexed import DIM, built, clustered, cut_small, pieces, write, write_many
 
 from lib.building.coding import Coder, fill, load_index, misfit, open_merged, open_piece
+from lib.building.reading import drawn, matrix
 from lib.building.sample import sample_plan
 from lib.building.train import shares
 from lib.corpus import Corpus
@@ -117,17 +118,25 @@ def test_the_card_tells_the_recall_that_numpy_measures(here, source, tmp_path, v
             )  # of ties any
 
 
-def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_path):
-    """No held vector is in what centroids and codec are trained on."""
+def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_path, monkeypatch):
+    """No held vector is in what centroids and codec are trained on; all others of the sample are."""
+    given = []
+
+    def told(*args):
+        given.append(drawn(*args))
+        return given[-1]
+
+    monkeypatch.setattr("lib.building.train.drawn", told)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     parts = sorted((tmp_path / "index" / "_build" / "sample").glob("part-*.parquet"))
     table = pa.concat_tables(pq.read_table(path) for path in parts)
-    places = list(zip(table["file"].to_pylist(), table["row"].to_pylist(), strict=True))
     held = table["held"].to_numpy()
+    found = {vector.tobytes() for vector in matrix(table["vector"])[held]}
+    trained = {vector.tobytes() for vector in np.concatenate(given)}
 
-    assert len(set(places)) == len(places)
     assert 0 < held.sum() <= 0.1 * ROWS
-    assert (~held).sum() >= 39 * LISTS
+    assert len(trained) == (~held).sum() >= 39 * LISTS
+    assert not found & trained
 
 
 @pytest.mark.parametrize("kind", MERGED)

@@ -28,17 +28,18 @@ from ..storage import Folder, download
 from . import CODE, FACTS, LIST, TRAINED
 from .coding import fill, load_index, open_merged, open_piece
 from .reading import PATHS, OfParts, matrix, paths_of, read_parts
+from .sizes import pieces_for
 
-PIECE_BYTES = 512 << 20  # of codes in a piece, about; the worker that fills it holds up to twice as much
 FILL_BYTES = 64 << 20  # of codes at once: each list that they go to costs a call
-CENTROIDS_OVER = 2  # times the centroids' bytes, which every piece repeats: more where they are large
+LIST_BYTES = 24  # of a list in a mapped piece: its length, its room, its place
 DATA = ".ivfdata"
 
 
-def grouped(parts: Sequence[Part], row_bytes: float, overhead: int) -> list[list[Part]]:
-    """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids."""
+def grouped(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int = 1) -> list[list[Part]]:
+    """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids. merged: indexes that
+    are made of them, of as many pieces each where there are parts enough."""
     ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
-    count = max(1, -(-int(ends[-1]) // max(PIECE_BYTES, CENTROIDS_OVER * overhead)))
+    count = pieces_for(ends[-1], overhead, merged)
     places = np.ceil(ends * count / max(ends[-1], 1)).clip(1, count).tolist()
     return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
 
@@ -107,7 +108,8 @@ def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
 class Merge(OfParts):
     """The verb: the pieces of a shard as one index whose lists lie on disk; two files, `name` and `name`.ivfdata.
 
-    Neither vectors nor codes are held in memory: faiss maps the pieces and copies list by list.
+    Neither vectors nor codes are held in memory: faiss maps the pieces and copies list by list. Of each piece it holds where its
+    lists are, LIST_BYTES each.
     """
 
     folder: Folder  # of the build
@@ -150,15 +152,30 @@ def _merge(index: Any, pieces: Sequence[str], place: str, data: str) -> None:
     """
     import faiss
 
-    opened, inner = [open_piece(path) for path in pieces], lists_of(index)
+    opened, inner = [_without_centroids(path) for path in pieces], lists_of(index)
     pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
     for piece in opened:
-        pointers.push_back(lists_of(piece).invlists)
+        pointers.push_back(piece.invlists)
     lists: Any = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, f"{place}/{data}")
     index.ntotal = inner.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
     inner.replace_invlists(lists, True)
     lists.this.disown()
     lists.filename = data  # which readers seek beside the index; faiss would keep this folder's name
+
+
+def _without_centroids(path: str) -> Any:
+    """An index of a piece's lists alone, which come as pages of its file: every piece repeats the centroids, and they are large.
+
+    Only another index can take lists over and free them in the end: as Python's own they end faiss's bindings.
+    """
+    import faiss
+
+    piece = lists_of(open_piece(path))
+    owner = faiss.IndexIVFFlat(faiss.IndexFlatL2(1), 1, piece.nlist)
+    owner.code_size = piece.code_size
+    piece.own_invlists = False
+    owner.replace_invlists(piece.invlists, True)
+    return owner
 
 
 def _put(folder: Folder, place: str, name: str) -> dict[str, Any]:

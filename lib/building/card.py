@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from ..indexes import described
+from ..indexes import by_products, described
 from ..indexing import Build
 from ..parts import Part, read_manifest
 from . import CARD
-from .choose import gib
 from .curve import curve
 from .growing import Manifest, lists_in, pieces_of
+from .kmeans import ITERATIONS
 from .log import Log
 from .measure import CUTS, Measured, enough
 from .reading import facts_of
+from .sizes import gib
 
 README, CURVE = "README.md", "curve.svg"
 DRIFTED = 1.25  # times the training sample's error: its centroids no longer lie where the new vectors do
@@ -27,11 +28,23 @@ METRICS = {
     "l2": "squared distance, lengths as they came",
 }
 USE = """```python
-import faiss  # no Shoal needed
+from glob import glob
 
-piece = faiss.read_index("pieces/{piece}", faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-{effort}scores, numbers = piece.search(queries, 10)  # float32 [n, {dim}]; row `number` of rows/, its files in order, has the id
+import faiss  # no Shoal needed
+import numpy as np
+
+pieces = [faiss.read_index(path, {flags}) for path in sorted(glob("{files}"))]
+{effort}found = [piece.search(queries, 10) for piece in pieces]  # float32 [n, {dim}]
+scores, numbers = (np.concatenate(each, axis=1) for each in zip(*found))
+best = np.argsort({sign}scores, axis=1)[:, :10]
+numbers = np.take_along_axis(numbers, best, axis=1)  # row `number` of rows/, its files in order, has the id
 ```"""
+EFFORT = """for piece in pieces:
+    faiss.ParameterSpace().set_index_parameter(piece, "{name}", {value})
+"""
+SIGN = {"products": "-", "distances": ""}
+MAPPED = "pieces/*.faiss", "faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY"
+MERGED_ONES = "merged/*.faiss", "faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR"  # their .ivfdata beside them
 
 
 def write_card(
@@ -54,8 +67,11 @@ def write_card(
         "vectors": vectors,
         "without_vector": sum(part.errors for part in parts),
         "pieces": len(pieces),
+        "merged": [merged["name"] for merged in manifest["merged"]],
         "bytes": size,
         "bytes_per_vector": size / max(vectors, 1),
+        "sample": _sample(build),
+        "ranks_by": "products" if by_products(build.kind, config.metric) else "distances",
         "effort": build.kind.effort,
         "advised": advised.effort,
         "recall": [_recall(row) for row in rows],
@@ -66,7 +82,7 @@ def write_card(
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
     build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
-    build.folder.publish(README, markdown(card, pieces[0]["name"]).encode())
+    build.folder.publish(README, markdown(card).encode())
     build.folder.publish(CARD, json.dumps(card, indent=1).encode())
     return card
 
@@ -88,6 +104,12 @@ def drift(build: Build, manifest: Manifest) -> dict[str, Any]:
     if vectors > FULL * build.rows:
         reasons.append(f"{vectors:,} vectors in lists chosen for {build.rows:,}")
     return {"sample_error": base, "generations": [round(ratio, 4) for ratio in ratios], "rebuild": reasons}
+
+
+def _sample(build: Build) -> dict[str, int]:
+    """What centroids and codec were trained on."""
+    (trained,) = _trained(build)
+    return {"rows": trained["rows"], "iterations": ITERATIONS if build.kind.lists else 0}
 
 
 def _trained(build: Build) -> list[dict[str, Any]]:
@@ -114,15 +136,27 @@ def _advice(rows: Sequence[Measured], asked: float) -> list[str]:
     ]
 
 
-def markdown(card: Mapping[str, Any], piece: str) -> str:
-    effort = f'faiss.ParameterSpace().set_index_parameter(piece, "{card["effort"]}", {card["advised"]})\n'
-    made = card["made"]
+def _use(card: Mapping[str, Any]) -> str:
+    """How Python opens and searches all of it, merged where it was."""
+    files, flags = MERGED_ONES if card["merged"] else MAPPED
+    effort = EFFORT.format(name=card["effort"], value=card["advised"]) if card["effort"] else ""
+    return USE.format(files=files, flags=flags, effort=effort, dim=card["dim"], sign=SIGN[card["ranks_by"]])
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    made, sample = card["made"], card["sample"]
     facts = {
         "model": f"{made['model']}, revision {made['revision']}" if made.get("model") else "not told by the vectors",
         "prompt of the passages": repr(made["prompt"]) if made.get("prompt") else "none",
+        "prompt of the queries": "the model's own, which search_index.py puts before texts"
+        if made.get("model")
+        else "not told",
         "vectors": f"{card['vectors']:,} of {card['dim']} dimensions, {card['without_vector']:,} rows without one",
         "metric": METRICS[card["metric"]],
-        "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces",
+        "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces"
+        + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
+        "trained on": f"{sample['rows']:,} vectors"
+        + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
         "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
         "drift": f"{card['drift']['generations']} x the sample's error",
     }
@@ -133,7 +167,7 @@ def markdown(card: Mapping[str, Any], piece: str) -> str:
     lines += ["", "## Recall", "", f"Mean (95 % interval) over {counted}. Advised: {card['advised']}.", ""]
     lines += [f"| {card['effort'] or 'effort'} | {' | '.join(f'recall@{cut}' for cut in CUTS)} | core ms a query |"]
     lines += ["|---|---|---|---|---|", *(_row(row) for row in card["recall"]), "", f"![]({CURVE})"]
-    lines += ["", "## Use", "", USE.format(piece=piece, effort=effort if card["effort"] else "", dim=card["dim"])]
+    lines += ["", "## Use", "", _use(card)]
     lines += ["", "## Seconds of building, by stage", "", "| | |", "|---|---|"]
     lines += [f"| {stage} | {seconds:,.1f} |" for stage, seconds in card["seconds"].items()]
     lines += ["", "Versions: " + ", ".join(f"{name} {number}" for name, number in card["versions"].items())]

@@ -1,12 +1,11 @@
 """Which kind, with how many lists: what the command says, or what memory and the wanted recall allow; and why."""
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..indexes import FLAT_LISTS, GRAPH, ID_BYTES, Kind, described, parse
+from .sizes import gib, parse_bytes, pieces_for
 from .train import LEAST_CODEC, LEAST_POINTS, POINTS
 
 AUTO = "auto"
@@ -14,7 +13,7 @@ AUTO = "auto"
 CANDIDATES = (*(f"ivf-rabitq:bits={bits}" for bits in (1, 2, 3, 4)), "ivf-sq8", "ivf-flat")
 EXACT_ROWS = 20_000  # up to which exact search of a query takes a millisecond, and an index wins nothing
 LISTS_FACTOR = 4  # lists over the square root of the vectors, before rounding to a power of two
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+LARGE_GRAPH = 10_000_000  # vectors, from which on a graph of them is told to be none for so many
 
 
 @dataclass(frozen=True)
@@ -27,44 +26,55 @@ class Choice:
     bytes: float
 
 
-def choose(text: str, lists: int | None, rows: float, dim: int, memory: str | None, recall: float) -> Choice:
-    """text: --kind. rows: vectors there are. Raises UsageError for what cannot be."""
+def choose(
+    text: str, lists: int | None, rows: float, dim: int, memory: str | None, recall: float, merge: int | None = None
+) -> Choice:
+    """text: --kind. rows: vectors there are. merge: indexes that the pieces become. Raises UsageError for what cannot be."""
     given = parse_bytes(memory) if memory else math.inf
     if text != AUTO:
         kind = parse(text)
-        why = [f"{described(kind)}: as asked"]
+        why = [f"{described(kind)}: as asked", *_warned(kind, rows)]
     else:
-        kind, why = _pick(rows, dim, given, recall)
+        kind, why = _pick(rows, dim, given, recall, merge)
     kind.check(dim)
     count, said = _lists(kind, lists, rows)
-    size = size_of(kind, count, rows, dim)
+    size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
+        repeated = f", or give --merge 1, with which it takes {gib(one)}" if one < size and kind.merges else ""
         raise UsageError(
             f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {gib(size)}, over --memory {memory}. Raise it to "
-            f"{gib(size)}, or let --kind auto choose"
+            f"{gib(size)}, or let --kind auto choose{repeated}"
         )
     return Choice(kind, count, (*why, *said), size)
 
 
-def size_of(kind: Kind, lists: int, rows: float, dim: int) -> float:
-    """Bytes in memory while it serves: codes, numbers, centroids and the links between them."""
-    links = lists * 8.0 * GRAPH if lists > FLAT_LISTS else 0.0
-    return rows * (kind.bytes(dim) + ID_BYTES) + 4.0 * lists * dim + links
+def size_of(kind: Kind, lists: int, rows: float, dim: int, merge: int | None = None) -> float:
+    """Bytes in memory while it serves: codes and numbers, and in each piece, or in each of the `merge` indexes that these become,
+    centroids and the links between them."""
+    codes = rows * (kind.bytes(dim) + ID_BYTES)
+    repeated = 4.0 * lists * dim + (lists * 8.0 * GRAPH if lists > FLAT_LISTS else 0.0)
+    return codes + (merge or pieces_for(codes, repeated)) * repeated
 
 
-def _pick(rows: float, dim: int, memory: float, recall: float) -> tuple[Kind, list[str]]:
+def _warned(kind: Kind, rows: float) -> list[str]:
+    if kind.lists or not kind.effort or rows <= LARGE_GRAPH:
+        return []
+    return [f"a graph of {rows:,.0f} vectors takes days to build and all of them in memory: an ivf kind is for so many"]
+
+
+def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None) -> tuple[Kind, list[str]]:
     if rows <= EXACT_ROWS and size_of(parse("flat"), 0, rows, dim) <= memory:
         return parse("flat"), [f"flat: exact search of {rows:,.0f} vectors takes about a millisecond"]
-    kinds = [parse(name) for name in CANDIDATES]
-    fitting = [kind for kind in kinds if size_of(kind, default_lists(rows), rows, dim) <= memory]
+    sizes = {parse(name): size_of(parse(name), default_lists(rows), rows, dim, merge) for name in CANDIDATES}
+    fitting = [kind for kind, size in sizes.items() if size <= memory]
     if not fitting:
-        least = size_of(kinds[0], default_lists(rows), rows, dim)
+        small, least = next(iter(sizes.items()))
         raise UsageError(
-            f"{rows:,.0f} vectors of {dim} dimensions take {gib(least)} at least ({described(kinds[0])}). Raise --memory, cut the "
+            f"{rows:,.0f} vectors of {dim} dimensions take {gib(least)} at least ({described(small)}). Raise --memory, cut the "
             "dimensions (embed with --truncate-dim), or build several indexes"
         )
     kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
-    why = [f"{described(kind)}: {_reason(kind, kinds, rows, dim, memory, recall)}"]
+    why = [f"{described(kind)}: {_reason(kind, gib(sizes[kind]), memory, recall)}"]
     if kind.recall < recall:
         why.append(
             f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates"
@@ -72,8 +82,7 @@ def _pick(rows: float, dim: int, memory: float, recall: float) -> tuple[Kind, li
     return kind, why
 
 
-def _reason(kind: Kind, kinds: Sequence[Kind], rows: float, dim: int, memory: float, recall: float) -> str:
-    size = gib(size_of(kind, default_lists(rows), rows, dim))
+def _reason(kind: Kind, size: str, memory: float, recall: float) -> str:
     if kind.recall >= recall:
         return f"the smallest ({size}) that is expected to reach recall@10 {recall:g} (about {kind.recall:g})"
     return f"the most precise that fits {gib(memory)} ({size})"
@@ -104,15 +113,3 @@ def _lists(kind: Kind, asked: int | None, rows: float) -> tuple[int, list[str]]:
             f"{rows:,.0f}. Ask for {max(1, int(rows / LEAST_POINTS)):,} at most, or leave it out ({default_lists(rows):,})"
         )
     return asked, [f"{asked:,} lists: as asked"]
-
-
-def parse_bytes(text: str) -> float:
-    """`64GB`, `64GiB`, `500m` in bytes. Raises UsageError."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
-    if found is None or found[2] not in UNITS:
-        raise UsageError(f"--memory {text!r} is no size. Write it as 64GB or 64GiB")
-    return float(found[1]) * UNITS[found[2]]
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:,.0f} GiB"

@@ -26,7 +26,7 @@ from .centroids import Centroids
 from .coding import fill, save_index, turns
 from .computing import compute_with
 from .encode import Encode
-from .measure import LISTED, QUERIES, Probe, Truth, best_lists
+from .measure import LISTED, QUERIES, Probe, Truth, gone_through, pairs
 from .reading import column, matrix, read_parts
 from .source import Source
 
@@ -34,6 +34,7 @@ BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that
 CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
 WIDE = 8  # the widest probe seeks a list in so many, as the ladder of efforts ends
 ASKED, LOOKED_UP = 256, 1024  # queries to an index, and vectors assigned
+FOUND = "found.parquet"
 MOST_TRAINED = 2**62  # vectors that a codec learns of, where faiss takes all there are
 SETTINGS = "query_bs", "database_bs", "threshold"  # of faiss's products, which exact search changes for its process
 
@@ -217,11 +218,11 @@ def _steps(
     folder, table = Folder(place), _input(vectors[:rows], number)
     folder.publish(RUN, b"{}")
     folder.publish(TRAINED, save_index(index))
-    queries = pa.table({VECTOR: column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})
-    folder.publish(QUERIES, parquet_bytes(queries))
+    folder.publish(QUERIES, parquet_bytes(pa.table({VECTOR: column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})))
+    folder.publish(FOUND, parquet_bytes(pairs([])))
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
-    put, size = (time.process_time() - began) / part.bytes, part.bytes
+    put, size = time.process_time() - began, part.bytes
     source = Source(VECTOR, "id", (), dim, False, False, table.schema, {})
     shard = _shard(folder, part.part, rows, size)
 
@@ -231,25 +232,23 @@ def _steps(
     pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
     (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
     (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
-    filled = max(filled - empty, 0.0)
-    if kind.lists:
-        filled += _scattered(kind, dim, lists, metric, folder.path(part.part))
-    (_, exact, listed), best = _taken(Truth(source, metric, folder, (0,), 1), shard, folder, "truth.parquet")
+    scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.lists else 0.0
+    (_, exact, listed), best = _taken(Truth(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet")
     again = pa.table({"path": [folder.path(best.part)] * 3})
-    met = _seconds(lambda: best_lists(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
+    met = _seconds(lambda: gone_through(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
     ladder = (few,) if kind.lists else efforts(kind, 0)
-    probe = Probe(kind, metric, ladder, folder, 1, {})
-    (_, probed, _), _ = _taken(probe, _shard(folder, "piece.faiss", rows, 0), folder, "probe.parquet")
-    graph = bool(kind.effort) and not kind.lists
+    piece = _shard(folder, "piece.faiss", rows, 0)
+    (_, probed, _), _ = _taken(Probe(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
+    scanned = ASKED * (1 if kind.effort and not kind.lists else rows)
     return {
         "read": read / size,
-        "put": put,
+        "put": put / size,
         "encode": max(encoded - read, 1e-9) / rows,
         "write": written / rows,
-        "fill": filled / rows,
+        "fill": (max(filled - empty, 0.0) + scattered) / rows,
         "repeat": empty / len(save_index(index)),
         "truth": exact / rows / ASKED,
-        "scan": probed / ASKED / (1 if graph else rows),
+        "scan": probed / scanned,
         "told": listed / best.rows,
         "met": met / best.rows,
         "row": part.bytes / rows,

@@ -15,7 +15,7 @@ from ..job import even_rows
 from ..parts import Part
 from ..plan import cut
 from ..workers import WORKER_BASE
-from .assemble import grouped
+from .assemble import LIST_BYTES, grouped
 from .growing import balanced
 from .kmeans import COPIED
 from .measure import MOST, PARTS_AT_ONCE
@@ -38,7 +38,10 @@ def stages_of(given: Given) -> tuple[list[Stage], list[float]]:
     first, drawn = _sample(given)
     encoded, rows = _encode(given)
     parts = [Part(number, "", 0, 0, "", count, count, 0, 0, 0) for number, count in enumerate(rows.tolist())]
-    groups = [sum(part.rows for part in group) for group in grouped(parts, given.code, given.trained)]
+    groups = [
+        sum(part.rows for part in group)
+        for group in grouped(parts, given.code, given.trained, given.build.config.merge or 1)
+    ]
     pieces = [count * given.code + given.trained for count in groups]
     merged = [_merge(given, groups)] if given.build.config.merge else []
     found = [first, *_training(given, drawn), encoded, _assemble(given, groups, len(parts)), *merged]
@@ -190,7 +193,8 @@ def _assemble(given: Given, groups: Sequence[int], parts: int) -> Stage:
 
 
 def _merge(given: Given, groups: Sequence[int]) -> Stage:
-    count = len(balanced([{"vectors": rows} for rows in groups], given.build.config.merge or 1))
+    shards = balanced([{"vectors": rows} for rows in groups], given.build.config.merge or 1)
+    count = len(shards)
     codes = given.corpus.rows * given.code
     read = codes + len(groups) * given.trained
     return Stage(
@@ -199,7 +203,7 @@ def _merge(given: Given, groups: Sequence[int]) -> Stage:
         read=read,
         written=codes + count * given.trained,
         objects=3 * count + RUN_OBJECTS,  # an index, its lists, and the part that tells of them
-        memory=WORKER_BASE + HELD_TWICE * given.trained,
+        memory=WORKER_BASE + HELD_TWICE * given.trained + LIST_BYTES * given.lists * max(map(len, shards)),
         seconds=MERGE_PASSES * read * given.costs.put,
         workers=given.find(0, False),
         slices=len(groups),
@@ -224,7 +228,7 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) 
         shards=shards,
         read=encoded.read,
         written=shards * listed * costs.place,
-        objects=shards + RUN_OBJECTS + 1,  # the queries
+        objects=shards + RUN_OBJECTS + 2,  # the queries, and what was found
         memory=WORKER_BASE + (COPIES_READ + 1) * largest * given.vector,
         seconds=encoded.read * costs.read + rows * queries * costs.truth + shards * listed * costs.told,
         workers=workers,
@@ -242,7 +246,7 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) 
         workers=workers,
         slices=pieces,
     )
-    return [*_shortened(given, exact, listed), *_shortened(given, probe, listed * tried)]
+    return [*_shortened(given, probe, listed * tried), *_shortened(given, exact, listed)]
 
 
 def _shortened(given: Given, stage: Stage, listed: int) -> list[Stage]:

@@ -19,11 +19,11 @@ from ..parts import ROW_GROUP
 from ..progress import duration
 from ..storage import Folder, absolute, parse_options
 from ..workers import Workers, decide, most_cpus
-from . import assemble
-from .choose import choose, gib
+from .choose import choose
 from .costs import measure_costs
 from .expected import stages_of
 from .reckoning import Given, Stage
+from .sizes import gib, pieces_for
 from .source import Vectors, describe
 
 PART_BYTES = 128 << 20  # of the files of a supposed corpus: embed_corpus.py's
@@ -50,6 +50,14 @@ class Forecast:
     @property
     def core_seconds(self) -> float:
         return sum(stage.seconds + stage.alone for stage in self.stages)
+
+    @property
+    def time(self) -> str:
+        """In a sentence."""
+        clock = "" if self.seconds is None else f"about {duration(self.seconds)} with the workers there are, "
+        return (
+            f"{clock}{self.core_seconds / 3600:,.1f} core hours by costs measured here; --dry-run tells them by stage"
+        )
 
     def lines(self, price_per_hour: float | None) -> list[str]:
         """What is printed."""
@@ -140,7 +148,7 @@ def foresee(config: IndexConfig) -> Forecast:
         )
     check(config)
     corpus, vectors = supposed(config.suppose, config.vector_column) if config.suppose else _found(config)
-    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall)
+    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
     refuse_for_kind(config, choice.kind)
     folder = Folder(absolute(config.output), parse_options(config.storage_option))
     build = Build(config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key="")
@@ -155,8 +163,8 @@ def foresee(config: IndexConfig) -> Forecast:
             return str(error)
 
     code = choice.kind.bytes(vectors.dim)
-    most = max(assemble.PIECE_BYTES, assemble.CENTROIDS_OVER * 4 * choice.lists * vectors.dim) / code  # rows of a piece
-    row_lists = choice.lists / min(corpus.rows, most)
+    pieces = pieces_for(corpus.rows * code, 4.0 * choice.lists * vectors.dim)
+    row_lists = choice.lists * pieces / corpus.rows
     given = Given(
         build,
         corpus,

@@ -24,7 +24,7 @@ from ..parts import read_manifest as read_parts_manifest
 from ..storage import Folder
 from ..workers import Workers
 from . import MANIFEST, MERGED, PIECES, ROWS, TRAINED
-from .assemble import Assemble, Merge, grouped
+from .assemble import LIST_BYTES, Assemble, Merge, grouped
 from .coding import load_index
 from .encode import Encode
 from .log import Say
@@ -78,10 +78,12 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
     _make_again(build, manifest, parts, say)
     if not new:
         return manifest
+    if manifest["merged"] and not build.config.merge:
+        say(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
     first = sum(part.rows for part in parts[:done])
     facts = facts_of(build.folder.below(ROWS), new)
     row_bytes, overhead = _row_bytes(build), len(build.folder.read(TRAINED))
-    pieces = _assembled(build, grouped(new, row_bytes, overhead), first, say)
+    pieces = _assembled(build, grouped(new, row_bytes, overhead, build.config.merge or 1), first, say)
     vectors = sum(fact["vectors"] for fact in facts)
     error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
     generation = {
@@ -171,12 +173,16 @@ def piece_files(build: Build, pieces: Sequence[dict[str, Any]]) -> list[File]:
 
 def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
-    place = build.folder.below(MERGED)
-    if len(manifest["merged"]) == count and _all_there(place, manifest["merged"]):
-        return manifest
-    groups = balanced(pieces_of(manifest), count)
-    key = digest(build.key, count, [[piece["name"] for piece in group] for group in groups])
+    place, pieces = build.folder.below(MERGED), pieces_of(manifest)
+    groups = balanced(pieces, count)
+    key = digest(build.key, [[piece["name"] for piece in group] for group in groups])
     names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
+    if len(groups) < count:
+        say(
+            f"--merge {count}: {len(groups)} are made, of {len(pieces)} pieces. For more choose a new --output and fewer --shard-rows"
+        )
+    if [merged["name"] for merged in manifest["merged"]] == list(names) and _all_there(place, manifest["merged"]):
+        return manifest
 
     def verb(ledger: Ledger, workers: Workers) -> Merge:
         return Merge(build.folder, place, names, build.storage)
@@ -184,7 +190,7 @@ def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     folder = build.stage(f"merge-{key}")
     if (before := read_parts_manifest(folder)) and not _all_there(place, facts_of(folder, before)):
         folder.remove_all()  # merged otherwise since, and so removed
-    held = 2 * build.folder.list(TRAINED)[TRAINED]
+    held = 2 * build.folder.list(TRAINED)[TRAINED] + LIST_BYTES * lists_in(build) * max(map(len, groups))
     job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb, weight_bytes=held)
     files = [piece_files(build, group) for group in groups]
     options = build.options(build.folder.below(PIECES).url, folder)

@@ -1,7 +1,8 @@
-"""What an index finds, held against what there is: exact search for the held vectors, and the pieces' own at each effort.
+"""What an index finds, held against what there is: the pieces' own search for the held vectors at each effort, and exact search.
 
 Both are maps over shards whose parts list the best of each query; where those are many, a map makes few of them, and the
-driver goes through what is left with one list a query.
+driver goes through what is left with one list a query. Exact search also scores what the pieces had found: of equal vectors one is
+as good as another, whichever its number.
 """
 
 import json
@@ -28,19 +29,24 @@ from .source import Source
 CUTS = 1, 10, 100
 MOST = max(CUTS)
 QUERIES = "queries.parquet"  # VECTOR and NUMBER: the row that is left out of a query's own list, or -1
+SCORED = -1  # in place of an effort: exact scores of what the pieces found
+ROUNDING = 2e-6  # of the lengths' product: as much may two sums of the same product differ, float32
 NEAR = 0.005  # of the most recall there is: more effort for less is not advised
 RESAMPLES = 1000  # of the queries, for intervals
+PAIRS_AT_ONCE = 4096  # whose vectors are gathered
 PARTS_AT_ONCE = 64  # of lists, that become one
 LISTED = ("effort", "query", NUMBER, "score")
 
 
 @dataclass(frozen=True)
 class Truth(OfParts):
-    """The verb: of a shard's vectors the nearest to each query. firsts: the number of each shard's first row."""
+    """The verb: of a shard's vectors the nearest to each query, and the scores of those that were found, with what rounding may
+    have taken off. firsts: the number of each shard's first row. found: a file in `folder` of `query` and NUMBER, in its order."""
 
     source: Source
     metric: Metric
     folder: Folder  # of QUERIES
+    found: str
     firsts: tuple[int, ...]
     threads: int
 
@@ -55,14 +61,29 @@ class Truth(OfParts):
         search = nearest("cpu", self.threads)
         queries = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))
         asked = as_products(matrix(queries[VECTOR]), self.metric, queries=True)
+        found = pq.read_table(pa.BufferReader(self.folder.read(self.found)))
+        query, number = found["query"].to_numpy(), found[NUMBER].to_numpy()
 
         def work(bundle: Bundle) -> Bundle:
             numbers = bundle["rows"][NUMBER].to_numpy()
             vectors = as_products(matrix(bundle["rows"][VECTOR]), self.metric, queries=False)
             scores, places = search(asked, vectors, np.arange(len(vectors)), MOST + 1)
-            return {"rows": _lists(scores, numbers[places], effort=0)}
+            here = slice(*np.searchsorted(number, [numbers[0], numbers[-1] + 1])) if len(numbers) else slice(0)
+            score = _at_most(asked, query[here], vectors, np.searchsorted(numbers, number[here]))
+            pairs = {"effort": np.full(len(score), SCORED, np.int32), "query": query[here], NUMBER: number[here]}
+            return {"rows": pa.concat_tables([_lists(scores, numbers[places], 0), pa.table(pairs | {"score": score})])}
 
         return work
+
+
+def _at_most(queries: np.ndarray, asked: np.ndarray, vectors: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """float32 [n]: the products of queries[asked] and vectors[held], as large as another sum of them may be."""
+    found = [np.empty(0, np.float32)]
+    for start in range(0, len(held), PAIRS_AT_ONCE):
+        ours, theirs = queries[asked[start : start + PAIRS_AT_ONCE]], vectors[held[start : start + PAIRS_AT_ONCE]]
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        found.append(np.einsum("nd,nd->n", ours, theirs) + np.float32(ROUNDING) * lengths)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -110,8 +131,8 @@ class Shorten(OfParts):
         own = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[NUMBER].to_numpy()
 
         def work(bundle: Bundle) -> Bundle:
-            best = best_lists(read_parts(bundle[PATHS], LISTED, self.storage), own)
-            return {"rows": pa.concat_tables([_lists(*best[effort], effort) for effort in sorted(best)])}
+            best, scored = gone_through(read_parts(bundle[PATHS], LISTED, self.storage), own)
+            return {"rows": pa.concat_tables([*(_lists(*best[effort], effort) for effort in sorted(best)), *scored])}
 
         return work
 
@@ -144,16 +165,20 @@ class Measured:
 Lists = tuple[np.ndarray, np.ndarray]  # scores, float32, and numbers, int64: [queries, MOST], -1 where there are fewer
 
 
-def best_lists(tables: Iterable[pa.Table], own: np.ndarray) -> dict[int, Lists]:
-    """By effort: the MOST best of each query over all tables.
+def gone_through(tables: Iterable[pa.Table], own: np.ndarray) -> tuple[dict[int, Lists], list[pa.Table]]:
+    """By effort the MOST best of each query over all tables; and the rows of SCORED.
 
-    own: the number that a query's own list leaves out. Memory: a list a query and effort, and one table.
+    own: the number that a query's own list leaves out. Memory: a list a query and effort, one table, and what is SCORED.
     """
     kept: dict[int, Lists] = {}
+    scored: list[pa.Table] = []
     for table in tables:
         efforts = table["effort"].to_numpy()
         for effort in np.unique(efforts).tolist():
             rows = table.filter(pa.array(efforts == effort))
+            if effort == SCORED:
+                scored.append(rows)
+                continue
             query, number, score = (rows[name].to_numpy() for name in ("query", NUMBER, "score"))
             mine = number != own[query]
             query, number, score = query[mine], number[mine], score[mine]
@@ -164,7 +189,7 @@ def best_lists(tables: Iterable[pa.Table], own: np.ndarray) -> dict[int, Lists]:
                 number = np.concatenate([numbers[place, rank], number])
                 score = np.concatenate([scores[place, rank], score])
             kept[effort] = _best(query, number, score, len(own))
-    return kept
+    return kept, scored
 
 
 def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int) -> Lists:
@@ -178,24 +203,59 @@ def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int
     return scores, numbers
 
 
-def recall(found: np.ndarray, true: np.ndarray, cut: int) -> np.ndarray:
-    """float64 [queries]: the share of each query's `cut` nearest that are among its first `cut` found; both lists of numbers."""
-    wanted = true[:, :cut]
-    hits = np.array([np.isin(row[row >= 0], mine[:cut]).sum() for row, mine in zip(wanted, found, strict=True)])
-    return hits / np.maximum((wanted >= 0).sum(axis=1), 1)
+def pairs(found: Iterable[np.ndarray]) -> pa.Table:
+    """`query` and NUMBER of lists of numbers (int64 [queries, n], -1 where there are fewer), each pair once, by number."""
+    keys = [np.empty((0, 2), np.int64)]
+    for numbers in found:
+        query, rank = np.nonzero(numbers >= 0)
+        keys.append(np.stack([numbers[query, rank], query], axis=1))
+    number, query = np.unique(np.concatenate(keys), axis=0).T
+    return pa.table({"query": query.astype(np.int32), NUMBER: number})
 
 
-def measured(found: Mapping[int, np.ndarray], true: np.ndarray, seconds: Mapping[int, float]) -> list[Measured]:
+class Exact:
+    """What there is: the scores of each query's nearest (float32 [queries, MOST], in order; there: how many), and those of pairs of
+    a query and a number."""
+
+    def __init__(self, nearest: Lists, scored: Sequence[pa.Table]) -> None:
+        self.scores, numbers = nearest
+        self.there = (numbers >= 0).sum(axis=1)
+        query, number, score = (
+            np.concatenate([np.empty(0, kind), *(table[name].to_numpy() for table in scored)])
+            for name, kind in (("query", np.int64), (NUMBER, np.int64), ("score", np.float32))
+        )
+        order = np.lexsort((number, query))
+        self._query, self._number, self._score = query[order], number[order], score[order]
+
+    def recall(self, found: np.ndarray, cut: int) -> np.ndarray:
+        """float64 [queries]: the share of the first `cut` found (numbers, int64 [queries, MOST], -1 where there are fewer) that are
+        as near as the `cut`-th nearest: of those with the same score any."""
+        wanted = np.minimum(self.there, cut)
+        least = self.scores[np.arange(len(found)), np.maximum(wanted - 1, 0)]
+        first, hits = found[:, :cut], np.zeros(len(found))
+        for query, (start, stop) in enumerate(self._ranges(len(found))):
+            places = np.searchsorted(self._number[start:stop], first[query][first[query] >= 0])
+            hits[query] = (self._score[start:stop][places] >= least[query]).sum()
+        return np.minimum(hits, wanted) / np.maximum(wanted, 1)
+
+    def _ranges(self, queries: int) -> np.ndarray:
+        """Where each query's pairs begin and end, int64 [queries, 2]."""
+        ends = np.searchsorted(self._query, np.arange(queries + 1))
+        return np.stack([ends[:-1], ends[1:]], axis=1)
+
+
+def measured(found: Mapping[int, np.ndarray], exact: Exact, seconds: Mapping[int, float]) -> list[Measured]:
     """By effort, the least first. seconds: of a core for all queries, by effort."""
-    random = np.random.default_rng(0).integers(0, len(true), (RESAMPLES, len(true)))
+    queries = len(exact.there)
+    random = np.random.default_rng(0).integers(0, queries, (RESAMPLES, queries))
     rows = []
     for effort in sorted(found):
         values = {}
         for cut in CUTS:
-            each = recall(found[effort], true, cut)
+            each = exact.recall(found[effort], cut)
             low, high = np.quantile(each[random].mean(axis=1), [0.025, 0.975])
             values[cut] = (float(each.mean()), float(low), float(high))
-        rows.append(Measured(effort, values, seconds[effort] / max(len(true), 1)))
+        rows.append(Measured(effort, values, seconds[effort] / max(queries, 1)))
     return rows
 
 

@@ -27,9 +27,12 @@ BUFFER = 1 << 16  # bytes: of a part of the sample few are read
 
 
 def check_queries(build: Build) -> None:
-    """Read the footers of --queries, before anything is computed. Raises InputError for vectors of another model."""
-    if build.config.queries:
-        _described(build, _files(build))
+    """Read what is asked for of --queries, before anything is computed. Raises InputError for vectors of another model, or none."""
+    if build.config.queries and not len(_given(build)):
+        raise InputError(
+            f"--queries {build.config.queries}: no row of it has a vector of finite numbers. Look at its column "
+            f"{build.config.vector_column!r}, or leave --queries out"
+        )
 
 
 def fixed(build: Build) -> str:

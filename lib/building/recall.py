@@ -18,7 +18,20 @@ from ..workers import Workers
 from . import NUMBER, ROWS, TRAINED
 from .growing import Manifest, lists_in, piece_files
 from .log import Say
-from .measure import LISTED, PARTS_AT_ONCE, QUERIES, Lists, Measured, Probe, Shorten, Truth, best_lists, measured
+from .measure import (
+    LISTED,
+    PARTS_AT_ONCE,
+    QUERIES,
+    Exact,
+    Lists,
+    Measured,
+    Probe,
+    Shorten,
+    Truth,
+    gone_through,
+    measured,
+    pairs,
+)
 from .queries import fixed, queries_of
 from .reading import File, facts_of, files_of, files_plan, read_parts, some_shards
 from .training import source
@@ -34,7 +47,7 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
     own = pq.read_table(pa.BufferReader(place.read(QUERIES)))[NUMBER].to_numpy()
     if not len(own):
         raise InputError(
-            "no vector to measure recall with: every row of the sample lacks one. Give some with --queries"
+            "no vector to measure recall with: no row that was held out of the sample has one. Give some with --queries"
         )
     if len(own) < build.config.recall_queries:
         say(f"recall is measured with {len(own):,} queries: there are no more")
@@ -45,20 +58,25 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
     for generation in manifest["generations"]:
         key = digest(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
         shards = some_shards(plan, *generation["shards"])
-        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation, say), say)
         probed, folder = _probe(build, place, key, generation, wanted, say), build.stage(f"probe-{key}")
         for fact in facts_of(folder, probed):
             for effort in wanted:
                 seconds[effort] += fact["seconds"][str(effort)]
-        probes += _shortened(build, place, files_of(folder, probed), say)
-    _, true = _best(build, truth, own)[0]
-    found = {effort: numbers for effort, (_, numbers) in _best(build, probes, own).items()}
-    return measured(found, true, seconds), len(own)
+        found = _shortened(build, place, files_of(folder, probed), say)
+        scored = f"found-{key}.parquet"
+        if not place.exists(scored):
+            lists = _lists(build, found, own)[0]
+            place.claim(scored, parquet_bytes(pairs(numbers for _, numbers in lists.values())))
+        truth += _shortened(build, place, _truth(build, place, key, scored, shards, columns, generation, say), say)
+        probes += found
+    nearest, scores = _lists(build, truth, own)
+    best = {effort: numbers for effort, (_, numbers) in _lists(build, probes, own)[0].items()}
+    return measured(best, Exact(nearest[0], scores), seconds), len(own)
 
 
-def _best(build: Build, files: Sequence[File], own: np.ndarray) -> dict[int, Lists]:
+def _lists(build: Build, files: Sequence[File], own: np.ndarray) -> tuple[dict[int, Lists], list[pa.Table]]:
     paths = pa.table({"path": [file.path for file in files]})
-    return best_lists(read_parts(paths, LISTED, build.storage), own)
+    return gone_through(read_parts(paths, LISTED, build.storage), own)
 
 
 def _shortened(build: Build, place: Folder, files: list[File], say: Say) -> list[File]:
@@ -78,15 +96,22 @@ def _shorten(build: Build, place: Folder) -> Callable[[Ledger, Workers], Shorten
 
 
 def _truth(
-    build: Build, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any], say: Say
+    build: Build,
+    place: Folder,
+    key: str,
+    found: str,
+    shards: pa.Table,
+    columns: pa.Schema,
+    generation: dict[str, Any],
+    say: Say,
 ) -> list[File]:
-    """The parts of nearest vectors."""
+    """The parts of nearest vectors, and of the scores of what was found."""
     rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     start = generation["pieces"][0]["first"]
     firsts = tuple((start + np.cumsum(rows) - rows).tolist())
 
     def verb(ledger: Ledger, workers: Workers) -> Truth:
-        return Truth(source(build, ledger.columns), build.config.metric, place, firsts, workers.threads)
+        return Truth(source(build, ledger.columns), build.config.metric, place, found, firsts, workers.threads)
 
     folder = build.stage(f"truth-{key}")
     job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)

@@ -72,8 +72,8 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
         )
     first = found[with_some[0]]
     for file, other in zip(files, found, strict=True):
-        for what in ("dim", "type"):
-            if getattr(other, what) not in (getattr(first, what), 0):
+        for what in ("dim", "type") if other.dim else ():
+            if getattr(other, what) != getattr(first, what):
                 raise InputError(
                     f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {files[0].path} and {file.path}. "
                     "An index holds one kind: build one for each"
@@ -101,6 +101,8 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
                     f"{file.path} has no column {column!r} (there: {', '.join(schema.names)}). Name it with --vector-column"
                 )
             type = schema.field(column).type
+            if pa.types.is_null(type):
+                return Vectors(0, "null", {}, reasons=False)
             dim = type.list_size if pa.types.is_fixed_size_list(type) else _common_length(parquet, column, file.path)
     except pa.ArrowException as error:
         raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error

@@ -117,8 +117,8 @@ def _tell_lengths(build: Build, log: Log, say: Say) -> None:
 
 
 def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
-    folder, plan = build.stage("sample"), Plan(build.kind, build.vectors.dim, build.choice.lists, build.config.metric)
-    rows = _trainable(build, parts)
+    folder, rows = build.stage("sample"), _trainable(build, parts)
+    plan = Plan(build.kind, build.vectors.dim, _lists(build, rows, say), build.config.metric)
     files = files_of(folder, parts)
     centroids: tuple[str, ...] = ()
     if plan.lists > FLAT_LISTS and not build.folder.exists(TRAINED):
@@ -142,9 +142,9 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
     rows = there - sum(fact["held"] for fact in facts_of(build.stage("sample"), parts))
     if not rows:
         raise InputError(f"no row of the sample of {build.config.input} has a vector. Look at its column `error`")
-    if build.kind.lists and rows < LEAST_POINTS * build.choice.lists:
+    if build.config.lists and rows < LEAST_POINTS * build.config.lists:
         raise InputError(
-            f"{rows:,} vectors to train on are too few for {build.choice.lists:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
+            f"{rows:,} vectors to train on are too few for {build.config.lists:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
             f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows, "
             "with a new --output"
         )
@@ -154,6 +154,15 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
             "flat, with a new --output"
         )
     return rows
+
+
+def _lists(build: Build, rows: int, say: Say) -> int:
+    """What was asked for or chosen; by itself no more than so many vectors train: rows without one were counted in."""
+    lists = build.choice.lists
+    if not build.config.lists and rows < LEAST_POINTS * lists:
+        lists = max(1, rows // POINTS)
+        say(f"{lists:,} lists: {rows:,} rows of the sample have a vector to train on, {POINTS} for a list")
+    return lists
 
 
 def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:

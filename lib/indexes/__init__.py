@@ -78,10 +78,15 @@ def parse(text: str) -> Kind:
         key, _, value = word.partition("=")
         if key not in known:
             raise UsageError(f"--kind {text!r}: {name} has no {key!r}. It has {', '.join(known) or 'no parameter'}")
-        if not value.isdigit():
+        if not (value.isascii() and value.isdigit()):
             raise UsageError(f"--kind {text!r}: {key}={value!r} is not a whole number")
         given[key] = int(value)
     return kind(**given)
+
+
+def divisors(dim: int) -> list[int]:
+    """Into how many equal groups so many dimensions can be cut, the fewest first."""
+    return [count for count in range(1, dim + 1) if dim % count == 0]
 
 
 def described(kind: Kind) -> str:

@@ -9,7 +9,7 @@ from .ivf_pq import IvfPq
 
 @dataclass(frozen=True)
 class IvfOpq(IvfPq):
-    """code: bytes a vector; 0 for one for every 8 dimensions. Its training takes minutes where ivf-pq's takes seconds."""
+    """code: as ivf-pq's. Its training takes minutes where that takes seconds."""
 
     recall: ClassVar[float] = 0.72
 

@@ -1,17 +1,19 @@
 """Inverted lists with product quantization (Jegou et al., IEEE PAMI 33(1), 2011): a byte for each group of dimensions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import UsageError
-from . import faiss_codes, list_parameters
+from . import described, divisors, faiss_codes, list_parameters
+
+MOST_DIMENSIONS = 64  # a byte: of more it tells nothing
 
 
 @dataclass(frozen=True)
 class IvfPq:
-    """code: bytes a vector; 0 for one for every 8 dimensions. Fewer dimensions a byte train 15 times slower.
+    """code: bytes a vector; 0 for one for every 8 dimensions, or a few more. Fewer dimensions a byte train 15 times slower.
 
     Without polysemous training, which multiplies the training by ten and serves a filter that is not used here.
     """
@@ -23,8 +25,11 @@ class IvfPq:
     recall: ClassVar[float] = 0.65
 
     def check(self, dim: int) -> None:
-        if dim % self.bytes(dim):
-            raise UsageError(f"--kind ivf-pq:code={self._code(dim)}: it must divide the vectors' {dim} dimensions")
+        if dim % self._code(dim) or self._code(dim) * MOST_DIMENSIONS < dim:
+            raise UsageError(
+                f"--kind {described(replace(self, code=self._code(dim)))}: it must divide the vectors' {dim} dimensions, as "
+                f"{', '.join(map(str, divisors(dim)))} do, into {MOST_DIMENSIONS} a byte at most. ivf-rabitq takes any number of them"
+            )
 
     def key(self, dim: int) -> str:
         return f"{{lists}},PQ{self._code(dim)}np"
@@ -42,7 +47,7 @@ class IvfPq:
         return index
 
     def _code(self, dim: int) -> int:
-        return self.code or max(1, dim // 8)
+        return self.code or max(count for count in divisors(dim) if count <= max(1, dim // 8))
 
 
 KIND = IvfPq

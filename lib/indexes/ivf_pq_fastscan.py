@@ -1,18 +1,18 @@
 """Inverted lists with 4-bit product quantization, laid out so that a processor scans 32 codes at once (Andre et al., PVLDB 9(4),
 2015). faiss cannot merge this layout on disk: it is kept as pieces."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import UsageError
-from . import faiss_codes, list_parameters, lists_of
+from . import described, divisors, faiss_codes, list_parameters, lists_of
 
 
 @dataclass(frozen=True)
 class IvfPqFastscan:
-    """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions."""
+    """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions, or a few more."""
 
     groups: int = 0
     lists: ClassVar[bool] = True
@@ -23,7 +23,8 @@ class IvfPqFastscan:
     def check(self, dim: int) -> None:
         if dim % self._groups(dim) or self._groups(dim) % 2:
             raise UsageError(
-                f"--kind ivf-pq-fastscan:groups={self._groups(dim)}: it must be even, and divide the vectors' {dim} dimensions"
+                f"--kind {described(replace(self, groups=self._groups(dim)))}: it must be even, and divide the vectors' {dim} "
+                f"dimensions, as {', '.join(map(str, _even(dim))) or 'none'} do. ivf-rabitq takes any number of them"
             )
 
     def key(self, dim: int) -> str:
@@ -47,7 +48,11 @@ class IvfPqFastscan:
         return made
 
     def _groups(self, dim: int) -> int:
-        return self.groups or dim // 4
+        return self.groups or max((count for count in _even(dim) if count <= dim // 4), default=1)
+
+
+def _even(dim: int) -> list[int]:
+    return [count for count in divisors(dim) if count % 2 == 0]
 
 
 KIND = IvfPqFastscan

@@ -1,0 +1,131 @@
+"""The pieces of an index: how many, how large, and what merging them holds in memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from indexed import DIM, built, clustered, cut_small, exact, pieces, write, write_many
+
+from lib.building.choose import choose
+from lib.building.coding import open_merged
+from lib.building.sizes import parse_bytes
+from lib.errors import UsageError
+from lib.index import build
+from lib.indexes import ID_BYTES
+from lib.indexing import IndexConfig
+
+ROWS, LISTS = 4000, 16
+MERGING = """
+import resource, sys
+import faiss, numpy as np
+from lib.building.assemble import _merge
+
+place, count, dim, lists = sys.argv[1], 16, 256, 16_384
+quantizer = faiss.IndexFlatL2(dim)
+quantizer.add(np.zeros((lists, dim), np.float32))
+empty = faiss.IndexIVFFlat(quantizer, dim, lists)
+for number in range(count):
+    piece = faiss.deserialize_index(faiss.serialize_index(empty))
+    piece.add_with_ids(np.ones((10, dim), np.float32), np.arange(10) + 10 * number)
+    faiss.write_index(piece, f"{place}/{number}")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_merge(empty, [f"{place}/{number}" for number in range(count)], place, "merged.ivfdata")
+assert empty.ntotal == 10 * count
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 / (4 * dim * lists))
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_many(tmp_path / "vectors", clustered(ROWS))
+
+
+def test_merging_holds_no_piece_s_centroids(tmp_path):
+    """Of 16 pieces merged, which all repeat them, no more than two pieces' centroids are in memory."""
+    line = [sys.executable, "-c", MERGING, str(tmp_path)]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120)
+
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert float(ran.stdout.splitlines()[-1]) < 2
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_merged_indexes_are_of_as_many_pieces_each(here, source, tmp_path, count, monkeypatch):
+    """As many as were asked for, of about as many vectors, where one piece would have been enough."""
+    cut_small(monkeypatch, 1 << 20)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=100, merge=count)
+    counts = [open_merged(str(path)).ntotal for path in sorted((tmp_path / "index/merged").glob("*.faiss"))]
+
+    assert len(counts) == len(pieces(tmp_path / "index")) == count
+    assert sum(counts) == ROWS
+    assert max(counts) - min(counts) <= 100
+
+
+def test_fewer_merged_indexes_than_asked_for_are_told(here, source, tmp_path):
+    """With what makes more of them."""
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    config = IndexConfig(input=str(source), output=str(tmp_path / "index"), kind="ivf-flat", lists=LISTS, merge=4)
+    said: list[str] = []
+    build(config, said.append)
+
+    assert "--merge 4: 1 are made, of 1 pieces. For more choose a new --output and fewer --shard-rows" in said
+
+
+def test_what_was_merged_before_an_addition_is_told(here, source, tmp_path):
+    """Files that hold less than the index now does stay, for they may be in use; the user hears of it, and the card names none."""
+    output = tmp_path / "index"
+    built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
+    write(source / "more.parquet", clustered(500, seed=9), first=ROWS)
+    said: list[str] = []
+    card = build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS), said.append)
+
+    assert any(s.startswith("warning: ") and "merged holds what there was before" in s and "--merge" in s for s in said)
+    assert card["merged"] == []
+    again = built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
+    assert sorted(again["merged"]) == sorted(path.name for path in (output / "merged").glob("*.faiss"))
+
+
+def test_memory_counts_the_centroids_of_every_piece():
+    """Of 1e9 x 1024 they are a third. --memory refuses what does not fit with them, and tells what --merge would take."""
+    words = ("ivf-rabitq", None, 1e9, 1024)
+    whole, merged = choose(*words, None, 0.9).bytes, choose(*words, None, 0.9, merge=1).bytes
+
+    assert merged == pytest.approx(1e9 * (1024 / 2 + 20 + ID_BYTES), rel=0.03)
+    assert whole > 1.4 * merged
+    with pytest.raises(
+        UsageError, match=r"takes 7\d\d GiB, over --memory 520GiB.*--merge 1, with which it takes 503 GiB"
+    ):
+        choose(*words, "520GiB", 0.9)
+    assert choose(*words, "520GiB", 0.9, merge=1).bytes < parse_bytes("520GiB")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("flat", {}), ("ivf-flat", {"lists": 4}), ("ivf-flat", {"lists": 4, "merge": 2})]
+)
+def test_the_card_s_python_searches_all_of_the_index(here, source, tmp_path, kind, more, monkeypatch):
+    """What README.md says to run finds what exact search does, in all pieces or all that these were merged into."""
+    cut_small(monkeypatch, 4 * DIM * 700)
+    output = tmp_path / "index"
+    card = built(source, output, kind=kind, shard_rows=300, recall=1.0, **more)
+    program = (output / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {"queries": clustered(20, seed=5)}
+    monkeypatch.chdir(output)
+    exec(program, names)
+
+    assert card["pieces"] > 1
+    assert np.array_equal(names["numbers"], exact(names["queries"], clustered(ROWS), 10))
+
+
+@pytest.mark.parametrize("text", ["1.2.3GB", ".", "", "GB", "-1GB", "1e3"])
+def test_sizes_that_are_none(text):
+    """A wrong --memory is named."""
+    with pytest.raises(UsageError, match=r"is no size. Write it as 64GB"):
+        parse_bytes(text)
+
+
+def test_a_large_graph_is_warned_of():
+    """hnsw of more vectors than a graph is for is built as asked, with that said."""
+    assert any("an ivf kind is for so many" in why for why in choose("hnsw", None, 1e9, DIM, None, 0.9).why)
+    assert len(choose("hnsw", None, 1e6, DIM, None, 0.9).why) == 1
