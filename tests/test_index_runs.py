@@ -10,15 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from indexed import DIM, MADE, built, clustered, cut_small, pieces, write, write_many
 
-from lib.building.card import _advice
-from lib.building.choose import choose, default_lists, size_of
 from lib.building.coding import open_merged, open_piece
-from lib.building.growing import balanced
-from lib.building.measure import Measured, enough
-from lib.building.sizes import parse_bytes
 from lib.errors import InputError, RunError, UsageError
 from lib.index import build
-from lib.indexes import described, efforts, names, parse
 from lib.indexing import IndexConfig
 
 ROWS, LISTS = 3000, 16
@@ -324,6 +318,7 @@ def test_bits_are_refused(here, tmp_path):
         ({"kind": "ivf-rabitq:bit=1"}, r"has no 'bit'. It has bits"),
         ({"kind": "ivf-pq:code=7"}, r"code=7: it must divide the vectors' 32 dimensions"),
         ({"kind": "ivf-pq:code=x"}, r"code='x' is not a whole number"),
+        ({"kind": "ivf-pq:code=²"}, r"code='²' is not a whole number"),
         ({"kind": "ivf-flat", "lists": 1000}, r"--lists 1,000 takes 39,000 vectors to train.*there are 3,000"),
         ({"kind": "flat", "lists": 4}, r"flat has no lists"),
         ({"kind": "ivf-flat", "memory": "10KB"}, r"over --memory 10KB"),
@@ -354,6 +349,54 @@ def test_too_few_vectors_to_train(here, tmp_path):
         built(tmp_path / "few", tmp_path / "a", kind="ivf-pq")
     with pytest.raises(InputError, match="vectors to train on are too few for 16 lists"):
         built(tmp_path / "holes", tmp_path / "b", kind="ivf-flat", lists=16)
+
+
+def test_rows_without_a_vector_make_fewer_lists(here, tmp_path):
+    """Lists that nobody asked for are no more than the vectors there are can train, which is told: the sample shows how many."""
+    write(
+        tmp_path / "vectors" / "0.parquet", clustered(3000), absent=tuple(range(0, 3000, 2)) + tuple(range(1, 2400, 2))
+    )
+    said: list[str] = []
+    card = build(
+        IndexConfig(input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat"), said.append
+    )
+
+    assert card["vectors"] == 300
+    assert card["lists"] < 16
+    assert any("lists: 2" in sentence and "rows of the sample have a vector" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("type", [pa.binary(2), pa.list_(pa.int64())])
+def test_ids_that_name_no_row(here, tmp_path, type):
+    """Bytes of a fixed length, as UUIDs are, and lists are refused before anything is read but footers."""
+    path = write(tmp_path / "vectors" / "0.parquet", clustered(300))
+    table = pq.read_table(path)
+    ids = pa.array([b"\xff\xfe" if pa.types.is_fixed_size_binary(type) else [1]] * 300, type)
+    pq.write_table(table.set_column(0, "id", ids), path)
+
+    with pytest.raises(InputError, match=r"column 'id' is .*: ids are text or numbers.*--id-column"):
+        built(tmp_path / "vectors", tmp_path / "index", kind="flat")
+    assert not (tmp_path / "index").exists() or not any((tmp_path / "index").iterdir())
+
+
+def test_a_file_whose_vectors_are_all_null(here, source, tmp_path):
+    """A column of type null, as pandas writes it, is one of rows without a vector."""
+    gone = pa.table(
+        {"id": pa.array(["n1", "n2"], pa.large_string()), "embedding": pa.nulls(2), "error": pa.nulls(2, pa.string())}
+    )
+    pq.write_table(gone, source / "0-null.parquet")
+    card = built(source, tmp_path / "index", kind="flat")
+
+    assert (card["vectors"], card["without_vector"]) == (ROWS, 2)
+
+
+def test_queries_without_a_vector_do_not_measure(here, source, tmp_path):
+    """--queries of nothing but NaN are refused before anything is computed."""
+    write(tmp_path / "queries" / "0.parquet", np.full((50, DIM), np.nan, np.float32))
+
+    with pytest.raises(InputError, match=r"--queries .*no row of it has a vector of finite numbers"):
+        built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"))
+    assert not (tmp_path / "index" / "_build").exists()
 
 
 def test_an_input_without_any_vector(here, tmp_path):
@@ -394,81 +437,6 @@ def test_queries_are_read_as_their_own_files_say(here, source, tmp_path, vectors
     assert second == pytest.approx(first, abs=0.03)
     assert 0.1 < first[0] < 0.9
     assert third["queries"]["count"] == 150
-
-
-# The choice
-
-
-def test_advice_is_the_least_effort_that_is_enough():
-    """The first with the recall that was asked for; where none has it, the first that comes near the most there is, and the
-    most is what the card tells."""
-
-    def rows(*recalls: float) -> list[Measured]:
-        return [Measured(2**place, {10: (recall, 0, 1)}, 0.0) for place, recall in enumerate(recalls)]
-
-    assert enough(rows(0.5, 0.8975, 0.902, 0.95), 0.9).effort == 4
-    assert enough(rows(0.5, 0.8975, 0.902), 0.9).effort == 4
-    assert enough(rows(0.5, 0.79, 0.8), 0.9).effort == 4
-    assert enough(rows(0.5, 0.797, 0.8), 0.9).effort == 2
-    assert _advice(rows(0.5, 0.8975, 0.902), 0.9) == []
-    assert "0.8000 at most" in _advice(rows(0.5, 0.797, 0.8), 0.9)[0]
-
-
-def test_auto_keeps_to_memory_and_recall():
-    """The smallest kind that is expected to reach the recall, else the most precise that fits, with that said."""
-    million = 1_000_000
-
-    def pick(memory: str | None, recall: float) -> str:
-        return described(choose("auto", None, million, 1024, memory, recall).kind)
-
-    assert described(choose("auto", None, 5000, 1024, None, 0.9).kind) == "flat"
-    assert pick(None, 0.9) == "ivf-rabitq:bits=4"
-    assert pick(None, 0.95) == "ivf-sq8"
-    assert pick(None, 0.5) == "ivf-rabitq:bits=1"
-    assert pick("310MB", 0.9) == "ivf-rabitq:bits=2"
-    why = choose("auto", None, million, 1024, "310MB", 0.9).why
-    assert "most precise that fits" in why[0]
-    assert "0.9 is not to be expected" in why[1]
-    for text in ("310MB", "700MB"):
-        choice = choose("auto", None, million, 1024, text, 0.9)
-        assert choice.bytes <= parse_bytes(text)
-
-
-def test_the_size_that_is_said_is_the_size_that_is_built(here, source, tmp_path):
-    """The estimate of memory is within 15 % of the files for every kind, codebooks and rotations of a fixed size apart."""
-    for name in names():
-        card = built(source, tmp_path / name, kind=name)
-        wanted = size_of(parse(name), card["lists"], ROWS, DIM)
-
-        assert wanted == pytest.approx(card["bytes"], rel=0.15, abs=4 * DIM * (256 + DIM) + 2000), name
-
-
-def test_lists_grow_with_the_root_of_the_rows():
-    """Powers of two near 4 roots of the rows, fewer where the rows could not train them."""
-    assert [default_lists(rows) for rows in (1, 1000, 2e6, 1e9)] == [1, 16, 4096, 131_072]
-
-
-def test_efforts_are_a_ladder_to_an_eighth_of_the_lists():
-    """nprobe in powers of two; few lists are probed all."""
-    assert efforts(parse("ivf-flat"), 16) == (1, 2, 4, 8, 16)
-    assert efforts(parse("ivf-flat"), 4096)[-1] == 512
-    assert efforts(parse("hnsw"), 0) == (16, 32, 64, 128, 256, 512)
-
-
-def test_balanced_groups():
-    """Neighbouring pieces, each once, in groups of about as many vectors."""
-    pieces = [{"vectors": size} for size in (5, 1, 1, 1, 5, 3)]
-    groups = balanced(pieces, 3)
-
-    assert [piece for group in groups for piece in group] == pieces
-    assert [sum(piece["vectors"] for piece in group) for group in groups] == [5, 8, 3]
-    assert balanced(pieces[:1], 3) == [pieces[:1]]
-
-
-def test_kinds_name_themselves():
-    """Every kind is parsed from its own description."""
-    for name in names():
-        assert parse(described(parse(name))) == parse(name)
 
 
 def test_what_was_made_stands_in_card_and_rows(here, source, tmp_path):

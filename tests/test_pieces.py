@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from indexed import DIM, built, clustered, cut_small, exact, pieces, write, write_many
 
-from lib.building.choose import choose
 from lib.building.coding import open_merged
-from lib.building.sizes import parse_bytes
-from lib.errors import UsageError
+from lib.building.growing import balanced
 from lib.index import build
-from lib.indexes import ID_BYTES
 from lib.indexing import IndexConfig
 
 ROWS, LISTS = 4000, 16
@@ -87,20 +84,6 @@ def test_what_was_merged_before_an_addition_is_told(here, source, tmp_path):
     assert sorted(again["merged"]) == sorted(path.name for path in (output / "merged").glob("*.faiss"))
 
 
-def test_memory_counts_the_centroids_of_every_piece():
-    """Of 1e9 x 1024 they are a third. --memory refuses what does not fit with them, and tells what --merge would take."""
-    words = ("ivf-rabitq", None, 1e9, 1024)
-    whole, merged = choose(*words, None, 0.9).bytes, choose(*words, None, 0.9, merge=1).bytes
-
-    assert merged == pytest.approx(1e9 * (1024 / 2 + 20 + ID_BYTES), rel=0.03)
-    assert whole > 1.4 * merged
-    with pytest.raises(
-        UsageError, match=r"takes 7\d\d GiB, over --memory 520GiB.*--merge 1, with which it takes 503 GiB"
-    ):
-        choose(*words, "520GiB", 0.9)
-    assert choose(*words, "520GiB", 0.9, merge=1).bytes < parse_bytes("520GiB")
-
-
 @pytest.mark.parametrize(
     ("kind", "more"), [("flat", {}), ("ivf-flat", {"lists": 4}), ("ivf-flat", {"lists": 4, "merge": 2})]
 )
@@ -118,14 +101,11 @@ def test_the_card_s_python_searches_all_of_the_index(here, source, tmp_path, kin
     assert np.array_equal(names["numbers"], exact(names["queries"], clustered(ROWS), 10))
 
 
-@pytest.mark.parametrize("text", ["1.2.3GB", ".", "", "GB", "-1GB", "1e3"])
-def test_sizes_that_are_none(text):
-    """A wrong --memory is named."""
-    with pytest.raises(UsageError, match=r"is no size. Write it as 64GB"):
-        parse_bytes(text)
+def test_balanced_groups():
+    """Neighbouring pieces, each once, in groups of about as many vectors."""
+    pieces = [{"vectors": size} for size in (5, 1, 1, 1, 5, 3)]
+    groups = balanced(pieces, 3)
 
-
-def test_a_large_graph_is_warned_of():
-    """hnsw of more vectors than a graph is for is built as asked, with that said."""
-    assert any("an ivf kind is for so many" in why for why in choose("hnsw", None, 1e9, DIM, None, 0.9).why)
-    assert len(choose("hnsw", None, 1e6, DIM, None, 0.9).why) == 1
+    assert [piece for group in groups for piece in group] == pieces
+    assert [sum(piece["vectors"] for piece in group) for group in groups] == [5, 8, 3]
+    assert balanced(pieces[:1], 3) == [pieces[:1]]

@@ -70,17 +70,17 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
         raise InputError(
             f"no vector in column {column!r} of {files[0].path}, nor in any other file. Name theirs with --vector-column"
         )
-    first = found[with_some[0]]
-    for file, other in zip(files, found, strict=True):
-        for what in ("dim", "type") if other.dim else ():
+    first, path = found[with_some[0]], files[with_some[0]].path
+    for file, other in ((files[place], found[place]) for place in with_some):
+        for what in ("dim", "type"):
             if getattr(other, what) != getattr(first, what):
                 raise InputError(
-                    f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {files[0].path} and {file.path}. "
-                    "An index holds one kind: build one for each"
+                    f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {path} and {file.path}. An index "
+                    "holds one kind: build one for each"
                 )
         if said := unlike(first.made, other.made):
             raise InputError(
-                f"{files[0].path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
+                f"{path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
                 "the same model"
             )
     return replace(first, reasons=all(each.reasons for each in found))
@@ -101,14 +101,13 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
                     f"{file.path} has no column {column!r} (there: {', '.join(schema.names)}). Name it with --vector-column"
                 )
             type = schema.field(column).type
-            if pa.types.is_null(type):
-                return Vectors(0, "null", {}, reasons=False)
             dim = type.list_size if pa.types.is_fixed_size_list(type) else _common_length(parquet, column, file.path)
     except pa.ArrowException as error:
         raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error
     number = type.value_type if hasattr(type, "value_type") else type
     made = json.loads((schema.metadata or {}).get(b"shoal", b"{}"))
-    if made.get("output_dtype") == "ubinary" or not (pa.types.is_floating(number) or pa.types.is_int8(number)):
+    known = pa.types.is_floating(number) or pa.types.is_int8(number) or pa.types.is_null(number)
+    if made.get("output_dtype") == "ubinary" or not known:
         raise InputError(
             f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "
             "with --output-dtype float16; the index makes the codes small"
@@ -120,6 +119,8 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
 def _common_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
     """Of lists of no fixed length, the commonest among the first that there are; 0 in a file without any."""
     type = parquet.schema_arrow.field(column).type
+    if pa.types.is_null(type):
+        return 0
     if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
         raise InputError(f"column {column!r} of {path} is {type}, not vectors. Name theirs with --vector-column")
     for batch in parquet.iter_batches(1024, columns=[column]):
