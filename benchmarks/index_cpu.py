@@ -9,6 +9,7 @@ others   the same of the other kinds
 script   the first kind on one core, beside benchmarks/index_script.py on one core
 scaling  encoding part of the rows with one worker and with as many as there are cores
 lance    lance-ray's distributed build of what is nearest to each kind, from the same files, in an environment of its own
+autofaiss    its build of the first kind, a product quantizer, likewise
 
 Every run is a row of results.json in --folder: what is there is not done again, and a run that was stopped goes on. Ratios
 are taken inside a round.
@@ -32,15 +33,17 @@ from benchmarks.index_recall import CUT, load_questions, over, questions_of, rec
 from benchmarks.index_runs import Bench, Row, job, run, warm
 from benchmarks.index_vectors import Vectors, prepare, told
 from benchmarks.process import ROOT
-from benchmarks.reporting import machine
+from benchmarks.reporting import machine, verdict
 from lib.building import FACTS, PIECES
 from lib.building.kmeans import ITERATIONS
 from lib.building.train import POINTS
 from lib.indexes import CODEBOOK_ITERATIONS, parse
 from tests.real.tasks import PLACE
 
-PARTS = ("build", "others", "script", "scaling", "lance")
+PARTS = ("build", "others", "script", "scaling", "lance", "autofaiss")
 LANCE = ("lance-ray==0.5.0", "pylance==14.0.2", "ray==2.60.0", "numpy", "pyarrow")
+AUTOFAISS = ("autofaiss==2.18.0", "pyarrow<20")  # later ones want numpy 2, which autofaiss does not
+AUTOFAISS_MEMORY = "2G", "8G"  # of the index, and of all that it does
 LANCE_KINDS: dict[str, Row] = {
     "ivf-pq": {"index_type": "IVF_PQ"},  # with as many bytes a vector: see lance_index
     "ivf-rabitq:bits=1": {"index_type": "IVF_RQ", "num_bits": 1},
@@ -122,15 +125,15 @@ def scaling(bench: Bench, number: int, kind: str) -> None:
         bench.once(key, make)
 
 
-def lance_python() -> Path:
-    """The Python of lance-ray's own environment, made where there is none."""
-    place = PLACE / "lance-venv"
+def python_with(name: str, packages: Sequence[str], modules: str) -> Path:
+    """The Python of an environment of its own, made where there is none."""
+    place = PLACE / f"{name}-venv"
     python = place / "bin/python"
-    line = [str(python), "-c", "import lance_ray, lance"]
+    line = [str(python), "-c", f"import {modules}"]
     if not python.exists() or subprocess.run(line, capture_output=True).returncode:
-        click.echo(f"pip install {' '.join(LANCE)}", err=True)
+        click.echo(f"pip install {' '.join(packages)}", err=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *LANCE], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
 
 
@@ -161,13 +164,33 @@ def lance(bench: Bench, number: int, kind: str, training: str) -> Row:
         told, given = bench.file(key, "json"), bench.file(f"{key} settings", "json")
         given.write_text(json.dumps(settings, default=str))
         warm(bench.vectors.files)
-        line = [lance_python(), "benchmarks/index_lance.py", given, told]
+        line = [python_with("lance", LANCE, "lance_ray, lance"), "benchmarks/index_lance.py", given, told]
         row = run(line, bench.file(key, "log"), bench.options["cores"]) | json.loads(told.read_text())
         shutil.rmtree(dataset)
         questions, mine = load_questions(path), np.load(bench.file(bench.key(number, "build", kind), "npz"))
         theirs = without_own(dict(np.load(found)), questions)
         row |= {"index": settings["index"], "recall": recalls(theirs, questions)}
         return row | {"over": over(mine, theirs, questions)}
+
+    return bench.once(key, make)
+
+
+def autofaiss(bench: Bench, number: int, kind: str) -> Row:
+    """Beside the build of the same round: the same questions, lists and probes, one process with a thread a core."""
+    built, key = build(bench, number, kind), bench.key(number, "autofaiss", kind)
+
+    def make() -> Row:
+        card, index, log = built["card"], bench.file(key, "faiss"), bench.file(key, "log")
+        name = f"IVF{card['lists']},PQ{parse(kind).bytes(card['dim']):.0f}"
+        warm(bench.vectors.files)
+        line = [python_with("autofaiss", AUTOFAISS, "autofaiss"), "benchmarks/index_autofaiss.py", bench.vectors.folder]
+        line += [index, name, "l2", bench.options["cores"], *AUTOFAISS_MEMORY]
+        row = run(line, log, bench.options["cores"]) | json.loads(log.read_text().splitlines()[-1])
+        questions = load_questions(bench.folder / built["questions"])
+        mine = np.load(bench.file(bench.key(number, "build", kind), "npz"))
+        theirs = search([index], questions, compared(card))
+        index.unlink()
+        return row | {"key": name, "recall": recalls(theirs, questions), "over": over(mine, theirs, questions)}
 
     return bench.once(key, make)
 
@@ -179,9 +202,31 @@ def collected(bench: Bench, number: int, kinds: Sequence[str], trainings: Sequen
         "build": {kind: bench.key(number, "build", kind) for kind in kinds},
         "script": {kinds[0]: bench.key(number, "script", kinds[0])},
         "scaling": {(workers, on): key for workers, on, key in scaling_runs(bench, number, kinds[0])},
+        "autofaiss": {kinds[0]: bench.key(number, "autofaiss", kinds[0])},
         "lance": {(kind, each): lance_key(bench, number, kind, each) for kind in kinds for each in trainings},
     }
     return {part: {name: results[key] for name, key in each.items() if key in results} for part, each in keys.items()}
+
+
+def check(parts: set[str], kinds: str) -> None:
+    """Raises UsageError for what there is not."""
+    if parts - set(PARTS):
+        raise click.UsageError(f"--only {','.join(sorted(parts - set(PARTS)))}: choose from {', '.join(PARTS)}, none")
+    if "lance" in parts and set(kinds.split(",")) - set(LANCE_KINDS):
+        raise click.UsageError(f"--kinds {kinds}: lance-ray has {', '.join(LANCE_KINDS)}")
+    if "autofaiss" in parts and not kinds.startswith("ivf-pq"):
+        raise click.UsageError(f"--kinds {kinds}: autofaiss is held against ivf-pq, which must come first")
+
+
+def one_round(bench: Bench, number: int, parts: set[str], kinds: Sequence[str], trainings: Sequence[str]) -> None:
+    for kind in kinds:
+        if ("build" if kind == kinds[0] else "others") in parts:
+            build(bench, number, kind)
+        for training in trainings if "lance" in parts else ():
+            lance(bench, number, kind, training)
+    for name, part in (("autofaiss", autofaiss), ("script", script), ("scaling", scaling)):
+        if name in parts:
+            part(bench, number, kinds[0])
 
 
 @click.command()
@@ -208,24 +253,13 @@ def collected(bench: Bench, number: int, kinds: Sequence[str], trainings: Sequen
 def main(folder: str, only: str, kinds: str, rounds: int, path: str | None, **options: Any) -> None:
     """Do what is not done yet, and print the report."""
     load, parts = os.getloadavg(), set(only.split(",")) - {"none"}
-    if parts - set(PARTS):
-        raise click.UsageError(f"--only {','.join(sorted(parts - set(PARTS)))}: choose from {', '.join(PARTS)}, none")
-    if "lance" in parts and set(kinds.split(",")) - set(LANCE_KINDS):
-        raise click.UsageError(f"--kinds {kinds}: lance-ray has {', '.join(LANCE_KINDS)}")
+    check(parts, kinds)
     bench = Bench((ROOT / folder).resolve(), Vectors(options["rows"], options["texts"]), options)
     bench.folder.mkdir(parents=True, exist_ok=True)
     made, (first, *others) = prepare(bench.vectors), kinds.split(",")
     trainings = options["lance_training"].split(",")
     for number in range(rounds):
-        for kind in (first, *others):
-            if ("build" if kind == first else "others") in parts:
-                build(bench, number, kind)
-            for training in trainings if "lance" in parts else ():
-                lance(bench, number, kind, training)
-        if "script" in parts:
-            script(bench, number, first)
-        if "scaling" in parts:
-            scaling(bench, number, first)
+        one_round(bench, number, parts, (first, *others), trainings)
     given = [param.name or "" for param in click.get_current_context().command.params if param.name in options]
     said = " ".join(f"--{name.replace('_', '-')} {options[name]!r}" for name in given if options[name] is not None)
     found = [collected(bench, number, (first, *others), trainings) for number in range(rounds)]
@@ -238,6 +272,8 @@ def main(folder: str, only: str, kinds: str, rounds: int, path: str | None, **op
     click.echo(text)
     if path:
         Path(path).write_text(text)
+    if missed := text.count(f"| {verdict(False)} |"):
+        raise click.ClickException(f"{missed} bars are missed")
 
 
 if __name__ == "__main__":

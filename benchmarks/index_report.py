@@ -35,6 +35,10 @@ Training `ours`: sample_rate and max_iters of create_index are our vectors a lis
 Copy: ray.data.read_parquet to lance_ray.write_lance, which it needs, as it indexes Lance datasets alone. Searches without
 refinement, approx_mode "accurate". over theirs: our recall@10 less theirs, question by question (95 % interval; round 1)."""
 
+AUTOFAISS_NOTE = """
+Both sides: same files, lists, bytes a code, probes and cores. autofaiss samples and iterates as it likes, and its product quantizer
+is trained polysemously."""
+
 
 def compose(rounds: Sequence[Row], head: Sequence[str], cores: int) -> str:
     """rounds: of each, the rows that are there, by part and by what they are of."""
@@ -42,7 +46,7 @@ def compose(rounds: Sequence[Row], head: Sequence[str], cores: int) -> str:
     lines = [f"# Index builds on {cores} cores", "", *head]
     lines += [f"- runs of {when[0]} to {when[-1]}"] if when else []
     bars: list[str] = []
-    for section in (_builds, _memory, _recall, _script, _scaling, _lance):
+    for section in (_builds, _memory, _recall, _script, _scaling, _lance, _autofaiss):
         lines += section(rounds, bars)
     return "\n".join([*lines, *(["", "## Bars", "", *HEADER, *bars] if bars else [])]) + "\n"
 
@@ -208,6 +212,26 @@ def _lance(rounds: Sequence[Row], bars: list[str]) -> list[str]:
         tables += ["", f"{kind}, {name}:", "", *_differences("lance-ray's", runs[0]["recall"], runs[0]["over"])]
         bars += _lance_bars(rounds, kind, training)
     return [*lines, LANCE_NOTE, *tables]
+
+
+def _autofaiss(rounds: Sequence[Row], bars: list[str]) -> list[str]:
+    rows = _rows(rounds, "autofaiss")
+    lines: list[str] = []
+    for kind, runs in rows.items():
+        versions = runs[0]["versions"]
+        lines += ["", "## Beside autofaiss", "", ", ".join(f"{name} {number}" for name, number in versions.items()), ""]
+        lines += _table("contender", "build, s", "largest process, GiB")
+        ours = [found["build"][kind] for found in rounds if kind in found["autofaiss"]]
+        for name, seconds, side in (
+            ("shoal", [_seconds(run) for run in ours], ours),
+            (runs[0]["key"], [run["build"] for run in runs], runs),
+        ):
+            most = _gib([run["processes"][0]["unshared"] for run in side])
+            lines.append(_line(name, spread(seconds, "{:.1f}"), most))
+        ratios = [their["build"] / _seconds(mine) for mine, their in zip(ours, runs, strict=True)]
+        bars.append(_bar(f"{kind}: autofaiss's seconds over ours", "> 1", spread(ratios), median(ratios) > 1))
+        lines += ["", *_differences("autofaiss's", runs[0]["recall"], runs[0]["over"])]
+    return [*lines, AUTOFAISS_NOTE] if rows else []
 
 
 def _lance_bars(rounds: Sequence[Row], kind: str, training: str) -> list[str]:
