@@ -15,9 +15,9 @@ from .building.coding import open_piece
 from .building.reading import column, matrix
 from .building.source import Source
 from .indexes import Kind, Metric, scores_of
+from .lists import CANDIDATES, FOUND_SCHEMA, NO_LISTS, Lists, falling_short, ranked, side_by_side, table_of, without
 from .parts import read_manifest
 from .plan import Shard
-from .ranking import best, rank_ids
 from .scratch import Scratch
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 from .stages import Bundle, Direct
@@ -25,9 +25,6 @@ from .storage import Folder, download, open_file
 
 QUERIES, PIECES = "queries", "pieces"  # where a shard's slices come from
 NOTHING = "nothing was found: no passage in the lists that were probed, or none that is allowed"
-FOUND_SCHEMA = pa.schema(
-    [(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32()), ("error", pa.string())]
-)
 
 
 @dataclass(frozen=True)
@@ -71,29 +68,38 @@ class Find:
             index = opened.index(path)
             good = pc.is_null(queries["error"]).combine_chunks()
             asked = queries.filter(good)
-            rows, ids, found = self._search(opened, name, index, np.ascontiguousarray(matrix(asked["vector"])))
-            listed = _ranked(asked["id"].combine_chunks(), rows, ids, found, self.most)
+            rows, ids, scores = self._search(opened, name, index, np.ascontiguousarray(matrix(asked["vector"])))
+            listed = table_of(asked["id"].combine_chunks(), rows, ids, scores)
             missed = np.setdiff1d(np.arange(len(asked)), rows)
-            nothing = _without(asked["id"].take(pa.array(missed)), pa.array([NOTHING] * len(missed), pa.string()))
+            nothing = without(asked["id"].take(pa.array(missed)), pa.array([NOTHING] * len(missed), pa.string()))
             lacking = queries.filter(pc.invert(good))
-            return {"rows": pa.concat_tables([listed, nothing, _without(lacking["id"], lacking["error"])])}
+            return {"rows": pa.concat_tables([listed, nothing, without(lacking["id"], lacking["error"])])}
 
         return work
 
-    def _search(
-        self, opened: "_Opened", name: str, index: Any, asked: np.ndarray
-    ) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-        """Query, id and score of what is found. Where passages are several rows each, so many rows that every query has its
-        `most` passages, as far as they are there."""
-        most = self.most
-        while True:
-            scores, numbers = index.search(asked, most, params=opened.parameters(name))
-            there = numbers.reshape(-1) >= 0
-            rows = np.repeat(np.arange(len(asked)), most)[there]
-            ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
-            if most >= index.ntotal or _enough(rows, ids, most, self.most):
-                return rows, ids, scores_of(self.kind, self.metric, scores).reshape(-1)[there]
-            most = min(4 * most, index.ntotal)
+    def _search(self, opened: "_Opened", name: str, index: Any, vectors: np.ndarray) -> Lists:
+        """Where passages are several rows each, the queries that lack some are asked again, for more rows, until they have their
+        `most` passages or all that are there."""
+        found, wanted, most = [NO_LISTS], np.arange(len(vectors)), self.most
+        while len(wanted):
+            size, again = max(1, CANDIDATES // most), []
+            for places in (wanted[start : start + size] for start in range(0, len(wanted), size)):
+                rows, ids, scores = self._nearest(opened, name, index, vectors[places], most)
+                short = falling_short(rows, ids, len(places), most, self.most) & (most < index.ntotal)
+                enough = ~short[rows]
+                rows, ids, scores = ranked(rows[enough], ids.filter(pa.array(enough)), scores[enough], self.most)
+                found.append((places[rows], ids, scores))
+                again.append(places[short])
+            wanted, most = np.concatenate(again), min(4 * most, index.ntotal)
+        return side_by_side(found)
+
+    def _nearest(self, opened: "_Opened", name: str, index: Any, vectors: np.ndarray, most: int) -> Lists:
+        """The nearest rows of the piece, chunks of one passage each by itself."""
+        scores, numbers = index.search(vectors, most, params=opened.parameters(name))
+        there = numbers.reshape(-1) >= 0
+        ids = opened.ids(name).take(pa.array(numbers.reshape(-1)[there] - self.firsts[name][0]))
+        rows = np.repeat(np.arange(len(vectors)), most)[there]
+        return rows, ids, scores_of(self.kind, self.metric, scores).reshape(-1)[there]
 
     def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
@@ -185,39 +191,8 @@ class Gather(Direct):
         passages, scores = listed[PASSAGE_ID].combine_chunks(), listed[SCORE].to_numpy()
         found = pc.is_in(lacking[QUERY_ID], value_set=numbered.dictionary)
         lacking = lacking.filter(pc.invert(found)).group_by(QUERY_ID, use_threads=False).aggregate([("error", "first")])
-        without = _without(lacking[QUERY_ID], lacking["error_first"])
-        return pa.concat_tables([_ranked(numbered.dictionary, queries, passages, scores, self.most), without])
-
-
-def _ranked(queries: pa.Array, rows: np.ndarray, ids: pa.Array, scores: np.ndarray, most: int) -> pa.Table:
-    """Each query's `most` best passages. A passage that is there as several chunks counts once, by its best."""
-    ranks, names = rank_ids(ids)
-    rows, scores, ranks = best(rows, scores, ranks, 0)
-    if len(rows):
-        _, first = np.unique(rows * len(names) + ranks, return_index=True)
-        first.sort()
-        rows, scores, ranks = rows[first], scores[first], ranks[first]
-        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        kept = places < most
-        rows, scores, ranks = rows[kept], scores[kept], ranks[kept]
-    data = {QUERY_ID: queries.take(pa.array(rows)), PASSAGE_ID: names.take(pa.array(ranks)), SCORE: scores}
-    return pa.table(data | {"error": pa.nulls(len(rows), pa.string())}).cast(FOUND_SCHEMA)
-
-
-def _enough(rows: np.ndarray, ids: pa.Array, asked: int, most: int) -> bool:
-    """Whether every query has `most` different ids, or fewer than `asked` rows: there are no more of them."""
-    if not len(rows):
-        return True
-    _, per_query = np.unique(rows, return_counts=True)
-    numbers = ids.dictionary_encode().indices.to_numpy().astype(np.int64)
-    pairs = np.unique(rows * (numbers.max() + 1) + numbers)
-    _, different = np.unique(pairs // (numbers.max() + 1), return_counts=True)
-    return bool(((different >= most) | (per_query < asked)).all())
-
-
-def _without(ids: pa.ChunkedArray, reasons: pa.ChunkedArray) -> pa.Table:
-    nothing = {PASSAGE_ID: pa.nulls(len(ids), pa.large_string()), SCORE: pa.nulls(len(ids), pa.float32())}
-    return pa.table({QUERY_ID: ids} | nothing | {"error": reasons}).cast(FOUND_SCHEMA)
+        listed = table_of(numbered.dictionary, *ranked(queries, passages, scores, self.most))
+        return pa.concat_tables([listed, without(lacking[QUERY_ID], lacking["error_first"])])
 
 
 def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:

@@ -15,11 +15,12 @@ from .building.source import Source, VectorOptions
 from .candidates import ID_NAMES
 from .corpus import columns_at, list_files, measure
 from .errors import InputError, UsageError
-from .finding import FOUND_SCHEMA, Find, Gather
 from .finding import QUERIES as OF_QUERIES
+from .finding import Find, Gather
 from .indexing import digest
 from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
 from .ledger import Ledger
+from .lists import CANDIDATES, FOUND_SCHEMA
 from .parts import parquet_bytes
 from .plan import cut, numbered, shards, tables_of
 from .reranking import RerankConfig
@@ -30,7 +31,7 @@ from .sharded import Outcome
 from .storage import Folder, absolute
 from .workers import ClusterOptions, Workers
 
-LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard: a piece is opened for each, and a worker holds their lists
+LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard, where their lists are short: a piece is opened for each
 BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece
 ALLOWED = "allowed.parquet"
 
@@ -98,6 +99,7 @@ def _found(
     effort = config.effort or card["advised"]
     if kind.lists:
         effort = min(effort, card["lists"])  # faiss's fast-scan loses its way when asked for more lists than there are
+    block = block_rows(vectors.corpus.rows, config.top_k)
     firsts = {piece["name"]: (piece["first"], piece["rows"]) for piece in opened.pieces}
     settings = {
         "verb": "search",
@@ -105,6 +107,7 @@ def _found(
         "files": digest([(f.name, f.size, f.tag) for f in vectors.corpus.files]),
         "columns": [vectors.column, vectors.id_column],
         "pieces": sorted(firsts),
+        "block": block,
         "most": config.top_k,
         "effort": effort,
         "allowed": allowed,
@@ -131,7 +134,7 @@ def _found(
     most = max(piece["bytes"] for piece in opened.pieces)
     said = f"searching {card['vectors']:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
     job = Job(said, settings, verb, weight_bytes=most)
-    blocks = _blocks(vectors)
+    blocks = tables_of(cut(vectors.corpus, block), OF_QUERIES)
     options = _options(config, vectors.url, place)
     outcome = carry_out_planned(job, options, lambda: _plan(vectors, blocks, opened), say)
     if not many:
@@ -148,9 +151,9 @@ def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers],
     return lambda ledger, workers: Gather(config.top_k, folder.options)
 
 
-def _blocks(vectors: QueryVectors) -> list[pa.Table]:
-    rows = min(MOST_BLOCK, max(LEAST_BLOCK, int(vectors.corpus.rows) // BLOCKS))
-    return tables_of(cut(vectors.corpus, rows), OF_QUERIES)
+def block_rows(queries: float, most: int) -> int:
+    """Queries a shard: so few that a worker can hold their lists."""
+    return max(1, min(MOST_BLOCK, max(LEAST_BLOCK, int(queries) // BLOCKS), CANDIDATES // most))
 
 
 def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:

@@ -112,6 +112,7 @@ FLOORS = [
         "training.launch",
         "training.batches",
         "finetuning",
+        "lists",
         "building.train",
         "building.assemble",
     ],

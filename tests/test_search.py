@@ -9,11 +9,12 @@ import pytest
 import tiny
 from indexed import DIM, MADE, built, clustered, cut_small, exact, write, write_many
 
+from lib import finding
 from lib.asking import SearchConfig
 from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.indexes import names
 from lib.recipes import load
-from lib.search import search
+from lib.search import block_rows, search
 
 ROWS, LISTS = 3000, 16
 EVERYTHING = {"flat": None, "hnsw": 512}  # efforts; of the others 64 lists
@@ -159,6 +160,62 @@ def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors, queries,
     wanted = {f"d{q}": [f"p{n}" for n in dict.fromkeys(owners[order[q]].tolist())][:30] for q in range(len(queries))}
 
     assert lists == {name: each for name, each in wanted.items() if name != "d1"}
+
+
+def test_only_queries_that_lack_passages_are_asked_again(here, tmp_path, vectors, monkeypatch):
+    """A query beside a passage of very many chunks is asked for more rows by itself, not with the others of its block."""
+    near = np.repeat(vectors[:1], 600, axis=0)
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", np.concatenate([vectors, near])))
+    ids = pa.array([*(f"d{row}" for row in range(ROWS)), *["long"] * len(near)], pa.large_string())
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat")
+    asked = np.concatenate([vectors[:1], clustered(69, seed=4)])
+    write(tmp_path / "queries" / "0.parquet", asked)
+    searches: list[tuple[int, int]] = []
+    open_piece = finding.open_piece
+
+    class Watched:
+        def __init__(self, path: str):
+            self.index = open_piece(path)
+            self.ntotal = self.index.ntotal
+
+        def search(self, vectors, most, **more):
+            searches.append((len(vectors), most))
+            return self.index.search(vectors, most, **more)
+
+    monkeypatch.setattr(finding, "open_piece", Watched)
+    lists = lists_of(found(tmp_path, tmp_path / "queries", top_k=10))
+    order = exact(asked, np.concatenate([vectors, near]), ROWS + 600)
+    wanted = {f"d{q}": list(dict.fromkeys(ids.to_numpy(zero_copy_only=False)[order[q]]))[:10] for q in range(1, 70)}
+
+    assert searches[0] == (70, 10)
+    assert max(most for _, most in searches) > 600
+    assert sum(count for count, _ in searches[1:]) < 10
+    assert {name: each for name, each in lists.items() if name != "d0"} == wanted
+    assert len(set(lists["d0"])) == 10
+    assert "long" in lists["d0"]
+
+
+@pytest.mark.parametrize(("most", "queries"), [(10, 32_768), (100, 20_971), (1000, 2097), (10_000_000, 1)])
+def test_a_block_of_queries_has_lists_that_a_worker_can_hold(most, queries):
+    """The longer the lists that are asked for, the fewer queries a shard has; one at least."""
+    assert block_rows(10_000_000, most) == queries
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_lists_are_the_same_in_blocks_of_any_size(here, source, tmp_path, asked, monkeypatch, many):
+    """However few queries a worker takes at once, the lists are those of all together."""
+    if many:
+        cut_small(monkeypatch, 4 * DIM * 700)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    whole = found(tmp_path, asked, "whole", top_k=20)
+    monkeypatch.setattr("lib.search.CANDIDATES", 200)
+    monkeypatch.setattr("lib.finding.CANDIDATES", 60)
+    table = found(tmp_path, asked, "by-tens", top_k=20)
+
+    assert len(list((tmp_path / "by-tens").glob("part-*"))) == 7
+    assert lists_of(table) == lists_of(whole)
+    assert table.num_rows == whole.num_rows
 
 
 def test_a_query_that_finds_nothing_is_kept(here, source, tmp_path, asked, monkeypatch):
