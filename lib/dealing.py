@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .plan import Shard
+from .plan import Shard, of_source
 from .rows import read
 from .shuffle import KEY, REASON, TEXT, attach, deal
 from .stages import Bundle, Direct
@@ -91,9 +91,9 @@ def read_sources(
     others = [name for name in columns.names if name != TEXT]
     tables = []
     for source, names in ((left, others), (right, [KEY, TEXT, REASON])):
-        pieces = tuple(piece for piece in shard.slices if piece.name.startswith(f"{source}/"))
-        table = read(Shard(shard.number, pieces), names, columns, storage)
-        if table["_error"].null_count < table.num_rows or table.num_rows != sum(piece.rows for piece in pieces):
+        mine = of_source(shard, source)
+        table = read(mine, names, columns, storage)
+        if table["_error"].null_count < table.num_rows or table.num_rows != mine.rows:
             raise RuntimeError(f"parts of {source} cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
         tables.append(table.drop_columns(["_source", "_error"]))
     return tables[0], tables[1]

@@ -17,7 +17,7 @@ from .building.source import Source
 from .indexes import Kind, Metric, scores_of
 from .lists import CANDIDATES, FOUND_SCHEMA, NO_LISTS, Lists, falling_short, ranked, side_by_side, table_of, without
 from .parts import read_manifest
-from .plan import Shard
+from .plan import Shard, of_source
 from .scratch import Scratch
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 from .stages import Bundle, Direct
@@ -49,12 +49,9 @@ class Find:
 
     def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
         began = time.perf_counter()
-        pieces = {name: [p for p in shard.slices if p.name.startswith(f"{name}/")] for name in (QUERIES, PIECES)}
-        rows = self.source.read(Shard(shard.number, tuple(pieces[QUERIES])))
+        rows, (piece,) = self.source.read(of_source(shard, QUERIES)), of_source(shard, PIECES).slices
         queries = pa.table({"id": rows.table["id"], "vector": column(rows.vectors), "error": rows.reasons})
-        return {"queries": queries, "piece": pa.table({"path": [pieces[PIECES][0].path]})}, {
-            "read": time.perf_counter() - began
-        }
+        return {"queries": queries, "piece": pa.table({"path": [piece.path]})}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         import faiss

@@ -123,6 +123,12 @@ def tables_of(plan: pa.Table, source: str) -> list[pa.Table]:
     return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
 
 
+def of_source(shard: Shard, source: str) -> Shard:
+    """A shard's slices of one source, under the names that their files have there."""
+    mine = [piece for piece in shard.slices if piece.name.startswith(f"{source}/")]
+    return Shard(shard.number, tuple(replace(piece, name=piece.name.removeprefix(f"{source}/")) for piece in mine))
+
+
 def numbered(tables: Sequence[pa.Table]) -> pa.Table:
     """The plan with a shard for each table."""
     numbers = [pa.array([number] * len(table), pa.int64()) for number, table in enumerate(tables)]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError
 from .nearest import nearest
-from .plan import Shard
+from .plan import Shard, of_source
 from .ranking import best, rank_ids
 from .rows import read
 from .stages import Bundle
@@ -35,8 +35,7 @@ class Vectors:
 
     def read(self, shard: Shard, source: str) -> pa.Table:
         """Columns `id` (large_string) and `vector` of the rows of one source that have a vector, in order."""
-        pieces = tuple(piece for piece in shard.slices if piece.name.startswith(f"{source}/"))
-        table = read(Shard(shard.number, pieces), self.columns.names, self.columns, self.storage)
+        table = read(of_source(shard, source), self.columns.names, self.columns, self.storage)
         if table["_error"].null_count < table.num_rows:
             reason = pc.drop_null(table["_error"])[0]
             raise RuntimeError(f"vectors of {source} cannot be read: {reason}")

@@ -246,6 +246,23 @@ def test_rows_without_an_id_are_named_by_their_place(here, tmp_path, asked, vect
     assert lists["d0"] == [f"0.parquet#{n}" if n % 2 else f"d{n}" for n in best[0]]
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_queries_without_an_id_are_named_by_their_place(here, source, tmp_path, queries, monkeypatch, many):
+    """Queries without an id column, or with a null in it, are FILE#POSITION, FILE as it is called below the input."""
+    if many:
+        cut_small(monkeypatch, 4 * DIM * 700)
+    table = pq.read_table(write(tmp_path / "queries" / "a" / "0.parquet", queries[:4]))
+    pq.write_table(table.drop_columns(["id"]), tmp_path / "queries" / "a" / "0.parquet")
+    named = pq.read_table(write(tmp_path / "named" / "0.parquet", queries[:4], absent=(2,)))
+    ids = pa.array(["first", None, None, "last"], pa.large_string())
+    pq.write_table(named.set_column(0, "id", ids), tmp_path / "named" / "0.parquet")
+    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    unnamed, some = (found(tmp_path, tmp_path / name, f"found-{name}", top_k=3) for name in ("queries", "named"))
+
+    assert set(unnamed["query_id"].to_pylist()) == {f"a/0.parquet#{n}" for n in range(4)}
+    assert set(some["query_id"].to_pylist()) == {"first", "0.parquet#1", "0.parquet#2", "last"}
+
+
 def test_changed_queries_are_another_search(here, source, tmp_path, asked, queries):
     """Finished or not, a search does not pass off its old lists for queries that changed or grew: it is refused."""
     built(source, tmp_path / "index", kind="flat")
