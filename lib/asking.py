@@ -1,27 +1,34 @@
 """What a search of an index is told: the index, and the queries as vectors that can be held against its own."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import pyarrow as pa
 
 from . import embed
 from .building import CARD, MANIFEST
 from .building.growing import pieces_of
 from .building.source import ENCODING, VectorOptions, Vectors, describe
-from .corpus import Corpus, columns_at, list_files, measure
+from .corpus import Corpus, CorpusOptions, columns_at, list_files, measure
 from .embedding import EmbedConfig
 from .encoding import EncoderOptions, Encoding, ModelOptions, resolve
 from .errors import InputError, ModelError, UsageError
 from .evaluating import prompt_of
+from .ids import refuse_twice
 from .indexes import Kind, parse
 from .indexing import digest
 from .job import whole
+from .plan import cut, shards
 from .recipes import QUERY, RerankRecipe, names
+from .rows import read
 from .storage import Folder, absolute, parse_options
+from .texts import as_text
 from .workers import ClusterOptions
 
 Say = Callable[[str], None]
+IDS_AT_ONCE = 100_000  # that are read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +117,35 @@ def query_vectors(config: SearchConfig, opened: Opened, say: Say) -> QueryVector
     column = config.vector_column
     if column not in columns_at(url, storage):
         given = _embed_config(config, opened)
+        _refuse_twice(_measured(given, storage, strict=False), config.input, storage)
         say("embedding the queries")
         whole(embed.embed(given, say), given.output)
         url, column, id_column = given.output, "embedding", "id"
     options = VectorOptions(input=url, output=config.output, id_column=id_column, keep_columns=(column,))
-    files = list_files(options, storage)
-    corpus = measure(files, options, storage, strict=True)
-    return QueryVectors(url, describe(files, column, storage), corpus, column, corpus.id_column)
+    corpus = _measured(options, storage, strict=True)
+    if not corpus.rows:
+        raise InputError(
+            f"{config.input} has no rows: there is nothing to search for. Give it queries, or correct --input"
+        )
+    _refuse_twice(corpus, config.input, storage)
+    return QueryVectors(url, describe(corpus.files, column, storage), corpus, column, corpus.id_column)
+
+
+def _measured(options: CorpusOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
+    return measure(list_files(options, storage), options, storage, strict)
+
+
+def _refuse_twice(corpus: Corpus, url: str, storage: Mapping[str, Any]) -> None:
+    """Raises InputError for an id of several queries: what is found could not be told apart. All ids are read."""
+    name = corpus.id_column
+    if name is None:
+        return
+
+    def pieces() -> Iterator[pa.Array]:
+        for shard in shards(cut(corpus, IDS_AT_ONCE)):
+            yield as_text(read(shard, [name], corpus.schema, storage)[name])[0].drop_null()
+
+    refuse_twice(pieces, "query", url)
 
 
 def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:

@@ -1,17 +1,16 @@
 """What is odd in a dataset: refused where it makes scores meaningless, else counted and named in the report."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .dataset import NAMED, Dataset, Passages, ids_of, note, tables_at
+from .dataset import Dataset, Passages, ids_of, note, tables_at
 from .errors import InputError
+from .ids import refuse_twice
 from .storage import Folder
 
 NOTES = "notes.json"
@@ -30,7 +29,7 @@ def checked(dataset: Dataset, folder: Folder) -> Dataset:
 def check(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
     """What is odd: judged or candidate passages that are not in the corpus, queries that cannot score. Raises InputError for
     an id that comes twice, and where no judged passage is in the corpus."""
-    _refuse_twice(dataset.queries["id"].to_pylist(), "query", "the queries")
+    refuse_twice(lambda: dataset.queries["id"].chunks, "query", "the queries")
     judged = pa.array({passage for grades in dataset.qrels.values() for passage in grades}, pa.large_string())
     wanted = judged
     if dataset.candidates is not None:
@@ -62,14 +61,13 @@ def check(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
 def _known_ids(passages: Passages, wanted: pa.Array, storage: Mapping[str, Any]) -> set[str]:
     """Of the wanted ids those that the corpus has. Memory: 8 bytes a passage. Raises InputError for one that comes twice."""
     found: set[str] = set()
-    hashes = [np.empty(0, np.uint64)]
-    for ids in _id_pieces(passages, storage):
-        found.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
-        hashes.append(_hashed(ids))
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    if (twice := values[counts > 1]).size:
-        suspected = (ids.filter(pa.array(np.isin(_hashed(ids), twice))) for ids in _id_pieces(passages, storage))
-        _refuse_twice([name for ids in suspected for name in ids.to_pylist()], "passage", passages.url)
+
+    def pieces() -> Iterator[pa.Array]:
+        for ids in _id_pieces(passages, storage):
+            found.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+            yield ids
+
+    refuse_twice(pieces, "passage", passages.url)
     return found
 
 
@@ -77,19 +75,3 @@ def _id_pieces(passages: Passages, storage: Mapping[str, Any]) -> Iterator[pa.Ar
     """The ids of a corpus; rows that cannot be read have none, get no vector, and are counted by the embed job."""
     for table in tables_at(passages.url, [passages.id_column], storage):
         yield ids_of(table.filter(pc.is_null(table["_error"])), passages.id_column, passages.url)
-
-
-def _hashed(ids: pa.Array) -> np.ndarray:
-    """uint64 [n]"""
-    from pandas.util import hash_array
-
-    return hash_array(ids.to_numpy(zero_copy_only=False).astype(object), categorize=False)
-
-
-def _refuse_twice(ids: Iterable[str | None], what: str, where: str) -> None:
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        named = ", ".join(repr(name) for name in twice[:NAMED])
-        raise InputError(
-            f"{len(twice):,} {what} ids come more than once in {where}: {named}. An id must name one {what}"
-        )

@@ -24,6 +24,7 @@ FLOORS = [
         "ranking",
         "scratch",
         "heap",
+        "ids",
         "tasks.*",
         "losses.tiles",
         "training.collectives",

@@ -468,6 +468,45 @@ def test_wrong_commands_are_answered(here, source, tmp_path, asked, more, words)
         found(tmp_path, asked, **more)
 
 
+@pytest.mark.parametrize("type", [pa.list_(pa.float32()), pa.list_(pa.float32(), DIM)])
+def test_queries_without_a_row_are_refused(here, source, tmp_path, type):
+    """A file of no queries is told, with the next action, whether its vectors would be of a fixed length or not."""
+    built(source, tmp_path / "index", kind="flat")
+    (tmp_path / "none").mkdir()
+    columns = [("id", pa.string()), ("embedding", type)]
+    pq.write_table(pa.schema(columns).empty_table(), tmp_path / "none" / "0.parquet")
+
+    with pytest.raises(InputError, match=r"none has no rows: .* Give it queries, or correct --input"):
+        found(tmp_path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_id_of_several_queries_is_refused(here, source, tmp_path, queries, monkeypatch, many):
+    """Their lists could not be told apart: the ids are named, with how often they come; before anything is searched."""
+    if many:
+        cut_small(monkeypatch, 4 * DIM * 700)
+    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    write(tmp_path / "queries" / "0.parquet", queries)
+    for name in ("1", "2"):
+        write(tmp_path / "queries" / f"{name}.parquet", queries[:1], first=7)
+
+    with pytest.raises(
+        InputError, match=r"1 query ids come more than once in .*queries: 'd7' \(3 times\)\. An id must"
+    ):
+        found(tmp_path, tmp_path / "queries")
+    assert not list((tmp_path / "found").rglob("part-*"))
+
+
+def test_an_id_of_several_texts_is_refused_before_they_are_embedded(texts, tmp_path):
+    """As vectors are; a query without an id has a name of its own."""
+    rows = [{"id": name, "text": "a text"} for name in ("q", None, None, "q")]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with pytest.raises(InputError, match=r"1 query ids come more than once in .*queries.jsonl: 'q' \(2 times\)"):
+        found(tmp_path, tmp_path / "queries.jsonl")
+    assert not list((tmp_path / "found").glob("_queries-*"))
+
+
 def test_texts_for_an_index_of_unknown_vectors(here, tmp_path, vectors):
     """An index of vectors that no job of ours made cannot embed texts by itself: --model is asked for."""
     table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors)).replace_schema_metadata(None)
