@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .building.coding import open_piece
-from .building.reading import column, matrix
+from .building.reading import column, ids_of, matrix
 from .building.source import Source
 from .indexes import Kind, Metric, scores_of
 from .lists import CANDIDATES, FOUND_SCHEMA, NO_LISTS, Lists, falling_short, ranked, side_by_side, table_of, without
@@ -132,13 +132,12 @@ class _Opened:
         kept = self._keep(name)
         if "ids" not in kept:
             first, count = self.verb.firsts[name]
-            chunks, start = [], 0
+            mine, start = [], 0
             for part in self.parts:
                 if start < first + count and start + part.rows > first:
-                    with open_file(self.verb.rows.path(part.part), self.verb.storage) as file:
-                        chunks.append(pq.read_table(file, columns=["id"])["id"].combine_chunks())
+                    mine.append(part)
                 start += part.rows
-            kept["ids"] = pa.concat_arrays(chunks)
+            kept["ids"] = ids_of(self.verb.rows, mine)
         return kept["ids"]
 
     def parameters(self, name: str) -> Any:

@@ -35,6 +35,7 @@ def report(outcome: Outcome, output: str) -> str:
             f"equal texts and beginnings saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
             f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)",
         ]
+    lines += [f"note      {note}" for note in outcome.notes]
     if outcome.elsewhere:
         lines.append(
             f"MISSING   {outcome.elsewhere:,} shards of other slices; whoever does the last one writes the manifest"

@@ -1,19 +1,19 @@
 """Search an index with many queries: texts or vectors in, each query's best passages out, reranked where that is asked for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from . import rerank
+from .allowing import read_allowed
 from .asking import Opened, QueryVectors, Say, SearchConfig, check_queries, open_index, query_vectors, shared
 from .building import PIECES, ROWS
 from .building.reading import File, files_of, files_plan
 from .building.source import Source, VectorOptions
 from .candidates import ID_NAMES
-from .corpus import columns_at, list_files, measure
+from .corpus import columns_at
 from .errors import InputError, UsageError
 from .finding import QUERIES as OF_QUERIES
 from .finding import Find, Gather
@@ -21,10 +21,8 @@ from .indexing import digest
 from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
 from .ledger import Ledger
 from .lists import CANDIDATES, FOUND_SCHEMA
-from .parts import parquet_bytes
-from .plan import cut, numbered, shards, tables_of
+from .plan import cut, numbered, tables_of
 from .reranking import RerankConfig
-from .rows import read
 from .scoring import RerankerOptions
 from .searching import PASSAGE_ID, QUERY_ID
 from .sharded import Outcome
@@ -33,7 +31,6 @@ from .workers import ClusterOptions, Workers
 
 LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard, where their lists are short: a piece is opened for each
 BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece
-ALLOWED = "allowed.parquet"
 
 
 def search(config: SearchConfig, say: Say) -> Outcome:
@@ -45,14 +42,14 @@ def search(config: SearchConfig, say: Say) -> Outcome:
         absolute(f"{config.output.rstrip('/')}/_candidates" if reranked else config.output), opened.folder.options
     )
     folder.probe()
-    allowed = _allowed(config, folder)
+    allow = read_allowed(config, opened, folder, say)
     vectors = query_vectors(config, opened, say)
     check_queries(vectors, opened, config)
-    outcome = _found(config, opened, vectors, folder, allowed, say)
-    if not reranked:
-        return outcome
-    whole(outcome, folder.url)
-    return rerank.rerank(_rerank_config(config, folder.url), say)
+    outcome = _found(config, opened, vectors, folder, allow.name, say)
+    if reranked:
+        whole(outcome, folder.url)
+        outcome = rerank.rerank(_rerank_config(config, folder.url), say)
+    return replace(outcome, notes=allow.notes)
 
 
 def _check(config: SearchConfig, opened: Opened) -> None:
@@ -162,25 +159,6 @@ def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tupl
     files = [File(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
     pieces = tables_of(files_plan([[file] for file in files])[0], PIECES)
     return numbered([pa.concat_tables([block, piece]) for piece in pieces for block in blocks]), vectors.corpus.schema
-
-
-def _allowed(config: SearchConfig, folder: Folder) -> str | None:
-    """The name of the list of ids in `folder`, written once. Raises InputError for one without any."""
-    if config.allow is None:
-        return None
-
-    options = RunOptions(input=config.allow, output=config.output, text_column=config.allow_column)
-    files = list_files(options, folder.options)
-    corpus = measure(files, options, folder.options, strict=True)
-    tables = [
-        read(shard, [config.allow_column], corpus.schema, folder.options) for shard in shards(cut(corpus, 1_000_000))
-    ]
-    ids = pc.unique(pa.concat_tables(tables)[config.allow_column].cast(pa.large_string()).drop_null())
-    if not len(ids):
-        raise InputError(f"--allow {config.allow} has no id in column {config.allow_column!r}: nothing could be found")
-    name = f"_{digest(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
-    folder.claim(name, parquet_bytes(pa.table({"id": ids})))
-    return name
 
 
 def _options(config: SearchConfig, input: str, output: Folder) -> VectorOptions:

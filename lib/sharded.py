@@ -57,13 +57,14 @@ _LOG = _LastError(logging.ERROR)
 class Outcome:
     """How a run ended: every part (empty while shards are missing), and shards given up on with their reasons.
 
-    elsewhere: shards still missing that are of other drivers' slices.
+    elsewhere: shards still missing that are of other drivers' slices. notes: sentences for the report.
     """
 
     parts: list[Part]
     quarantined: dict[int, str]
     progress: Progress
     elsewhere: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def run(

@@ -141,6 +141,7 @@ FLOORS = [
     ["rerank", "training.plan", "building.training", "building.costs", "finding"],
     ["rankings", "card", "building.growing", "building.reckoning", "building.queries"],
     ["evaluate", "mteb_adapter", "building.recall", "building.expected", "building.exports", "building.card", "asking"],
+    ["allowing"],
     ["legs", "search", "building.forecast"],
     ["finetune", "submit", "index"],
 ]

@@ -14,6 +14,7 @@ from lib.asking import SearchConfig
 from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.indexes import names
 from lib.recipes import load
+from lib.report import report
 from lib.search import block_rows, search
 
 ROWS, LISTS = 3000, 16
@@ -97,6 +98,35 @@ def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors,
     assert {name for each in lists.values() for name in each} <= {f"d{n}" for n in allowed}
     assert np.mean([len(each) for each in lists.values()]) > 9
     assert np.mean(hits) / 10 > (0.3 if "pq" in kind else 0.8)
+
+
+def test_allowed_ids_that_the_index_has_are_counted(here, tmp_path, asked, vectors, monkeypatch):
+    """A run says, as does its report, how many of the allowed ids are in the index: each once, of however many rows and in
+    whichever pieces."""
+    cut_small(monkeypatch, 4 * DIM * 700)
+    monkeypatch.setattr("lib.allowing.IDS_AT_ONCE", 500)
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors))
+    ids = pa.array([f"p{row % 60}" for row in range(ROWS)], pa.large_string())
+    pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat", shard_rows=300)
+    pq.write_table(pa.table({"id": ["p3", "p59", "p60", "d1", "p3", None]}), tmp_path / "allow.parquet")
+    said: list[str] = []
+    where = {"index": str(tmp_path / "index"), "input": str(asked), "output": str(tmp_path / "found")}
+    outcome = search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")), said.append)
+
+    assert "2 of the 4 ids of --allow are in the index" in said
+    assert "2 of the 4 ids of --allow are in the index" in report(outcome, "found")
+
+
+def test_a_list_of_other_ids_is_refused(texts, tmp_path):
+    """Where the index has none of the allowed ids, that is told before queries are embedded, with one of them."""
+    (tmp_path / "allow.jsonl").write_text('{"id": "q1"}\n{"id": "q2"}\n')
+
+    with pytest.raises(
+        InputError, match=r"none of the 2 ids of --allow .*allow.jsonl is in the index .*, 'q1' the first"
+    ):
+        found(tmp_path, tmp_path / "queries.jsonl", allow=str(tmp_path / "allow.jsonl"))
+    assert not list((tmp_path / "found").glob("_queries-*"))
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])

@@ -86,6 +86,15 @@ def read_parts(paths: pa.Table, columns: Sequence[str], storage: Mapping[str, An
             yield pq.read_table(file, columns=list(columns))
 
 
+def ids_of(rows: Folder, parts: Sequence[Part]) -> pa.Array:
+    """The ids of encoded rows, large_string, of those too that have no vector."""
+    chunks = []
+    for part in parts:
+        with rows.open(part.part) as file:
+            chunks.append(pq.read_table(file, columns=["id"])["id"].combine_chunks())
+    return pa.concat_arrays(chunks)
+
+
 def column(rows: np.ndarray) -> pa.Array:
     """Numbers, [n, width], as a value of so many bytes a row, not copied. Parquet reads and writes these in a fifth of the time
     that lists take."""
