@@ -88,6 +88,16 @@ class Opened:
     def kind(self) -> Kind:
         return parse(self.card["kind"])
 
+    @property
+    def vectors(self) -> int:
+        return sum(piece["vectors"] for piece in self.pieces)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this index from any other, and from itself before it grew."""
+        names = sorted(piece["name"] for piece in self.pieces)
+        return {"vectors": self.vectors, "pieces": len(names), "names": digest(names)}
+
 
 def open_index(config: SearchConfig) -> Opened:
     """Raises InputError where there is no finished index."""

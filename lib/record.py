@@ -9,6 +9,8 @@ from .errors import RunError
 from .parts import RUN
 from .storage import Folder
 
+LETTERS = 200  # of a value that is told
+
 
 def read_record(folder: Folder) -> dict[str, Any] | None:
     try:
@@ -28,5 +30,10 @@ def refuse_other_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[s
     new = json.loads(json.dumps(new))
     differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if differing:
-        said = "; ".join(f"{name}: there {old.get(name)!r}, asked {new.get(name)!r}" for name in differing)
+        said = "; ".join(f"{name}: there {_short(old.get(name))}, asked {_short(new.get(name))}" for name in differing)
         raise RunError(f"{folder.url} holds another run ({said}). Choose a new --output, or ask for the same")
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= LETTERS else f"{said[:LETTERS]}... ({len(said):,} letters)"

@@ -14,7 +14,7 @@ from .building.reading import File, files_of, files_plan
 from .building.source import Source, VectorOptions
 from .candidates import ID_NAMES
 from .corpus import columns_at
-from .errors import InputError, UsageError
+from .errors import InputError, RunError, UsageError
 from .finding import QUERIES as OF_QUERIES
 from .finding import Find, Gather
 from .indexing import digest
@@ -22,6 +22,7 @@ from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
 from .ledger import Ledger
 from .lists import CANDIDATES, FOUND_SCHEMA
 from .plan import cut, numbered, tables_of
+from .record import read_record
 from .reranking import RerankConfig
 from .scoring import RerankerOptions
 from .searching import PASSAGE_ID, QUERY_ID
@@ -30,6 +31,7 @@ from .storage import Folder, absolute
 from .workers import ClusterOptions, Workers
 
 LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard, where their lists are short: a piece is opened for each
+OF_PIECES = "_pieces"  # in the output: each piece's own lists, where there are several pieces
 BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece
 
 
@@ -42,6 +44,7 @@ def search(config: SearchConfig, say: Say) -> Outcome:
         absolute(f"{config.output.rstrip('/')}/_candidates" if reranked else config.output), opened.folder.options
     )
     folder.probe()
+    _refuse_another_index(folder, opened)
     allow = read_allowed(config, opened, folder, say)
     vectors = query_vectors(config, opened, say)
     check_queries(vectors, opened, config)
@@ -64,6 +67,18 @@ def _check(config: SearchConfig, opened: Opened) -> None:
     if config.reranker or config.reranker_recipe:
         rerank.checked(_rerank_config(config, f"{config.output.rstrip('/')}/_candidates"))
         _check_texts(config, opened.folder.options)
+
+
+def _refuse_another_index(folder: Folder, opened: Opened) -> None:
+    """Raises RunError where the output has lists of an index that is another now."""
+    record = read_record(folder) or read_record(folder.below(OF_PIECES))
+    then, now = record and record["settings"].get("index"), opened.identity
+    if then and then != now:
+        raise RunError(
+            f"{folder.url} holds lists of an index of {then['vectors']:,} vectors in {then['pieces']:,} pieces, and that at "
+            f"{opened.folder.url} has {now['vectors']:,} in {now['pieces']:,} now: it has grown, was made anew, or is another. Lists "
+            "of both cannot be mixed: choose a new --output"
+        )
 
 
 def _check_texts(config: SearchConfig, storage: Mapping[str, Any]) -> None:
@@ -103,7 +118,7 @@ def _found(
         "queries": vectors.url,
         "files": digest([(f.name, f.size, f.tag) for f in vectors.corpus.files]),
         "columns": [vectors.column, vectors.id_column],
-        "pieces": sorted(firsts),
+        "index": opened.identity,
         "block": block,
         "most": config.top_k,
         "effort": effort,
@@ -127,9 +142,9 @@ def _found(
         return Find(*given, folder.options)
 
     many = len(opened.pieces) > 1
-    place = folder.below("_pieces") if many else folder
+    place = folder.below(OF_PIECES) if many else folder
     most = max(piece["bytes"] for piece in opened.pieces)
-    said = f"searching {card['vectors']:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
+    said = f"searching {opened.vectors:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
     job = Job(said, settings, verb, weight_bytes=most)
     blocks = tables_of(cut(vectors.corpus, block), OF_QUERIES)
     options = _options(config, vectors.url, place)

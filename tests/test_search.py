@@ -303,6 +303,33 @@ def test_changed_queries_are_another_search(here, source, tmp_path, asked, queri
         found(tmp_path, asked, top_k=5)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_search_of_a_grown_index_is_another(here, source, tmp_path, asked, monkeypatch, finished):
+    """The same command over an index with more vectors is refused: shortly, with how many it had and has, whether it had one piece
+    or many, and whether the search had come to its end."""
+    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    found(tmp_path, asked, "of-one", top_k=5)
+    cut_small(monkeypatch, 4 * DIM * 700)
+    counts = []
+    for more in (1, 2):
+        write(source / f"more-{more}.parquet", clustered(ROWS, seed=more), first=ROWS * more)
+        counts.append(built(source, tmp_path / "index", kind="flat", shard_rows=300)["pieces"])
+        if more == 1:
+            found(tmp_path, asked, "of-many", top_k=5)
+    if not finished:
+        for path in [tmp_path / "of-many" / "_run.json", *(tmp_path / "of-many").glob("part-*")]:
+            path.unlink()
+
+    for name, then in (("of-one", r"3,000 vectors in 1 pieces"), ("of-many", rf"6,000 vectors in {counts[0]} pieces")):
+        words = (
+            rf"{name} holds lists of an index of {then}, and that at .*index has 9,000 in {counts[1]} now: it has grown"
+        )
+        with pytest.raises(RunError, match=words) as refused:
+            found(tmp_path, asked, name, top_k=5)
+        assert len(str(refused.value)) < 400
+        assert not list((tmp_path / "of-one").rglob("_pieces"))
+
+
 def test_the_same_search_goes_on(here, source, tmp_path, asked, monkeypatch):
     """A search that was stopped makes only the parts that are missing; another one in the same place is refused."""
     cut_small(monkeypatch, 4 * DIM * 700)
