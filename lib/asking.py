@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from . import embed
-from .building import CARD, MANIFEST
+from .building import CARD, MANIFEST, PIECES, ROWS
 from .building.growing import pieces_of
 from .building.source import ENCODING, VectorOptions, Vectors, describe
 from .corpus import Corpus, CorpusOptions, columns_at, list_files, measure
@@ -20,6 +20,8 @@ from .ids import refuse_twice
 from .indexes import Kind, parse
 from .indexing import digest
 from .job import whole
+from .parts import MANIFEST as PARTS
+from .parts import read_manifest
 from .plan import cut, shards
 from .recipes import QUERY, RerankRecipe, names
 from .rows import read
@@ -100,7 +102,7 @@ class Opened:
 
 
 def open_index(config: SearchConfig) -> Opened:
-    """Raises InputError where there is no finished index."""
+    """Raises InputError where there is no finished index, or not the whole of it."""
     folder = Folder(absolute(config.index), parse_options(config.storage_option))
     try:
         card, manifest = (json.loads(folder.read(name)) for name in (CARD, MANIFEST))
@@ -108,7 +110,22 @@ def open_index(config: SearchConfig) -> Opened:
         raise InputError(
             f"no finished index at {folder.url}: it has no {CARD}. Start the command again that builds it, or correct --index"
         ) from error
-    return Opened(folder, card, tuple(pieces_of(manifest)))
+    opened = Opened(folder, card, tuple(pieces_of(manifest)))
+    _refuse_gaps(opened)
+    return opened
+
+
+def _refuse_gaps(opened: Opened) -> None:
+    """Raises InputError for files of the index that are gone or not whole, by a listing of each of its folders."""
+    rows, pieces = (opened.folder.below(name) for name in (ROWS, PIECES))
+    parts = {part.part: part.bytes for part in read_manifest(rows)} or {PARTS: -1}
+    for folder, wanted in ((pieces, {piece["name"]: piece["bytes"] for piece in opened.pieces}), (rows, parts)):
+        there = folder.list()
+        if lost := sorted(name for name, size in wanted.items() if there.get(name) != size):
+            raise InputError(
+                f"{len(lost):,} of {len(wanted):,} files of the index in {folder.url} are gone or not whole, {lost[0]} the first. "
+                "Delete what is left of them and start the command again that built the index: it makes them anew"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What a search of an index does with one shard: a block of queries in one piece, or the lists of all pieces for a block."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ import pyarrow.parquet as pq
 from .building.coding import open_piece
 from .building.reading import column, ids_of, matrix
 from .building.source import Source
+from .errors import InputError
 from .indexes import Kind, Metric, scores_of
+from .listing import current_tag
 from .lists import CANDIDATES, FOUND_SCHEMA, NO_LISTS, Lists, falling_short, ranked, side_by_side, table_of, without
 from .parts import read_manifest
 from .plan import Shard, of_source
@@ -124,7 +128,9 @@ class _Opened:
     def index(self, path: str) -> Any:
         kept = self._keep(path.rpartition("/")[2])
         if "index" not in kept:
-            kept["index"] = open_piece(download(path, f"{self.place.name}/piece", self.verb.storage))
+            with _told(path):
+                current_tag(path, self.verb.storage)  # faiss would say that it could not open it, and not why
+                kept["index"] = open_piece(download(path, f"{self.place.name}/piece", self.verb.storage))
         return kept["index"]
 
     def ids(self, name: str) -> pa.Array:
@@ -137,7 +143,8 @@ class _Opened:
                 if start < first + count and start + part.rows > first:
                     mine.append(part)
                 start += part.rows
-            kept["ids"] = ids_of(self.verb.rows, mine)
+            with _told(self.verb.rows.url):
+                kept["ids"] = ids_of(self.verb.rows, mine)
         return kept["ids"]
 
     def parameters(self, name: str) -> Any:
@@ -154,6 +161,18 @@ class _Opened:
         if kind.effort:
             chosen[kind.effort] = self.verb.effort
         return kind.parameters(**chosen)
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Raises InputError for a file of the index that is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename or url} is not there on the node {gethostname()}: start the command again that builds the index; or, "
+            "where nodes do not share a file system, put the index into an object store"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """jobs/search_index.py: each query's best passages by an index, whatever its kind, pieces, filter, and form of the queries."""
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -500,6 +501,41 @@ def test_found_passages_are_reranked(texts, tmp_path):
 
 
 # Wrong input
+
+
+@pytest.mark.parametrize("lost", ["pieces/piece-*", "rows/part-*", "rows/_manifest.parquet"])
+def test_an_index_that_lost_a_file(here, source, tmp_path, asked, monkeypatch, lost):
+    """A piece or encoded rows that are gone or cut short are named before anything is searched; the build makes them anew."""
+    cut_small(monkeypatch, 4 * DIM * 700)
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    whole = found(tmp_path, asked, "whole", top_k=5)
+    first, *more = sorted((tmp_path / "index").glob(lost))
+    first.unlink()
+    for path in more[:1]:
+        path.write_bytes(path.read_bytes()[:1000])
+
+    words = rf"files of the index in .* are gone or not whole, {first.name} the first\. Delete .* and start the command again"
+    with pytest.raises(InputError, match=words):
+        found(tmp_path, asked, top_k=5)
+    for path in more[:1]:
+        path.unlink()
+    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    assert found(tmp_path, asked, top_k=5).equals(whole)
+
+
+@pytest.mark.parametrize("lost", ["pieces/piece-*", "rows/part-*"])
+def test_an_index_that_a_node_does_not_have(here, source, tmp_path, asked, monkeypatch, lost):
+    """A file that a worker does not find, where the driver did, is named with the node and what to do; no try is spent on it."""
+    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    plan = sys.modules[search.__module__]._plan
+
+    def planned(*given):
+        next((tmp_path / "index").glob(lost)).unlink()
+        return plan(*given)
+
+    monkeypatch.setattr("lib.search._plan", planned)
+    with pytest.raises(InputError, match=r"index/(pieces|rows)/.* is not there on the node .*: .* builds the index"):
+        found(tmp_path, asked)
 
 
 def test_an_index_that_is_not_finished(here, source, tmp_path, asked):
