@@ -348,6 +348,26 @@ def test_the_same_search_goes_on(here, source, tmp_path, asked, monkeypatch):
         found(tmp_path, asked, top_k=6)
 
 
+def test_a_search_on_ray_reports_what_it_did(source, tmp_path, queries, vectors, monkeypatch):
+    """Through Ray's workers the lists are the same, and the report has rows and time, and nothing of texts: no tokens, padding or
+    model, where queries are vectors. Queries without an id have their file's name there too."""
+    cut_small(monkeypatch, 4 * DIM * 1500)
+    built(source, tmp_path / "index", kind="flat", max_workers=1)
+    table = pq.read_table(write(tmp_path / "queries" / "0.parquet", queries, absent=(1,)))
+    pq.write_table(table.drop_columns(["id"]), tmp_path / "queries" / "0.parquet")
+    where = {"index": str(tmp_path / "index"), "input": str(tmp_path / "queries"), "output": str(tmp_path / "found")}
+    outcome = search(SearchConfig(**where, top_k=5, max_workers=1), lambda sentence: None)
+    told = report(outcome, where["output"])
+    lists = lists_of(pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "found").glob("part-*"))))
+    best = exact(queries, vectors, 5)
+
+    assert lists == {f"0.parquet#{q}": [f"d{n}" for n in best[q]] for q in range(len(queries)) if q != 1}
+    assert "346 (1 kept with an error)" in told
+    assert "346 rows in" in told
+    assert "rows/s" in told
+    assert not [word for word in ("token", "padding", "truncated", "model", "equal texts") if word in told]
+
+
 # Queries as texts
 
 
