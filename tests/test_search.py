@@ -412,6 +412,14 @@ def test_texts_are_embedded_with_the_card_s_model_and_query_prompt(texts, tmp_pa
     assert lacking["error"]
 
 
+def test_texts_without_an_id_are_named_by_their_place(texts, tmp_path):
+    """As queries of vectors are: by the file of the texts, not by that of their vectors."""
+    (tmp_path / "queries.jsonl").write_text('{"text": "a text"}\n{"text": "another text"}\n')
+    names = found(tmp_path, tmp_path / "queries.jsonl", top_k=3)["query_id"].to_pylist()
+
+    assert set(names) == {"queries.jsonl#0", "queries.jsonl#19"}
+
+
 def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
     """An index of the first dimensions of a model's vectors embeds its queries as short."""
     from lib.embed import embed
