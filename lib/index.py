@@ -15,6 +15,7 @@ from .building.sizes import gib
 from .building.training import train
 from .cluster import connect
 from .crew import together
+from .errors import RunError
 from .indexing import Build, IndexConfig, open_build
 from .lease import WHOLE, held
 from .workers import check_said
@@ -23,10 +24,18 @@ FORESEEN = 1 << 33  # numbers in vectors: some 10 minutes of 2 cores
 
 
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
-    """The card of the finished index. Raises ShoalError before anything scales, for what cannot work."""
+    """The card of the finished index. Raises ShoalError before anything scales, for what cannot work; and RunError in the end where
+    the index finds less than --min-recall."""
     opened = open_build(config)
     with held(opened.folder, WHOLE, say) as still_held, together():
-        return _build(config, opened, say, still_held)
+        card = _build(config, opened, say, still_held)
+    most = max(row["recall@10"][0] for row in card["recall"])
+    if config.min_recall and most < config.min_recall:
+        raise RunError(
+            f"recall@10 is {most:.4f} at most, under --min-recall {config.min_recall:g}. The index and its card are in "
+            f"{opened.folder.url}; for more choose longer codes or more --lists, in a new --output"
+        )
+    return card
 
 
 def _tell(opened: Build, say: Say) -> None:

@@ -56,6 +56,9 @@ class IndexConfig(CpuOptions):
         metadata={"help": "Vectors of queries to measure recall with. Default: vectors held out of the sample."},
     )
     recall_queries: int = field(default=1000, metadata={"help": "Queries that recall is measured with.", "min": 1})
+    min_recall: float | None = field(
+        default=None, metadata={"help": "End with an error where recall@10 is lower at every effort; the index stays."}
+    )
     merge: int | None = field(
         default=None, metadata={"help": "Also merge the pieces on disk into N indexes of about equal size.", "min": 1}
     )
@@ -194,8 +197,9 @@ def check(config: IndexConfig) -> None:
         raise UsageError("no --input. Give the folder that embed_corpus.py wrote, or any Parquet with a vector column")
     if config.kind != AUTO:
         parse(config.kind)
-    if not 0 < config.recall <= 1:
-        raise UsageError(f"--recall {config.recall:g} is a share: over 0, and 1 at most")
+    for name, share in (("recall", config.recall), ("min-recall", config.min_recall)):
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"--{name} {share:g} is a share: over 0, and 1 at most")
     if unknown := set(config.exports) - set(EXPORTS):
         raise UsageError(f"--exports {unknown.pop()}: choose from {', '.join(EXPORTS)}")
     if taken := RESERVED & set(config.keep_columns):

@@ -13,6 +13,7 @@ from indexed import DIM, MADE, built, clustered, cut_small, pieces, write, write
 from lib.building.coding import open_merged, open_piece
 from lib.errors import InputError, RunError, UsageError
 from lib.index import build
+from lib.indexes import parse
 from lib.indexing import IndexConfig
 
 ROWS, LISTS = 3000, 16
@@ -325,6 +326,7 @@ def test_bits_are_refused(here, tmp_path):
         ({"memory": "1KB"}, r"take .* at least .ivf-rabitq:bits=1"),
         ({"memory": "much"}, r"--memory 'much' is no size"),
         ({"recall": 1.5}, r"--recall 1.5 is a share"),
+        ({"min_recall": 0.0}, r"--min-recall 0 is a share"),
         ({"exports": ("qdrant",)}, r"--exports qdrant: choose from centroids"),
         ({"keep_columns": ("code",)}, r"--keep-columns code: the rows have a column"),
         ({"suppose": "10x10"}, r"--suppose is for --dry-run"),
@@ -437,6 +439,34 @@ def test_queries_are_read_as_their_own_files_say(here, source, tmp_path, vectors
     assert second == pytest.approx(first, abs=0.03)
     assert 0.1 < first[0] < 0.9
     assert third["queries"]["count"] == 150
+
+
+def test_an_index_that_finds_too_little_is_an_error(here, source, tmp_path):
+    """--min-recall ends the command with what was reached, and the index is there; the same command with less of it ends well."""
+    shape = {"kind": "ivf-pq:code=2", "lists": LISTS}
+    with pytest.raises(RunError, match=r"recall@10 is 0\.\d{4} at most, under --min-recall 0.99.*in a new --output"):
+        built(source, tmp_path / "index", min_recall=0.99, **shape)
+    before = contents(tmp_path / "index")
+
+    assert built(source, tmp_path / "index", min_recall=0.01, **shape)["vectors"] == ROWS
+    assert contents(tmp_path / "index") == before
+
+
+@pytest.mark.parametrize("kind", ["ivf-flat", "ivf-pq-fastscan", "flat"])
+def test_the_card_tells_how_even_the_lists_are(here, source, tmp_path, kind, monkeypatch):
+    """By the vectors that a query scans, over those of even lists: the sum of squared lengths, of the pieces by their vectors."""
+    cut_small(monkeypatch, ROWS * parse(kind).bytes(DIM) / 3)
+    card = built(source, tmp_path / "index", kind=kind, shard_rows=500, **({"lists": LISTS} if "ivf" in kind else {}))
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "index/rows").glob("part-*")))
+    lists, wanted, first = rows["list"].to_numpy(), 0.0, 0
+    for piece in json.loads((tmp_path / "index/manifest.json").read_text())["generations"][0]["pieces"]:
+        counts = np.bincount(lists[first : first + piece["rows"]], minlength=card["lists"] or 1)
+        wanted += (counts.astype(float) ** 2).sum() * len(counts) / piece["rows"] / ROWS
+        first += piece["rows"]
+
+    assert card["pieces"] > 1
+    assert card["imbalance"] == pytest.approx(wanted)
+    assert (card["imbalance"] > 1) == (kind != "flat")
 
 
 def test_what_was_made_stands_in_card_and_rows(here, source, tmp_path):

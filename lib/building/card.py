@@ -59,6 +59,7 @@ def write_card(
         "kind": described(build.kind),
         "why": list(build.choice.why),
         "lists": lists_in(build),
+        "imbalance": sum(piece["imbalance"] * piece["vectors"] for piece in pieces) / max(vectors, 1),
         "metric": config.metric,
         "dim": build.vectors.dim,
         "made": dict(build.vectors.made),
@@ -155,6 +156,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "metric": METRICS[card["metric"]],
         "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces"
         + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
+        "imbalance of the lists": f"{card['imbalance']:.2f} times the vectors scanned of lists of the same length",
         "trained on": f"{sample['rows']:,} vectors"
         + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
         "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",

@@ -205,11 +205,12 @@ def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int
 
 def pairs(found: Iterable[np.ndarray]) -> pa.Table:
     """`query` and NUMBER of lists of numbers (int64 [queries, n], -1 where there are fewer), each pair once, by number."""
-    keys = [np.empty((0, 2), np.int64)]
+    keys, queries = [np.empty(0, np.int64)], 1
     for numbers in found:
         query, rank = np.nonzero(numbers >= 0)
-        keys.append(np.stack([numbers[query, rank], query], axis=1))
-    number, query = np.unique(np.concatenate(keys), axis=0).T
+        queries = len(numbers)
+        keys.append(numbers[query, rank] * queries + query)
+    number, query = np.divmod(np.unique(np.concatenate(keys)), queries)
     return pa.table({"query": query.astype(np.int32), NUMBER: number})
 
 
