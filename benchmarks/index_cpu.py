@@ -214,7 +214,7 @@ def check(parts: set[str], kinds: str) -> None:
         raise click.UsageError(f"--only {','.join(sorted(parts - set(PARTS)))}: choose from {', '.join(PARTS)}, none")
     if "lance" in parts and set(kinds.split(",")) - set(LANCE_KINDS):
         raise click.UsageError(f"--kinds {kinds}: lance-ray has {', '.join(LANCE_KINDS)}")
-    if "autofaiss" in parts and not kinds.startswith("ivf-pq"):
+    if "autofaiss" in parts and kinds.split(",")[0].partition(":")[0] != "ivf-pq":
         raise click.UsageError(f"--kinds {kinds}: autofaiss is held against ivf-pq, which must come first")
 
 

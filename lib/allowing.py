@@ -23,9 +23,9 @@ from .rows import read
 from .storage import Folder
 
 ALLOWED = "allowed.parquet"
-IDS_AT_ONCE = 1_000_000  # of the list, and of the index: each time the whole list is looked up, in 0.2 s a million
-COUNTED = 100_000_000  # rows of an index, up to which all its ids are read for that: 10 to 20 s
-THREADS = 4
+IDS_AT_ONCE = 500_000  # of the list, and of the index: each time the whole list is hashed
+COUNTED = 20_000_000  # rows of an index, up to which all its ids are read for that: some seconds from a local disk
+THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Allowed:
 def read_allowed(config: SearchConfig, opened: Opened, folder: Folder, say: Say) -> Allowed:
     """The list that --allow names, written once. Raises InputError for one without any id, or with none of the index's.
 
-    Reads every id of an index of up to COUNTED rows. Memory: the list, and the ids of a few million rows.
+    Reads every id of an index of up to COUNTED rows. Memory: the list, once a thread, and the ids of a few million rows.
     """
     if config.allow is None:
         return Allowed()

@@ -114,9 +114,7 @@ def measure_files(
             check_columns(_with_hive(measure.schema, file.path) if measure.complete else schema, wanted, file.path)
     _check_text_types(schema, options.text_columns())
     automatic = AUTOMATIC_ID if AUTOMATIC_ID in schema.names and _all_have_ids(measures) else None
-    if id_column := options.id_column or automatic:
-        _check_id_type(schema, id_column)
-    return Corpus(tuple(files), tuple(measures), schema, id_column)
+    return Corpus(tuple(files), tuple(measures), schema, options.id_column or automatic)
 
 
 def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
@@ -135,14 +133,6 @@ def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
         if name in schema.names and pa.types.is_nested(schema.field(name).type):
             raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
-
-
-def _check_id_type(schema: pa.Schema, name: str) -> None:
-    type = schema.field(name).type if name in schema.names else pa.string()
-    if pa.types.is_nested(type) or pa.types.is_fixed_size_binary(type) or isinstance(type, pa.BaseExtensionType):
-        raise InputError(
-            f"column {name!r} is {type}, which names no row: ids are text or numbers. Write it as text, or choose another --id-column"
-        )
 
 
 def _all_have_ids(measures: Sequence[Measure | str]) -> bool:

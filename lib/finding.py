@@ -19,7 +19,17 @@ from .building.source import Source
 from .errors import InputError
 from .indexes import Kind, Metric, scores_of
 from .listing import current_tag
-from .lists import CANDIDATES, FOUND_SCHEMA, NO_LISTS, Lists, falling_short, ranked, side_by_side, table_of, without
+from .lists import (
+    FOUND_SCHEMA,
+    NO_LISTS,
+    PASSAGES_AT_ONCE,
+    Lists,
+    falling_short,
+    ranked,
+    side_by_side,
+    table_of,
+    without,
+)
 from .parts import read_manifest
 from .plan import Shard, of_source
 from .scratch import Scratch
@@ -83,7 +93,7 @@ class Find:
         `most` passages or all that are there."""
         found, wanted, most = [NO_LISTS], np.arange(len(vectors)), self.most
         while len(wanted):
-            size, again = max(1, CANDIDATES // most), []
+            size, again = max(1, PASSAGES_AT_ONCE // most), []
             for places in (wanted[start : start + size] for start in range(0, len(wanted), size)):
                 rows, ids, scores = self._nearest(opened, name, index, vectors[places], most)
                 short = falling_short(rows, ids, len(places), most, self.most) & (most < index.ntotal)

@@ -6,7 +6,7 @@ from typing import Any
 from .building import TRAINED
 from .building.card import write_card
 from .building.exports import export
-from .building.forecast import foresee
+from .building.forecast import time_of
 from .building.growing import add, encode, merge
 from .building.log import Log, Say
 from .building.queries import check_queries
@@ -48,7 +48,7 @@ def _tell(opened: Build, say: Say) -> None:
     if opened.rows * opened.vectors.dim < FORESEEN:
         say("--dry-run tells how long each stage takes")
     else:
-        say(foresee(opened.config).time)
+        say(time_of(opened))
 
 
 def _build(config: IndexConfig, opened: Build, say: Say, still_held: Callable[[], None]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .building import CARD, CODE, LIST, MANIFEST, PIECES, ROWS, STAGES, TRAINED, VECTOR
 from .building.choose import AUTO, Choice, choose
-from .building.source import VectorOptions, Vectors, describe, unlike
+from .building.source import VectorOptions, Vectors, check_ids, describe, unlike
 from .corpus import Corpus, list_files, measure
 from .errors import InputError, UsageError
 from .indexes import Kind, Metric, described, names, parse
@@ -125,6 +125,7 @@ def open_build(config: IndexConfig) -> Build:
         ]:
             raise UsageError(f"{folder.url} holds {stray[0]}, and no build of ours. Choose an empty --output")
         corpus = measure(files, options, folder.options, strict=True)
+        check_ids(corpus, folder.options)
         choice = _chosen(config, corpus, vectors)
         about: dict[str, Any] = {
             "rows": int(corpus.rows),

@@ -9,7 +9,7 @@ from .ranking import best, rank_ids
 from .searching import PASSAGE_ID, QUERY_ID, SCORE
 
 # Passages of all lists that a worker has at once: 0.2 kB each while it finds, 0.4 while it merges.
-CANDIDATES = 2 << 20
+PASSAGES_AT_ONCE = 2 << 20
 FOUND_SCHEMA = pa.schema(
     [(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32()), ("error", pa.string())]
 )

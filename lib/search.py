@@ -20,7 +20,7 @@ from .finding import Find, Gather
 from .indexing import digest
 from .job import Job, RunOptions, carry_out_planned, refuse_nested, whole
 from .ledger import Ledger
-from .lists import CANDIDATES, FOUND_SCHEMA
+from .lists import FOUND_SCHEMA, PASSAGES_AT_ONCE
 from .plan import cut, numbered, tables_of
 from .record import read_record
 from .reranking import RerankConfig
@@ -165,7 +165,7 @@ def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers],
 
 def block_rows(queries: float, most: int) -> int:
     """Queries a shard: so few that a worker can hold their lists."""
-    return max(1, min(MOST_BLOCK, max(LEAST_BLOCK, int(queries) // BLOCKS), CANDIDATES // most))
+    return max(1, min(MOST_BLOCK, max(LEAST_BLOCK, int(queries) // BLOCKS), PASSAGES_AT_ONCE // most))
 
 
 def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:

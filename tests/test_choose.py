@@ -116,7 +116,7 @@ def test_product_quantizers_take_groups_that_divide(kind, dim, size):
 @pytest.mark.parametrize(
     ("kind", "dim", "words"),
     [
-        ("ivf-pq", 101, "--kind ivf-pq:code=1: it must divide the vectors' 101 dimensions, as 1, 101 do"),
+        ("ivf-pq", 101, "--kind ivf-pq:code=1: it must divide the vectors' 101 dimensions, as 101 do"),
         (
             "ivf-opq:code=7",
             12,

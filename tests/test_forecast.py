@@ -207,3 +207,21 @@ def test_refusals_of_the_build(tmp_path):
         forecast(config(tmp_path, suppose="100000x16", kind="ivf-sq8", lists=256, sample_rows=1000))
     with pytest.raises(UsageError, match="cannot merge"):
         forecast(config(tmp_path, suppose="100000x16", kind="ivf-pq-fastscan", merge=1))
+
+
+def test_a_long_build_says_how_long_it_takes(alone, tmp_path, monkeypatch):
+    """Before it begins, and not again when it goes on; what cannot be reckoned does not end it."""
+    monkeypatch.setattr("lib.index.FORESEEN", 1)
+    said: list[str] = []
+    write(tmp_path / "in")
+    build(real(tmp_path), said.append)
+    assert any("core hours by costs measured here; --dry-run tells them by stage" in sentence for sentence in said)
+
+    said.clear()
+    build(real(tmp_path), said.append)
+    assert not any("core hours" in sentence for sentence in said)
+    monkeypatch.setattr(
+        "lib.building.forecast.stages_of", lambda given: (_ for _ in ()).throw(InputError("no such stage"))
+    )
+    build(real(tmp_path, output=str(tmp_path / "other")), said.append)
+    assert "how long it takes is not known: no such stage" in said

@@ -60,6 +60,30 @@ def test_merged_indexes_are_of_as_many_pieces_each(here, source, tmp_path, count
     assert max(counts) - min(counts) <= 100
 
 
+def test_an_addition_is_one_piece_whatever_is_merged(here, source, tmp_path):
+    """Each piece repeats the centroids: the vectors of an addition are not cut for --merge as the first ones are."""
+    output, shape = tmp_path / "index", {"kind": "ivf-flat", "lists": LISTS, "shard_rows": 100, "merge": 4}
+    built(source, output, **shape)
+    write(source / "more.parquet", clustered(500, seed=9), first=ROWS)
+    card = built(source, output, **shape)
+
+    assert card["pieces"] == 5
+    assert len(card["merged"]) == 4
+
+
+def test_another_merge_goes_on_where_a_command_was_stopped(here, source, tmp_path):
+    """Stopped while pieces are filled, --merge may change: they are cut anew, and none of the others stays."""
+    output, shape = tmp_path / "index", {"kind": "ivf-flat", "lists": LISTS, "shard_rows": 100}
+    built(source, output, **shape, merge=2)
+    (output / "manifest.json").unlink()
+    for folder in (output / "_build").glob("assemble-*"):
+        (folder / "_manifest.parquet").unlink()
+        sorted(folder.glob("part-*"))[0].unlink()
+    card = built(source, output, **shape, merge=3)
+
+    assert len(card["merged"]) == card["pieces"] == len(pieces(output)) == 3
+
+
 def test_fewer_merged_indexes_than_asked_for_are_told(here, source, tmp_path):
     """With what makes more of them."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)

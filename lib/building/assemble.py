@@ -72,14 +72,8 @@ class Assemble(OfParts):
             index, number = load_index(trained), facts["first"]
             for table in _several(read_parts(bundle[PATHS], [LIST, CODE], self.storage)):
                 number += _add(self.kind, index, table, number)
-            imbalance = lists_of(index).invlists.imbalance_factor() if self.kind.lists and index.ntotal else 1.0
             index = self.kind.finished(index)
-            said = {
-                "first": facts["first"],
-                "rows": number - facts["first"],
-                "vectors": index.ntotal,
-                "imbalance": imbalance,
-            }
+            said = {"first": facts["first"], "rows": number - facts["first"], "vectors": index.ntotal}
             with Scratch("index") as place:
                 faiss.write_index(index, f"{place}/{facts['name']}")
                 said |= _put(self.pieces, place, facts["name"])

@@ -59,7 +59,6 @@ def write_card(
         "kind": described(build.kind),
         "why": list(build.choice.why),
         "lists": lists_in(build),
-        "imbalance": sum(piece["imbalance"] * piece["vectors"] for piece in pieces) / max(vectors, 1),
         "metric": config.metric,
         "dim": build.vectors.dim,
         "made": dict(build.vectors.made),
@@ -79,7 +78,7 @@ def write_card(
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
         "drift": drift(build, manifest),
         "seconds": _seconds(build, log),
-        "notes": [*log.notes, *_advice(rows, config.recall)],
+        "notes": [*log.notes, *_fewer(build), *_advice(rows, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
     build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
@@ -108,9 +107,22 @@ def drift(build: Build, manifest: Manifest) -> dict[str, Any]:
 
 
 def _sample(build: Build) -> dict[str, int]:
-    """What centroids and codec were trained on."""
-    (trained,) = _trained(build)
-    return {"rows": trained["rows"], "iterations": ITERATIONS if build.kind.lists else 0}
+    """What centroids and codec were trained on: as the first card has it, for _build may be gone since."""
+    try:
+        return json.loads(build.folder.read(CARD))["sample"]
+    except FileNotFoundError:
+        folder = build.stage("sample")
+        parts = read_manifest(folder)
+        held = sum(fact["held"] for fact in facts_of(folder, parts))
+        return {"rows": sum(part.rows for part in parts) - held, "iterations": ITERATIONS if build.kind.lists else 0}
+
+
+def _fewer(build: Build) -> list[str]:
+    """Where there are fewer lists than were chosen."""
+    there = lists_in(build)
+    if there >= build.choice.lists:
+        return []
+    return [f"{there:,} lists and not {build.choice.lists:,}: the sample had no more vectors to train them on"]
 
 
 def _trained(build: Build) -> list[dict[str, Any]]:
@@ -156,7 +168,6 @@ def markdown(card: Mapping[str, Any]) -> str:
         "metric": METRICS[card["metric"]],
         "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces"
         + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
-        "imbalance of the lists": f"{card['imbalance']:.2f} times the vectors scanned of lists of the same length",
         "trained on": f"{sample['rows']:,} vectors"
         + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
         "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",

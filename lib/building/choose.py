@@ -40,7 +40,11 @@ def choose(
     count, said = _lists(kind, lists, rows)
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
-        repeated = f", or give --merge 1, with which it takes {gib(one)}" if one < size and kind.merges else ""
+        repeated = (
+            f", or give --merge 1, with which it takes {gib(one)}"
+            if one < size and one <= given and kind.merges
+            else ""
+        )
         raise UsageError(
             f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {gib(size)}, over --memory {memory}. Raise it to "
             f"{gib(size)}, or let --kind auto choose{repeated}"

@@ -26,7 +26,7 @@ from .centroids import Centroids
 from .coding import fill, save_index, turns
 from .computing import compute_with
 from .encode import Encode
-from .measure import LISTED, QUERIES, Probe, Truth, gone_through, pairs
+from .measure import LISTED, PAIR, QUERIES, Probe, Truth, gone_through, pairs
 from .reading import column, matrix, read_parts
 from .source import Source
 
@@ -219,7 +219,7 @@ def _steps(
     folder.publish(RUN, b"{}")
     folder.publish(TRAINED, save_index(index))
     folder.publish(QUERIES, parquet_bytes(pa.table({VECTOR: column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})))
-    folder.publish(FOUND, parquet_bytes(pairs([])))
+    folder.publish(FOUND, parquet_bytes(pa.table({PAIR: pairs([])})))
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
     put, size = time.process_time() - began, part.bytes

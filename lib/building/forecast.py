@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from ..cluster import connect
 from ..corpus import Corpus, list_files, measure
-from ..errors import InputError, RunError, UsageError
+from ..errors import InputError, RunError, ShoalError, UsageError
 from ..formats import Measure
+from ..indexes import ID_BYTES
 from ..indexing import Build, IndexConfig, check, corpus_options, refuse_for_kind
 from ..listing import InputFile
 from ..parts import ROW_GROUP
@@ -25,6 +26,7 @@ from .expected import stages_of
 from .reckoning import Given, Stage
 from .sizes import gib, pieces_for
 from .source import Vectors, describe
+from .training import measure_input
 
 PART_BYTES = 128 << 20  # of the files of a supposed corpus: embed_corpus.py's
 MOST_ROWS = 10**10  # that are supposed: their shards are planned in memory, one by one
@@ -141,7 +143,7 @@ def forecast(config: IndexConfig) -> list[str]:
 
 
 def foresee(config: IndexConfig) -> Forecast:
-    """The build's numbers: some seconds of measuring, and the cluster is asked for its nodes."""
+    """The numbers of a build from nothing: some seconds of measuring, and the cluster is asked for its nodes."""
     if config.suppose and config.input:
         raise UsageError(
             f"--suppose {config.suppose} and --input {config.input}: a corpus is there or supposed. Give one"
@@ -153,24 +155,33 @@ def foresee(config: IndexConfig) -> Forecast:
     folder = Folder(absolute(config.output), parse_options(config.storage_option))
     build = Build(config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key="")
     connect()
+    return reckon(build, corpus)
+
+
+def time_of(build: Build) -> str:
+    """How long a build that is open takes, in a sentence; why that cannot be told, where it cannot."""
+    try:
+        return reckon(build, measure_input(build)).time
+    except ShoalError as error:
+        return f"how long it takes is not known: {error}"
+
+
+def reckon(build: Build, corpus: Corpus) -> Forecast:
+    """The numbers of an open build, as it was chosen."""
+    config, choice, dim = build.config, build.choice, build.vectors.dim
 
     def find(weight_bytes: float, node: bool) -> Workers | str:
         cpus = most_cpus(config)
         whole = {"cpus_per_worker": cpus, "max_workers": 1, "min_workers": 1} if node else {}
         try:
-            return decide(build.options(config.input, folder, **whole), int(weight_bytes))
+            return decide(build.options(config.input, build.folder, **whole), int(weight_bytes))
         except RunError as error:
             return str(error)
 
-    code = choice.kind.bytes(vectors.dim)
-    pieces = pieces_for(corpus.rows * code, 4.0 * choice.lists * vectors.dim)
-    row_lists = choice.lists * pieces / corpus.rows
-    given = Given(
-        build,
-        corpus,
-        measure_costs(choice.kind, vectors.dim, choice.lists, config.metric, vectors.type, row_lists),
-        find,
-    )
+    codes = corpus.rows * (choice.kind.bytes(dim) + ID_BYTES)
+    row_lists = choice.lists * pieces_for(codes, 4.0 * choice.lists * dim, config.merge or 1) / corpus.rows
+    costs = measure_costs(choice.kind, dim, choice.lists, config.metric, build.vectors.type, row_lists)
+    given = Given(build, corpus, costs, find)
     return Forecast(given, *stages_of(given))
 
 

@@ -83,7 +83,8 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
     first = sum(part.rows for part in parts[:done])
     facts = facts_of(build.folder.below(ROWS), new)
     row_bytes, overhead = _row_bytes(build), len(build.folder.read(TRAINED))
-    pieces = _assembled(build, grouped(new, row_bytes, overhead, build.config.merge or 1), first, say)
+    merged = 1 if done else build.config.merge or 1  # of an addition as few as may be: each repeats the centroids
+    pieces = _assembled(build, grouped(new, row_bytes, overhead, merged), first, say)
     vectors = sum(fact["vectors"] for fact in facts)
     error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
     generation = {
@@ -144,7 +145,7 @@ def _assembled(
     firsts = [first]
     for group in groups:
         firsts.append(firsts[-1] + sum(part.rows for part in group))
-    key = digest(build.key, [part.part for group in groups for part in group])
+    key = digest(build.key, [[part.part for part in group] for group in groups])
     names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
     files = [files_of(rows, group) for group in groups]
 

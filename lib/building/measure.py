@@ -29,8 +29,9 @@ from .source import Source
 CUTS = 1, 10, 100
 MOST = max(CUTS)
 QUERIES = "queries.parquet"  # VECTOR and NUMBER: the row that is left out of a query's own list, or -1
+PAIR = "pair"
 SCORED = -1  # in place of an effort: exact scores of what the pieces found
-ROUNDING = 2e-6  # of the lengths' product: as much may two sums of the same product differ, float32
+ROUNDING = 1e-6  # of the sum of what is summed: as much may two sums of the same product differ, float32
 NEAR = 0.005  # of the most recall there is: more effort for less is not advised
 RESAMPLES = 1000  # of the queries, for intervals
 PAIRS_AT_ONCE = 4096  # whose vectors are gathered
@@ -59,19 +60,21 @@ class Truth(OfParts):
 
     def worker(self) -> Callable[[Bundle], Bundle]:
         search = nearest("cpu", self.threads)
-        queries = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))
-        asked = as_products(matrix(queries[VECTOR]), self.metric, queries=True)
-        found = pq.read_table(pa.BufferReader(self.folder.read(self.found)))
-        query, number = found["query"].to_numpy(), found[NUMBER].to_numpy()
+        queries = matrix(pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[VECTOR])
+        middle = queries.mean(axis=0)
+        asked = as_products(queries, middle, self.metric, queries=True)
+        found = pq.read_table(pa.BufferReader(self.folder.read(self.found)))[PAIR].to_numpy()
+        number, query = np.divmod(found, len(queries))
 
         def work(bundle: Bundle) -> Bundle:
             numbers = bundle["rows"][NUMBER].to_numpy()
-            vectors = as_products(matrix(bundle["rows"][VECTOR]), self.metric, queries=False)
+            vectors = as_products(matrix(bundle["rows"][VECTOR]), middle, self.metric, queries=False)
             scores, places = search(asked, vectors, np.arange(len(vectors)), MOST + 1)
             here = slice(*np.searchsorted(number, [numbers[0], numbers[-1] + 1])) if len(numbers) else slice(0)
             score = _at_most(asked, query[here], vectors, np.searchsorted(numbers, number[here]))
-            pairs = {"effort": np.full(len(score), SCORED, np.int32), "query": query[here], NUMBER: number[here]}
-            return {"rows": pa.concat_tables([_lists(scores, numbers[places], 0), pa.table(pairs | {"score": score})])}
+            scored = {"effort": np.full(len(score), SCORED, np.int32), "query": query[here].astype(np.int32)}
+            scored |= {NUMBER: number[here], "score": score}
+            return {"rows": pa.concat_tables([_lists(scores, numbers[places], 0), pa.table(scored)])}
 
         return work
 
@@ -80,9 +83,8 @@ def _at_most(queries: np.ndarray, asked: np.ndarray, vectors: np.ndarray, held: 
     """float32 [n]: the products of queries[asked] and vectors[held], as large as another sum of them may be."""
     found = [np.empty(0, np.float32)]
     for start in range(0, len(held), PAIRS_AT_ONCE):
-        ours, theirs = queries[asked[start : start + PAIRS_AT_ONCE]], vectors[held[start : start + PAIRS_AT_ONCE]]
-        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-        found.append(np.einsum("nd,nd->n", ours, theirs) + np.float32(ROUNDING) * lengths)
+        summed = queries[asked[start : start + PAIRS_AT_ONCE]] * vectors[held[start : start + PAIRS_AT_ONCE]]
+        found.append(summed.sum(axis=1) + np.float32(ROUNDING) * np.abs(summed).sum(axis=1))
     return np.concatenate(found)
 
 
@@ -137,10 +139,12 @@ class Shorten(OfParts):
         return work
 
 
-def as_products(vectors: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:
-    """Vectors whose products are ranked as the metric ranks these: for l2 a dimension more, so that q x - |x|^2 / 2 counts."""
+def as_products(vectors: np.ndarray, middle: np.ndarray, metric: Metric, queries: bool) -> np.ndarray:
+    """Vectors whose products are ranked as the metric ranks these: for l2 a dimension more, so that q x - |x|^2 / 2 counts, of what
+    lies about the queries' middle ([dim]), as far from it float32 would round the differences away."""
     if metric != "l2":
         return vectors
+    vectors = vectors - middle
     last = np.ones(len(vectors)) if queries else -np.sum(vectors.astype(np.float64) ** 2, axis=1) / 2
     return np.concatenate([vectors, last[:, None].astype(np.float32)], axis=1)
 
@@ -165,8 +169,10 @@ class Measured:
 Lists = tuple[np.ndarray, np.ndarray]  # scores, float32, and numbers, int64: [queries, MOST], -1 where there are fewer
 
 
-def gone_through(tables: Iterable[pa.Table], own: np.ndarray) -> tuple[dict[int, Lists], list[pa.Table]]:
-    """By effort the MOST best of each query over all tables; and the rows of SCORED.
+def gone_through(
+    tables: Iterable[pa.Table], own: np.ndarray, wanted: np.ndarray | None = None
+) -> tuple[dict[int, Lists], list[pa.Table]]:
+    """By effort the MOST best of each query over all tables; and the rows of SCORED, of the wanted `pairs` or of all.
 
     own: the number that a query's own list leaves out. Memory: a list a query and effort, one table, and what is SCORED.
     """
@@ -177,7 +183,7 @@ def gone_through(tables: Iterable[pa.Table], own: np.ndarray) -> tuple[dict[int,
         for effort in np.unique(efforts).tolist():
             rows = table.filter(pa.array(efforts == effort))
             if effort == SCORED:
-                scored.append(rows)
+                scored.append(rows if wanted is None else rows.filter(np.isin(_pairs_in(rows, len(own)), wanted)))
                 continue
             query, number, score = (rows[name].to_numpy() for name in ("query", NUMBER, "score"))
             mine = number != own[query]
@@ -203,46 +209,46 @@ def _best(query: np.ndarray, number: np.ndarray, score: np.ndarray, queries: int
     return scores, numbers
 
 
-def pairs(found: Iterable[np.ndarray]) -> pa.Table:
-    """`query` and NUMBER of lists of numbers (int64 [queries, n], -1 where there are fewer), each pair once, by number."""
-    keys, queries = [np.empty(0, np.int64)], 1
+def pairs(found: Iterable[np.ndarray]) -> np.ndarray:
+    """What lists of numbers (int64 [queries, n], -1 where there are fewer) have, each pair of a query and a number once: int64 [n],
+    number * queries + query, in order."""
+    keys = [np.empty(0, np.int64)]
     for numbers in found:
         query, rank = np.nonzero(numbers >= 0)
-        queries = len(numbers)
-        keys.append(numbers[query, rank] * queries + query)
-    number, query = np.divmod(np.unique(np.concatenate(keys)), queries)
-    return pa.table({"query": query.astype(np.int32), NUMBER: number})
+        keys.append(numbers[query, rank] * len(numbers) + query)
+    return np.unique(np.concatenate(keys))
+
+
+def _pairs_in(rows: pa.Table, queries: int) -> np.ndarray:
+    return rows[NUMBER].to_numpy() * queries + rows["query"].to_numpy()
 
 
 class Exact:
-    """What there is: the scores of each query's nearest (float32 [queries, MOST], in order; there: how many), and those of pairs of
-    a query and a number."""
+    """What there is: the scores of each query's nearest (float32 [queries, MOST], in order), and those of `pairs`. there: how many
+    each query has, int64 [queries]."""
 
     def __init__(self, nearest: Lists, scored: Sequence[pa.Table]) -> None:
         self.scores, numbers = nearest
         self.there = (numbers >= 0).sum(axis=1)
-        query, number, score = (
-            np.concatenate([np.empty(0, kind), *(table[name].to_numpy() for table in scored)])
-            for name, kind in (("query", np.int64), (NUMBER, np.int64), ("score", np.float32))
-        )
-        order = np.lexsort((number, query))
-        self._query, self._number, self._score = query[order], number[order], score[order]
+        keys = np.concatenate([np.empty(0, np.int64), *(_pairs_in(table, len(numbers)) for table in scored)])
+        score = np.concatenate([np.empty(0, np.float32), *(table["score"].to_numpy() for table in scored)])
+        order = np.argsort(keys)
+        self._pairs, self._score = keys[order], score[order]
 
     def recall(self, found: np.ndarray, cut: int) -> np.ndarray:
-        """float64 [queries]: the share of the first `cut` found (numbers, int64 [queries, MOST], -1 where there are fewer) that are
-        as near as the `cut`-th nearest: of those with the same score any."""
+        """float64 [queries]: the share of the first `cut` found (numbers, int64 [queries, n], -1 where there are fewer) that are as
+        near as the `cut`-th nearest: of those with the same score any. Raises RuntimeError for one that has no score."""
         wanted = np.minimum(self.there, cut)
         least = self.scores[np.arange(len(found)), np.maximum(wanted - 1, 0)]
-        first, hits = found[:, :cut], np.zeros(len(found))
-        for query, (start, stop) in enumerate(self._ranges(len(found))):
-            places = np.searchsorted(self._number[start:stop], first[query][first[query] >= 0])
-            hits[query] = (self._score[start:stop][places] >= least[query]).sum()
+        query, rank = np.nonzero(found[:, :cut] >= 0)
+        pair = found[query, rank] * len(found) + query
+        places = np.searchsorted(self._pairs, pair)
+        if len(pair) and (places.max() >= len(self._pairs) or (self._pairs[places] != pair).any()):
+            raise RuntimeError(
+                "what the pieces found was not scored exactly. Delete _build of the index, and start the command again"
+            )
+        hits = np.bincount(query[self._score[places] >= least[query]], minlength=len(found))
         return np.minimum(hits, wanted) / np.maximum(wanted, 1)
-
-    def _ranges(self, queries: int) -> np.ndarray:
-        """Where each query's pairs begin and end, int64 [queries, 2]."""
-        ends = np.searchsorted(self._query, np.arange(queries + 1))
-        return np.stack([ends[:-1], ends[1:]], axis=1)
 
 
 def measured(found: Mapping[int, np.ndarray], exact: Exact, seconds: Mapping[int, float]) -> list[Measured]:

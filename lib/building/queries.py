@@ -30,7 +30,7 @@ def check_queries(build: Build) -> None:
     """Read what is asked for of --queries, before anything is computed. Raises InputError for vectors of another model, or none."""
     if build.config.queries and not len(_given(build)):
         raise InputError(
-            f"--queries {build.config.queries}: no row of it has a vector of finite numbers. Look at its column "
+            f"--queries {build.config.queries}: of the rows that were read none has a vector of finite numbers. Look at its column "
             f"{build.config.vector_column!r}, or leave --queries out"
         )
 

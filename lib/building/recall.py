@@ -20,6 +20,7 @@ from .growing import Manifest, lists_in, piece_files
 from .log import Say
 from .measure import (
     LISTED,
+    PAIR,
     PARTS_AT_ONCE,
     QUERIES,
     Exact,
@@ -63,20 +64,25 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
             for effort in wanted:
                 seconds[effort] += fact["seconds"][str(effort)]
         found = _shortened(build, place, files_of(folder, probed), say)
-        scored = f"found-{key}.parquet"
-        if not place.exists(scored):
-            lists = _lists(build, found, own)[0]
-            place.claim(scored, parquet_bytes(pairs(numbers for _, numbers in lists.values())))
-        truth += _shortened(build, place, _truth(build, place, key, scored, shards, columns, generation, say), say)
+        if not place.exists(_found(key)):
+            lists, _ = _lists(build, found, own)
+            place.claim(_found(key), parquet_bytes(pa.table({PAIR: pairs(numbers for _, numbers in lists.values())})))
+        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation, say), say)
         probes += found
-    nearest, scores = _lists(build, truth, own)
     best = {effort: numbers for effort, (_, numbers) in _lists(build, probes, own)[0].items()}
-    return measured(best, Exact(nearest[0], scores), seconds), len(own)
+    nearest, scored = _lists(build, truth, own, pairs(best.values()))
+    return measured(best, Exact(nearest[0], scored), seconds), len(own)
 
 
-def _lists(build: Build, files: Sequence[File], own: np.ndarray) -> tuple[dict[int, Lists], list[pa.Table]]:
+def _found(key: str) -> str:
+    return f"found-{key}.parquet"
+
+
+def _lists(
+    build: Build, files: Sequence[File], own: np.ndarray, wanted: np.ndarray | None = None
+) -> tuple[dict[int, Lists], list[pa.Table]]:
     paths = pa.table({"path": [file.path for file in files]})
-    return gone_through(read_parts(paths, LISTED, build.storage), own)
+    return gone_through(read_parts(paths, LISTED, build.storage), own, wanted)
 
 
 def _shortened(build: Build, place: Folder, files: list[File], say: Say) -> list[File]:
@@ -96,14 +102,7 @@ def _shorten(build: Build, place: Folder) -> Callable[[Ledger, Workers], Shorten
 
 
 def _truth(
-    build: Build,
-    place: Folder,
-    key: str,
-    found: str,
-    shards: pa.Table,
-    columns: pa.Schema,
-    generation: dict[str, Any],
-    say: Say,
+    build: Build, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any], say: Say
 ) -> list[File]:
     """The parts of nearest vectors, and of the scores of what was found."""
     rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
@@ -111,7 +110,7 @@ def _truth(
     firsts = tuple((start + np.cumsum(rows) - rows).tolist())
 
     def verb(ledger: Ledger, workers: Workers) -> Truth:
-        return Truth(source(build, ledger.columns), build.config.metric, place, found, firsts, workers.threads)
+        return Truth(source(build, ledger.columns), build.config.metric, place, _found(key), firsts, workers.threads)
 
     folder = build.stage(f"truth-{key}")
     job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..corpus import Corpus
 from ..errors import InputError
 from ..job import RunOptions
 from ..listing import InputFile
 from ..parts import FOOTER_THREADS
-from ..plan import Shard
+from ..plan import Shard, cut, heads
 from ..rows import batches, read, together
 from ..storage import open_file
 
@@ -31,6 +32,7 @@ ENCODING = (
 )  # what vectors must share to be compared
 IDENTITY = ("model", *ENCODING, "prompt", "output_dtype", "int8_ranges")
 ROWS_AT_ONCE = 512  # whose squares a core's cache holds
+FIRST_IDS = 100
 REASON = "error"  # the column of embed_corpus.py's output that says why a row has no vector
 
 
@@ -86,6 +88,22 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
     return replace(first, reasons=all(each.reasons for each in found))
 
 
+def check_ids(corpus: Corpus, storage: Mapping[str, Any]) -> None:
+    """Read the first ids. Raises InputError where they are no text and cannot become it, as bytes of UUIDs and lists."""
+    name = corpus.id_column
+    if name is None:
+        return
+    first = heads(cut(corpus, FIRST_IDS), 1, FIRST_IDS)
+    try:
+        for shard in first:
+            read(shard, [name], corpus.schema, storage)[name].cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(
+            f"column {name!r} is {corpus.schema.field(name).type}, which names no row: ids are text or numbers. Write it as text, or "
+            "choose another --id-column"
+        ) from error
+
+
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What keeps vectors that were made so from being compared, in words; "" where nothing does."""
     differing = [name for name in IDENTITY if one.get(name) != other.get(name)]
@@ -106,7 +124,7 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
         raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error
     number = type.value_type if hasattr(type, "value_type") else type
     made = json.loads((schema.metadata or {}).get(b"shoal", b"{}"))
-    known = pa.types.is_floating(number) or pa.types.is_int8(number) or pa.types.is_null(number)
+    known = pa.types.is_floating(number) or pa.types.is_int8(number) or pa.types.is_null(type)
     if made.get("output_dtype") == "ubinary" or not known:
         raise InputError(
             f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "

@@ -81,7 +81,7 @@ def wanted_rows(build: Build) -> int:
 def draw(build: Build, say: Say) -> list[Part]:
     """The sample's parts."""
     rows, held = wanted_rows(build), build.held
-    corpus = _measured(build)
+    corpus = measure_input(build)
 
     def verb(ledger: Ledger, workers: Workers) -> Sample:
         blocks = len(ledger.part_names())
@@ -97,7 +97,7 @@ def draw(build: Build, say: Say) -> list[Part]:
     return whole(outcome, folder.url).parts
 
 
-def _measured(build: Build) -> Corpus:
+def measure_input(build: Build) -> Corpus:
     options = corpus_options(build.config)
     return measure(list_files(options, build.storage), options, build.storage, strict=True)
 
@@ -142,9 +142,10 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
     rows = there - sum(fact["held"] for fact in facts_of(build.stage("sample"), parts))
     if not rows:
         raise InputError(f"no row of the sample of {build.config.input} has a vector. Look at its column `error`")
-    if build.config.lists and rows < LEAST_POINTS * build.config.lists:
+    asked = build.choice.lists if build.config.lists or build.config.sample_rows else 0
+    if rows < LEAST_POINTS * asked:
         raise InputError(
-            f"{rows:,} vectors to train on are too few for {build.config.lists:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
+            f"{rows:,} vectors to train on are too few for {asked:,} lists ({LEAST_POINTS} a list): {there:,} rows of "
             f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows, "
             "with a new --output"
         )
@@ -158,8 +159,8 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
 
 def _lists(build: Build, rows: int, say: Say) -> int:
     """What was asked for or chosen; by itself no more than so many vectors train: rows without one were counted in."""
-    lists = build.choice.lists
-    if not build.config.lists and rows < LEAST_POINTS * lists:
+    lists, config = build.choice.lists, build.config
+    if not config.lists and not config.sample_rows and rows < LEAST_POINTS * lists:
         lists = max(1, rows // POINTS)
         say(f"{lists:,} lists: {rows:,} rows of the sample have a vector to train on, {POINTS} for a list")
     return lists

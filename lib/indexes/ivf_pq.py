@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import UsageError
 from . import described, divisors, faiss_codes, list_parameters
 
-MOST_DIMENSIONS = 64  # a byte: of more it tells nothing
+MOST_DIMENSIONS = 64  # a byte by default: of more it tells next to nothing
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class IvfPq:
     recall: ClassVar[float] = 0.65
 
     def check(self, dim: int) -> None:
-        if dim % self._code(dim) or self._code(dim) * MOST_DIMENSIONS < dim:
+        code = self._code(dim)
+        if dim % code or (not self.code and code * MOST_DIMENSIONS < dim):
+            fitting = [count for count in divisors(dim) if count * MOST_DIMENSIONS >= dim]
             raise UsageError(
-                f"--kind {described(replace(self, code=self._code(dim)))}: it must divide the vectors' {dim} dimensions, as "
-                f"{', '.join(map(str, divisors(dim)))} do, into {MOST_DIMENSIONS} a byte at most. ivf-rabitq takes any number of them"
+                f"--kind {described(replace(self, code=code))}: it must divide the vectors' {dim} dimensions, as "
+                f"{', '.join(map(str, fitting))} do. ivf-rabitq takes any number of them"
             )
 
     def key(self, dim: int) -> str:
