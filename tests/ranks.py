@@ -275,9 +275,11 @@ def main(folder: Path, model: Path, rank: int) -> None:
             if case.world == world:
                 found[case.name] = step_of(case, model, rank)
         if world > 1:
+            dist.barrier()  # whoever leaves first would take its end of a connection along
             dist.destroy_process_group()
     if rank == 0:
         torch.save(found, folder / "found.pt")
+    os._exit(0)  # threads of gloo that the interpreter finds at its end have ended it with SIGABRT, all work done
 
 
 if __name__ == "__main__":
