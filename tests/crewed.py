@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,41 +98,69 @@ def pids(receipts):
     return {receipt.counts["pid"] for receipt in receipts}
 
 
-def main(root):
-    """What comes, as JSON, of three stages: one of whose two nodes is lost at work; one whose only node is lost, when of its four
-    workers one still works; and one of a single shard after one of many."""
+def told(story, root):
+    """What a story below comes to, in a process of its own, where a lost node is known in a third of the time."""
+    tests = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+        "RAY_health_check_period_ms": "1000",
+    }
+    line = [sys.executable, __file__, story, root]
+    ran = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@contextmanager
+def nodes(*cpus):
+    """A Ray cluster of nodes with so many CPUs each, and these; its head has none."""
     import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    lost, kept = (cluster.add_node(num_cpus=1) for _ in range(2))
+    added = [cluster.add_node(num_cpus=each) for each in cpus]
     ray.init(cluster.address, log_to_driver=False)
-    receipts = []
-    for receipt in begun(root, 30, workers(2, 1.0), seconds=0.2, meet=2):
-        if not receipts:
-            cluster.remove_node(lost, allow_graceful=False)
-        receipts.append(receipt)
-    told = {"two nodes": [receipt.shard for receipt in receipts if not receipt.failure], "pids": len(pids(receipts))}
-
-    cluster.remove_node(kept)
-    lost, receipts = cluster.add_node(num_cpus=4), []
-    for receipt in begun(root, 4, workers(4, 1.0), slow=4.0, meet=4):
-        receipts.append(receipt)
-        if len(receipts) == 3:
-            cluster.add_node(num_cpus=4)
-            cluster.remove_node(lost, allow_graceful=False)
-    told["one node"] = [receipt.shard for receipt in receipts if not receipt.failure]
-
-    cluster.add_node(num_cpus=4)
-    with together():
-        done(root, 16, workers(8, 1.0), meet=8)
-        done(root, 1, workers(8, 1.0))
-        time.sleep(2)  # until Ray tells of it
-        told["free"] = ray.available_resources().get("CPU", 0)
-    print(json.dumps(told))
+    yield cluster, added
     ray.shutdown()
     cluster.shutdown()
 
 
+def two_nodes(root):
+    """One of two nodes is lost at work: the shards done, and by how many workers."""
+    with nodes(1, 1) as (cluster, (lost, _)):
+        receipts = []
+        for receipt in begun(root, 30, workers(2, 1.0), seconds=0.2, meet=2):
+            if not receipts:
+                cluster.remove_node(lost, allow_graceful=False)
+            receipts.append(receipt)
+    return {"done": [receipt.shard for receipt in receipts if not receipt.failure], "pids": len(pids(receipts))}
+
+
+def idle_beside(root):
+    """The only node is lost when of its four workers one still works: the shards done."""
+    with nodes(4) as (cluster, (lost,)):
+        receipts = []
+        for receipt in begun(root, 4, workers(4, 1.0), slow=4.0, meet=4):
+            receipts.append(receipt)
+            if len(receipts) == 3:
+                cluster.add_node(num_cpus=4)
+                cluster.remove_node(lost, allow_graceful=False)
+    return {"done": [receipt.shard for receipt in receipts if not receipt.failure]}
+
+
+def one_after_many(root):
+    """A stage of a single shard after one of many, on two nodes: the CPUs that are free in the end."""
+    import ray
+
+    with nodes(4, 4), together():
+        done(root, 16, workers(8, 1.0), meet=8)
+        done(root, 1, workers(8, 1.0))
+        time.sleep(2)  # until Ray tells of it
+        free = ray.available_resources().get("CPU", 0)
+    return {"free": free}
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    story, root = sys.argv[1:]
+    print(json.dumps({each.__name__: each for each in (two_nodes, idle_beside, one_after_many)}[story](root)))

@@ -163,7 +163,7 @@ def test_a_killed_writer_leaves_a_whole_object_or_none(store, size):
         if Folder(store).list():
             data = Folder(store).read("name")
             assert same(data, data[:1] * size)
-        if deaths == 4:
+        if deaths == 3:
             break
     else:
         pytest.fail(f"only {deaths} of 20 kills fell into a publish: nothing was shown")
