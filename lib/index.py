@@ -11,7 +11,7 @@ from .building.growing import add, encode, merge
 from .building.log import Log, Say
 from .building.queries import check_queries
 from .building.recall import measure_recall
-from .building.sizes import gib
+from .building.sizes import in_words
 from .building.training import train
 from .cluster import connect
 from .crew import together
@@ -42,7 +42,7 @@ def _tell(opened: Build, say: Say) -> None:
     """What is to come. Time is told of a build that takes so long that measuring its costs, some seconds, is no loss."""
     for sentence in opened.choice.why:
         say(sentence)
-    say(f"{opened.rows:,} vectors take about {gib(opened.choice.bytes)} of memory while the index serves")
+    say(f"{opened.rows:,} vectors take about {in_words(opened.choice.bytes)} of memory while the index serves")
     if opened.folder.exists(TRAINED):
         return
     if opened.rows * opened.vectors.dim < FORESEEN:

@@ -15,7 +15,7 @@ from .kmeans import ITERATIONS
 from .log import Log
 from .measure import CUTS, Measured, enough
 from .reading import facts_of
-from .sizes import gib
+from .sizes import in_words
 
 README, CURVE = "README.md", "curve.svg"
 DRIFTED = 1.25  # times the training sample's error: its centroids no longer lie where the new vectors do
@@ -170,7 +170,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
         "trained on": f"{sample['rows']:,} vectors"
         + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
-        "size": f"{gib(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
+        "size": f"{in_words(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
         "drift": f"{card['drift']['generations']} x the sample's error",
     }
     lines = [f"# An index of {card['vectors']:,} vectors, built with Shoal", "", "| | |", "|---|---|"]

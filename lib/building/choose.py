@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..indexes import FLAT_LISTS, GRAPH, ID_BYTES, Kind, described, parse
-from .sizes import gib, parse_bytes, pieces_for
+from .sizes import in_words, parse_bytes, pieces_for
 from .train import LEAST_CODEC, LEAST_POINTS, POINTS
 
 AUTO = "auto"
@@ -41,13 +41,13 @@ def choose(
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
         repeated = (
-            f", or give --merge 1, with which it takes {gib(one)}"
+            f", or give --merge 1, with which it takes {in_words(one)}"
             if one < size and one <= given and kind.merges
             else ""
         )
         raise UsageError(
-            f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {gib(size)}, over --memory {memory}. Raise it to "
-            f"{gib(size)}, or let --kind auto choose{repeated}"
+            f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {in_words(size)}, over --memory {memory}. Raise it "
+            f"to {in_words(size)}, or let --kind auto choose{repeated}"
         )
     return Choice(kind, count, (*why, *said), size)
 
@@ -74,11 +74,11 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
     if not fitting:
         small, least = next(iter(sizes.items()))
         raise UsageError(
-            f"{rows:,.0f} vectors of {dim} dimensions take {gib(least)} at least ({described(small)}). Raise --memory, cut the "
+            f"{rows:,.0f} vectors of {dim} dimensions take {in_words(least)} at least ({described(small)}). Raise --memory, cut the "
             "dimensions (embed with --truncate-dim), or build several indexes"
         )
     kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
-    why = [f"{described(kind)}: {_reason(kind, gib(sizes[kind]), memory, recall)}"]
+    why = [f"{described(kind)}: {_reason(kind, in_words(sizes[kind]), memory, recall)}"]
     if kind.recall < recall:
         why.append(
             f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates"
@@ -89,7 +89,7 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
 def _reason(kind: Kind, size: str, memory: float, recall: float) -> str:
     if kind.recall >= recall:
         return f"the smallest ({size}) that is expected to reach recall@10 {recall:g} (about {kind.recall:g})"
-    return f"the most precise that fits {gib(memory)} ({size})"
+    return f"the most precise that fits {in_words(memory)} ({size})"
 
 
 def default_lists(rows: float) -> int:

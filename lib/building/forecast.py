@@ -24,7 +24,7 @@ from .choose import choose
 from .costs import measure_costs
 from .expected import stages_of
 from .reckoning import Given, Stage
-from .sizes import gib, pieces_for
+from .sizes import in_words, pieces_for
 from .source import Vectors, describe
 from .training import measure_input
 
@@ -72,7 +72,7 @@ class Forecast:
             "          memory is of a worker; core seconds are without waits for the store, the clock without the seconds in which "
             "workers start; all are estimates",
             f"driver    {sum(stage.shards for stage in self.stages):,} shards; of the largest plan {slices:,} rows, about "
-            f"{_size(SLICE_BYTES * slices)} of its memory",
+            f"{in_words(SLICE_BYTES * slices)} of its memory",
             *self._workers(),
             *self._beside(),
         ]
@@ -84,16 +84,16 @@ class Forecast:
         return [
             f"plan      {corpus.rows:,.0f} vectors of {build.vectors.dim:,} dimensions in {len(corpus.files):,} files{supposed}",
             *(f"kind      {sentence}" for sentence in choice.why),
-            f"index     {_size(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
-            f"loads it, {_size(self.given.trained)}",
-            f"pieces    {len(self.pieces):,}, {_size(sum(self.pieces))} on disk; {_size(len(self.pieces) * self.given.trained)} of "
-            "it are centroids and codec, which every piece repeats",
+            f"index     {in_words(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
+            f"loads it, {in_words(self.given.trained)}",
+            f"pieces    {len(self.pieces):,}, {in_words(sum(self.pieces))} on disk; {in_words(len(self.pieces) * self.given.trained)} "
+            "of it are centroids and codec, which every piece repeats",
         ]
 
     def _total(self) -> tuple[str, ...]:
         objects, shards = sum(stage.objects for stage in self.stages), sum(stage.shards for stage in self.stages)
-        sizes = [_size(sum(getattr(stage, name) for stage in self.stages)) for name in ("read", "written")]
-        most = _size(max(stage.memory for stage in self.stages))
+        sizes = [in_words(sum(getattr(stage, name) for stage in self.stages)) for name in ("read", "written")]
+        most = in_words(max(stage.memory for stage in self.stages))
         clock = "unknown" if self.seconds is None else duration(self.seconds)
         return "all", f"{shards:,}", *sizes, f"{objects:,}", most, f"{self.core_seconds:,.0f}", clock
 
@@ -109,7 +109,7 @@ class Forecast:
         config, said = self.given.build.config, []
         for stage in self.stages:
             if stage.name == "merge":
-                disk = _size(stage.read / stage.shards + stage.written / stage.shards)
+                disk = in_words(stage.read / stage.shards + stage.written / stage.shards)
                 said.append(f"disk      merging takes {disk} of a node's own disk for each of {stage.shards}")
         if config.exports:
             said.append(f"exports   {', '.join(config.exports)}: not reckoned here")
@@ -219,13 +219,8 @@ def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
 
 def _row(stage: Stage) -> tuple[str, ...]:
     clock = "unknown" if stage.here is None else duration(stage.here)
-    sizes = _size(stage.read), _size(stage.written), f"{stage.objects:,}", _size(stage.memory)
+    sizes = in_words(stage.read), in_words(stage.written), f"{stage.objects:,}", in_words(stage.memory)
     return stage.name, f"{stage.shards:,}", *sizes, f"{stage.seconds + stage.alone:,.0f}", clock
-
-
-def _size(count: float) -> str:
-    """Bytes in words."""
-    return gib(count) if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

@@ -25,5 +25,8 @@ def parse_bytes(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def gib(size: float) -> str:
+def in_words(size: float) -> str:
+    """Bytes as MiB, or GiB where they are more than one."""
+    if size < 2**30:
+        return f"{size / 2**20:,.1f} MiB"
     return f"{size / 2**30:,.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:,.0f} GiB"
