@@ -40,11 +40,8 @@ def choose(
     count, said = _lists(kind, lists, rows)
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
-        repeated = (
-            f", or give --merge 1, with which it takes {in_words(one)}"
-            if one < size and one <= given and kind.merges
-            else ""
-        )
+        merged = kind.merges and one < size and one <= given
+        repeated = f", or give --merge 1, with which it takes {in_words(one)}" if merged else ""
         raise UsageError(
             f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {in_words(size)}, over --memory {memory}. Raise it "
             f"to {in_words(size)}, or let --kind auto choose{repeated}"

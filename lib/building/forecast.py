@@ -86,8 +86,8 @@ class Forecast:
             *(f"kind      {sentence}" for sentence in choice.why),
             f"index     {in_words(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
             f"loads it, {in_words(self.given.trained)}",
-            f"pieces    {len(self.pieces):,}, {in_words(sum(self.pieces))} on disk; {in_words(len(self.pieces) * self.given.trained)} "
-            "of it are centroids and codec, which every piece repeats",
+            f"pieces    {len(self.pieces):,}, {in_words(sum(self.pieces))} on disk; "
+            f"{in_words(len(self.pieces) * self.given.trained)} of it are centroids and codec, which every piece repeats",
         ]
 
     def _total(self) -> tuple[str, ...]:
