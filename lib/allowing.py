@@ -23,9 +23,9 @@ from .rows import read
 from .storage import Folder
 
 ALLOWED = "allowed.parquet"
-IDS_AT_ONCE = 500_000  # of the list, and of the index: each time the whole list is hashed
+IDS_AT_ONCE = 1_000_000  # of the list, and of the index: each time the whole list is hashed
 COUNTED = 20_000_000  # rows of an index, up to which all its ids are read for that: some seconds from a local disk
-THREADS = 8
+THREADS = 4
 
 
 @dataclass(frozen=True)
