@@ -147,7 +147,7 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
 
     Raises RunError naming what is missing, or a part whose rows are not those planned.
     """
-    there = ledger.folder.list("part-")
+    there = ledger.folder.list()
     names = ledger.part_names()
     absent = [number for number, name in names.items() if name not in there]
     if absent:

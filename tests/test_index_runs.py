@@ -107,6 +107,19 @@ def test_what_killed_writers_left_is_swept(here, source, tmp_path):
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.parametrize("name", ["_plan-0000.parquet", "_run.json"])
+def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(here, source, tmp_path, name):
+    """When the stage is done, unfinished files of its plan and record do not stay."""
+    output = tmp_path / "index"
+    built(source, output, kind="ivf-flat", lists=LISTS)
+    (stage,) = (output / "_build").glob("probe-*")
+    (stage / "_manifest.parquet").unlink()
+    (stage / f".{name}.{'0' * 32}.unfinished").write_bytes(b"half")
+    built(source, output, kind="ivf-flat", lists=LISTS)
+
+    assert not list(output.rglob(".*.unfinished"))
+
+
 def test_the_same_command_again_changes_nothing(here, source, tmp_path):
     """A finished build is left as it is."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
