@@ -7,7 +7,7 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 import os
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import fsspec
@@ -32,8 +32,7 @@ def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> N
     if not is_local(fs):
         fs.pipe_file(path, bytes(data))
         return
-    os.replace(_write_unfinished(path, [data]), path)
-    _sync_folder(path)
+    _take_name(path, lambda: _write_unfinished(path, [data]))
 
 
 def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
@@ -44,8 +43,7 @@ def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
     if not is_local(fs):
         fs.put_file(source, path)
         return
-    os.replace(_link_unfinished(path, source), path)
-    _sync_folder(path)
+    _take_name(path, lambda: _link_unfinished(path, source))
 
 
 def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
@@ -56,8 +54,11 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     try:
         os.link(unfinished, path)
         _sync_folder(path)
+    except FileNotFoundError as error:  # swept by one that had published the name
+        raise FileExistsError(path) from error
     finally:
-        os.unlink(unfinished)
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
 
 
 def make_folder(path: str) -> None:
@@ -113,6 +114,15 @@ def _whole_or_gone(unfinished: str) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(unfinished)
         raise
+
+
+def _take_name(path: str, write: Callable[[], str]) -> None:
+    """Give an unfinished file its name. It is written once more where another driver, having published the same, has swept it."""
+    try:
+        os.replace(write(), path)
+    except FileNotFoundError:
+        os.replace(write(), path)
+    _sync_folder(path)
 
 
 def _unfinished(path: str) -> str:

@@ -32,7 +32,7 @@ from .corpus import (
     schema_text,
 )
 from .errors import InputError, RunError
-from .parts import FOOTER_THREADS, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
+from .parts import FOOTER_THREADS, MANIFEST, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
 from .plan import Shard, changed_files, count_shards, cut, shards
 from .record import claim_record, read_record, refuse_other_settings
 from .storage import Folder
@@ -163,7 +163,7 @@ def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
     ordered = [parts[number] for number in names]
     _check_rows(ledger, ordered)
     write_manifest(ledger.folder, ordered)
-    ledger.folder.sweep(done=there)
+    ledger.folder.sweep(done={*there, MANIFEST})
     return ordered
 
 

@@ -107,9 +107,9 @@ def test_what_killed_writers_left_is_swept(here, source, tmp_path):
     assert not any(path.exists() for path in left)
 
 
-@pytest.mark.parametrize("name", ["_plan-0000.parquet", "_run.json"])
+@pytest.mark.parametrize("name", ["_plan-0000.parquet", "_run.json", "_manifest.parquet"])
 def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(here, source, tmp_path, name):
-    """When the stage is done, unfinished files of its plan and record do not stay."""
+    """When the stage is done, unfinished files of its plan, record and manifest do not stay."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS)
     (stage,) = (output / "_build").glob("probe-*")

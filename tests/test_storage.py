@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from conftest import same
@@ -199,6 +200,31 @@ def test_a_file_is_copied_between_disks_alone(tmp_path):
 
     assert sorted(os.listdir(tmp_path / "store")) == ["far", "near"]
     assert folder.read("far") == b"far"
+
+
+@pytest.mark.parametrize("step", ["publish", "put", "claim"])
+def test_a_writer_whose_unfinished_file_is_swept_goes_on(tmp_path, monkeypatch, step):
+    """Another driver that has published the same name sweeps it: what is put is written once more, what is claimed is theirs."""
+    folder, source = Folder(str(tmp_path / "store")), tmp_path / "made"
+    source.write_bytes(b"mine")
+    folder.publish("name", b"theirs")
+    swept = []
+
+    def after_a_sweep(real, start, end, **more):
+        if str(start).endswith(".unfinished") and not swept:
+            swept.append(start)
+            folder.sweep(done={"name"})
+        return real(start, end, **more)
+
+    for name in ("replace", "link"):
+        monkeypatch.setattr(os, name, partial(after_a_sweep, getattr(os, name)))
+    given = {"publish": b"mine", "put": str(source), "claim": b"mine"}[step]
+    granted = getattr(folder, step)("name", given)
+
+    assert swept
+    assert folder.read("name") == (b"theirs" if step == "claim" else b"mine")
+    assert step != "claim" or not granted
+    assert os.listdir(tmp_path / "store") == ["name"]
 
 
 def test_a_sweep_takes_old_unfinished_files_only(tmp_path):

@@ -84,6 +84,7 @@ def write_card(
     build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
     build.folder.publish(README, markdown(card).encode())
     build.folder.publish(CARD, json.dumps(card, indent=1).encode())
+    build.folder.sweep(done={CURVE, README, CARD})
     return card
 
 

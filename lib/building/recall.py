@@ -71,6 +71,7 @@ def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Mea
         probes += found
     best = {effort: numbers for effort, (_, numbers) in _lists(build, probes, own)[0].items()}
     nearest, scored = _lists(build, truth, own, pairs(best.values()))
+    place.sweep(done=place.list())
     return measured(best, Exact(nearest[0], scored), seconds), len(own)
 
 
