@@ -63,7 +63,7 @@ def build(bench: Bench, number: int, kind: str) -> Row:
         found = search(sorted((output / PIECES).glob("*.faiss")), questions, [each["effort"] for each in card])
         np.savez(bench.file(key, "npz"), **found)
         shutil.rmtree(output)
-        told = recalls(found, questions)
+        told = recalls(found, bench.vectors, questions)
         off = max(abs(each["recall@10"][0] - told[f"held-{each['effort']}"]) for each in card)
         return row | {"recall": told, "off": off, "questions": questions.path.name}
 
@@ -91,7 +91,10 @@ def script(bench: Bench, number: int, kind: str) -> Row:
         index.unlink()
         shutil.rmtree(output)
         told = {"key": name, "sample": rows, "wall": ours["wall"] + theirs["wall"], "ours": ours, "theirs": theirs}
-        return told | {"recall": recalls(found, questions), "over": over(mine, found, questions)}
+        return told | {
+            "recall": recalls(found, bench.vectors, questions),
+            "over": over(mine, found, bench.vectors, questions),
+        }
 
     return bench.once(key, make)
 
@@ -169,8 +172,8 @@ def lance(bench: Bench, number: int, kind: str, training: str) -> Row:
         shutil.rmtree(dataset)
         questions, mine = load_questions(path), np.load(bench.file(bench.key(number, "build", kind), "npz"))
         theirs = without_own(dict(np.load(found)), questions)
-        row |= {"index": settings["index"], "recall": recalls(theirs, questions)}
-        return row | {"over": over(mine, theirs, questions)}
+        row |= {"index": settings["index"], "recall": recalls(theirs, bench.vectors, questions)}
+        return row | {"over": over(mine, theirs, bench.vectors, questions)}
 
     return bench.once(key, make)
 
@@ -190,7 +193,11 @@ def autofaiss(bench: Bench, number: int, kind: str) -> Row:
         mine = np.load(bench.file(bench.key(number, "build", kind), "npz"))
         theirs = search([index], questions, compared(card))
         index.unlink()
-        return row | {"key": name, "recall": recalls(theirs, questions), "over": over(mine, theirs, questions)}
+        return row | {
+            "key": name,
+            "recall": recalls(theirs, bench.vectors, questions),
+            "over": over(mine, theirs, bench.vectors, questions),
+        }
 
     return bench.once(key, make)
 

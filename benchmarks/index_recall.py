@@ -15,6 +15,7 @@ from lib.building.reading import matrix
 CUT = 10  # recall@
 LISTED = 101  # what the card's own measurement asks of a piece: of codes that are the same the lowest numbers win
 RESAMPLES = 1000
+ROUNDING = 1e-6  # of products of vectors of length 1
 Found = Mapping[str, np.ndarray]  # numbers, int64 [n, CUT] or more, -1 where there are fewer; by `{questions}-{probes}`
 
 
@@ -106,22 +107,51 @@ def without_own(found: Found, questions: Questions) -> Found:
     return kept
 
 
-def hits(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """float64 [n]: the share of each question's true list that was found."""
-    counts = [len(np.intersect1d(mine[mine >= 0], row)) for mine, row in zip(found, true, strict=True)]
-    return np.array(counts) / true.shape[1]
+def hits(found: Found, vectors: Vectors, questions: Questions) -> dict[str, np.ndarray]:
+    """float64 [n] of each: the share of each question's list that is as near, by products in float64, as the last of its true list:
+    of those that lie within what float32 rounds any is right."""
+    told, scores = {}, _scores(found, vectors, questions)
+    for name in found:
+        least = scores[_true(name)].min(axis=1) - ROUNDING
+        told[name] = (scores[name] >= least[:, None]).mean(axis=1)
+    return told
 
 
-def recalls(found: Found, questions: Questions) -> dict[str, float]:
-    return {name: float(hits(rows, questions.true[name.split("-")[0]]).mean()) for name, rows in found.items()}
+def _true(name: str) -> str:
+    return f"{name.split('-')[0]}-true"
 
 
-def over(mine: Found, others: Found, questions: Questions) -> dict[str, list[float]]:
+def _scores(found: Found, vectors: Vectors, questions: Questions) -> dict[str, np.ndarray]:
+    """float64 [n, CUT] each: products of the questions with what was found for them, and with their true lists. One pass over the
+    files."""
+    lists = dict(found) | {_true(name): true for name, true in questions.true.items()}
+    numbers = np.unique(np.concatenate([rows.ravel() for rows in lists.values()]))
+    numbers = numbers[numbers >= 0]
+    held, first = [], 0
+    for block in blocks_of(vectors.files):
+        held.append(block[numbers[slice(*np.searchsorted(numbers, [first, first + len(block)]))] - first])
+        first += len(block)
+    there, told = np.concatenate(held), {}
+    for name, rows in lists.items():
+        asked, products = questions.asked[name.split("-")[0]].astype(np.float64), []
+        for question, row in zip(asked, rows, strict=True):
+            products.append(
+                np.where(row >= 0, there[np.searchsorted(numbers, np.maximum(row, numbers[0]))] @ question, -np.inf)
+            )
+        told[name] = np.array(products)
+    return told
+
+
+def recalls(found: Found, vectors: Vectors, questions: Questions) -> dict[str, float]:
+    return {name: float(shares.mean()) for name, shares in hits(found, vectors, questions).items()}
+
+
+def over(mine: Found, others: Found, vectors: Vectors, questions: Questions) -> dict[str, list[float]]:
     """Recall of `mine` less that of the others, question by question: mean, and the ends of its 95 % interval."""
     random, told = np.random.default_rng(0), {}
-    for name, rows in others.items():
-        true = questions.true[name.split("-")[0]]
-        apart = hits(mine[name], true) - hits(rows, true)
+    ours, theirs = (hits({name: each[name] for name in others}, vectors, questions) for each in (mine, others))
+    for name in others:
+        apart = ours[name] - theirs[name]
         means = apart[random.integers(0, len(apart), (RESAMPLES, len(apart)))].mean(axis=1)
         told[name] = [float(apart.mean()), *np.quantile(means, [0.025, 0.975]).tolist()]
     return told
