@@ -217,8 +217,8 @@ def test_lists_are_the_same_in_blocks_of_any_size(here, source, tmp_path, asked,
         cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
     whole = found(tmp_path, asked, "whole", top_k=20)
-    monkeypatch.setattr("lib.search.CANDIDATES", 200)
-    monkeypatch.setattr("lib.finding.CANDIDATES", 60)
+    monkeypatch.setattr("lib.search.PASSAGES_AT_ONCE", 200)
+    monkeypatch.setattr("lib.finding.PASSAGES_AT_ONCE", 60)
     table = found(tmp_path, asked, "by-tens", top_k=20)
 
     assert len(list((tmp_path / "by-tens").glob("part-*"))) == 7
