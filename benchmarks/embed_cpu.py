@@ -198,7 +198,7 @@ def _labels(bench: Bench) -> dict[str, str]:
 
 def count_tokens(texts: Sequence[str], model: str) -> tuple[int, str]:
     """Tokens that the model sees, and a line on the lengths of the texts by the model's own tokenizer."""
-    from lib.models import read_spec
+    from lib.models.spec import read_spec
     from lib.models.tokenizer import Tokenizer
 
     spec = read_spec(model)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from lib.models import ModelSpec, Tokens
+from lib.models.spec import ModelSpec, Tokens
 from lib.models.tokenizer import Tokenizer
 
 

@@ -33,20 +33,20 @@ from benchmarks.corpora import mixed_lengths
 from benchmarks.demo import minilm
 from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread, verdict
-from lib.cluster import ENVIRONMENT
-from lib.finetune import CPU_BUDGET
-from lib.heap import M_MMAP_THRESHOLD, great_blocks_apart
-from lib.losses.infonce import InfoNCE
-from lib.models import read_spec
-from lib.training.batches import BATCHES
-from lib.training.chunks import Cutter
-from lib.training.collectives import Place
-from lib.training.embedder import Embedder
+from lib.engine.cluster import ENVIRONMENT
+from lib.engine.malloc import M_MMAP_THRESHOLD, great_blocks_apart
+from lib.models.spec import read_spec
+from lib.training.data.batches import BATCHES
+from lib.training.data.pairs import text_keys
+from lib.training.job import CPU_BUDGET
 from lib.training.loop import Read
-from lib.training.optimizer import Optimization
-from lib.training.pairs import text_keys
-from lib.training.parallel import Alone
-from lib.training.step import Autocast
+from lib.training.losses.infonce import InfoNCE
+from lib.training.models.embedder import Embedder
+from lib.training.step.chunks import Cutter
+from lib.training.step.collectives import Place
+from lib.training.step.grad_cache import Autocast
+from lib.training.step.optimizer import Optimization
+from lib.training.step.parallel import Alone
 
 VARIANTS = {"pairs": 1, "one hard negative": 2}  # passages a query
 TOKENS = 3, 256  # of a text

@@ -35,8 +35,8 @@ import psutil
 from benchmarks.demo import minilm
 from benchmarks.process import ENVIRONMENT, ROOT
 from benchmarks.reporting import machine, verdict
-from lib.storage import Folder
-from lib.training.watch import read_metrics
+from lib.storage.folder import Folder
+from lib.training.metrics import read_metrics
 from tests.real import tasks
 
 VARIANTS = ("in-batch", "hard", "filtered", "distilled")
@@ -111,10 +111,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def ranked(queries: list[str], passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and places of all passages by the base model, best first: [queries, passages] each."""
-    from lib.models import read_spec
+    from lib.index.exact.topk import nearest
     from lib.models.encoder import Encoder
+    from lib.models.spec import read_spec
     from lib.models.tokenizer import Tokenizer
-    from lib.nearest import nearest
 
     threads, spec = len(os.sched_getaffinity(0)), read_spec(minilm())
     encoder, tokenizer = Encoder(spec, dtype="float32", device="cpu", threads=threads), Tokenizer(spec)
@@ -218,7 +218,7 @@ def teacher(bench: Bench) -> Path:
 def score(bench: Bench, path: Path) -> Row:
     """Write the filtered pairs with the teacher's scores."""
     from lib.models.reranker import Reranker
-    from lib.scoring import RerankerOptions, resolve
+    from lib.models.reranker_options import RerankerOptions, resolve
 
     rows = read_rows(data(bench, "filtered"))
     model, began = teacher(bench), time.perf_counter()

@@ -34,10 +34,10 @@ from benchmarks.index_runs import Bench, Row, job, run, warm
 from benchmarks.index_vectors import Vectors, prepare, told
 from benchmarks.process import ROOT
 from benchmarks.reporting import machine, verdict
-from lib.building import FACTS, PIECES
-from lib.building.kmeans import ITERATIONS
-from lib.building.train import POINTS
-from lib.indexes import CODEBOOK_ITERATIONS, parse
+from lib.index.build.kmeans import ITERATIONS
+from lib.index.build.layout import FACTS, PIECES
+from lib.index.build.train import POINTS
+from lib.index.kinds import CODEBOOK_ITERATIONS, parse
 from tests.real.tasks import PLACE
 
 PARTS = ("build", "others", "script", "scaling", "lance", "autofaiss")

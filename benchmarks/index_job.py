@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.process import ROOT
-from lib.cluster import connect
+from lib.engine.cluster import connect
 
 
 def main(seconds_file: str, arguments: Sequence[str]) -> None:

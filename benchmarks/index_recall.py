@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.index_vectors import Vectors, blocks_of
-from lib.building.reading import matrix
+from lib.index.build.stage_parts import matrix
 
 CUT = 10  # recall@
 LISTED = 101  # what the card's own measurement asks of a piece: of codes that are the same the lowest numbers win

@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.index_vectors import Vectors
 from benchmarks.process import ENVIRONMENT, ROOT
-from lib.building import CARD
+from lib.index.build.layout import CARD
 
 INTERVAL = 0.4  # seconds between two looks at the memory
 Row = dict[str, Any]

@@ -22,14 +22,14 @@ import pyarrow as pa
 
 from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread
-from lib.cluster import connect
-from lib.ledger import missing, open_planned
-from lib.plan import PLAN_SCHEMA, Shard
-from lib.progress import Progress
-from lib.sharded import run
-from lib.stages import Bundle
-from lib.storage import Folder
-from lib.workers import Workers
+from lib.cli.progress import Progress
+from lib.data.shards import PLAN_SCHEMA, Shard
+from lib.engine.cluster import connect
+from lib.engine.executor import run
+from lib.engine.mapper import Bundle
+from lib.engine.run import missing, open_planned
+from lib.engine.workers import Workers
+from lib.storage.folder import Folder
 
 RATE = 8.0  # shards a second while they sleep
 STEPS = 3  # tasks a shard: read, work, publish

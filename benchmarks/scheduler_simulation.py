@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 
-from lib.options import command
-from lib.progress import duration
+from lib.cli.options import command
+from lib.cli.progress import duration
 
 IN_FLIGHT = 2  # shards a worker
 WAIT = 0.1  # seconds that Ray Data waits for tasks in each turn

@@ -73,7 +73,7 @@ def _filled(passages: np.ndarray, threads: int):
 
 
 def _shoal(passages: np.ndarray, threads: int):
-    from lib.nearest import nearest
+    from lib.index.exact.topk import nearest
 
     search, ranks = nearest("cpu", threads), np.random.default_rng(1).permutation(len(passages))
     return lambda queries, most: search(queries, passages, ranks, most)[0]

@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from lib.building.forecast import forecast
-from lib.index import build
-from lib.indexing import IndexConfig
-from lib.options import command
+from lib.cli.options import command
+from lib.index.build.config import IndexConfig
+from lib.index.build_job import build
+from lib.index.estimate.forecast import forecast
 
 EPILOG = """\b
 The shortest line: python jobs/build_index.py --input vectors/ --output index/

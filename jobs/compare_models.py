@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from lib.compare import CompareConfig, compare
-from lib.options import command
+from lib.cli.options import command
+from lib.evaluation.compare import CompareConfig, compare
 
 EPILOG = """\b
 The shortest line: python jobs/compare_models.py --input evaluation/

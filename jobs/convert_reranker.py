@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from lib.convert import ConvertConfig, convert
-from lib.options import command
+from lib.cli.options import command
+from lib.models.conversion.job import ConvertConfig, convert
 
 EPILOG = """\b
 The shortest line: python jobs/convert_reranker.py --model DIR --output DIR --reference-python envs/zhinao/bin/python

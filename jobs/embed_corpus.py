@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from lib.embed import dry_run, embed
-from lib.embedding import EmbedConfig
-from lib.options import command
-from lib.report import exit_code, report
+from lib.cli.options import command
+from lib.embedding.job import dry_run, embed
+from lib.embedding.mapper import EmbedConfig
+from lib.engine.report import exit_code, report
 
 EPILOG = """\b
 The shortest line: python jobs/embed_corpus.py --input docs/ --output vectors/ --model BAAI/bge-m3

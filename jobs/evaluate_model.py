@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from lib.evaluate import dry_run, evaluate
-from lib.evaluating import EvaluateConfig
-from lib.options import command
+from lib.cli.options import command
+from lib.evaluation.config import EvaluateConfig
+from lib.evaluation.job import dry_run, evaluate
 
 EPILOG = """\b
 The shortest line: python jobs/evaluate_model.py --dataset DIR --output evaluation/ --model BAAI/bge-m3

@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from lib.finetune import finetune
-from lib.finetuning import FinetuneConfig
-from lib.options import command
+from lib.cli.options import command
+from lib.training.config import FinetuneConfig
+from lib.training.job import finetune
 
 EPILOG = """\b
 The shortest line: python jobs/finetune_model.py --data pairs.jsonl --model DIR --output run/

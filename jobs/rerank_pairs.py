@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from lib.options import command
-from lib.report import exit_code, report
-from lib.rerank import dry_run, rerank
-from lib.reranking import RerankConfig
+from lib.cli.options import command
+from lib.engine.report import exit_code, report
+from lib.reranking.job import dry_run, rerank
+from lib.reranking.mapper import RerankConfig
 
 EPILOG = """\b
 The shortest line: python jobs/rerank_pairs.py --input pairs/ --output scores/ --model BAAI/bge-reranker-v2-m3

@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from lib.asking import SearchConfig
-from lib.options import command
-from lib.report import exit_code, report
-from lib.search import search
+from lib.cli.options import command
+from lib.engine.report import exit_code, report
+from lib.index.search.job import search
+from lib.index.search.query import SearchConfig
 
 EPILOG = """\b
 The shortest line: python jobs/search_index.py --index index/ --input queries.jsonl --output found/

@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from lib.options import command
-from lib.submit import SubmitConfig, see_through
+from lib.cli.options import command
+from lib.engine.submit import SubmitConfig, see_through
 
 EPILOG = """\b
 The shortest line: python jobs/submit_job.py -- python jobs/embed_corpus.py --input ... --output ... --model ...

@@ -16,14 +16,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
-# Ray's workers import the verbs that tests define.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+# Ray's workers import the mappers that tests define.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
 import fsspec
-from here import here  # noqa: F401
-from real.proxy import FaultProxy
-from real.s3 import Ceph, Server, Swift
-from trained import train_here  # noqa: F401
+
+from tests.real.proxy import FaultProxy
+from tests.real.s3 import Ceph, Server, Swift
+from tests.support.here import here  # noqa: F401
+from tests.support.trained import train_here  # noqa: F401
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:
@@ -107,7 +108,7 @@ def minilm() -> str:
 @pytest.fixture
 def docs(tmp_path) -> Path:
     """The folder of a small corpus."""
-    from embedded import write_docs
+    from tests.support.embedded import write_docs
 
     return write_docs(tmp_path)
 
@@ -120,7 +121,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture
 def build(root) -> Callable[..., Path]:
     """build(kind, **options): a tiny model directory, made once for the same options."""
-    import tiny
+    from tests.support import tiny
 
     def make(kind: str, **options) -> Path:
         folder = root / f"{kind}-{abs(hash(json.dumps(options, sort_keys=True)))}"
@@ -134,7 +135,7 @@ def cluster() -> Iterator[None]:
     """One Ray on this machine, for all tests that run a job in this process."""
     import ray
 
-    from lib.cluster import connect
+    from lib.engine.cluster import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")

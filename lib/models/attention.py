@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..packing import Group
+from .packing import Group
 
 NAME = "shoal_packed"
 

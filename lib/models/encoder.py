@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, UsageError
-from ..packing import gather, longest_first, next_cut
-from . import ModelSpec, Tokens, selftest
+from . import self_test
 from .forward import Flat, check_tokens, flatten, run_packed, run_stacked
 from .load import choose_dtype, load_network, position_start, vocabulary_size
+from .packing import gather, longest_first, next_cut
 from .pooling import Head, pool
+from .spec import ModelSpec, Tokens
 
 # Bytes of one state over a batch, so 1024 tokens in float32 and 2048 in 16 bits: matrices are at their peak rate and
 # activations near the caches. The best of 512, 1024 and 2048 for each precision; ten times as much is a third slower.
@@ -66,7 +67,7 @@ class Encoder:
         self._padding_id = position_start(self._network)
         self._head = Head(spec).eval().to(self.device)
         with torch.inference_mode():
-            self.mode = selftest.choose_mode(self._network, spec, self._padding_id, self.device)
+            self.mode = self_test.choose_mode(self._network, spec, self._padding_id, self.device)
 
     @torch.inference_mode()
     def encode(self, tokens: Tokens, skip: int = 0) -> np.ndarray:

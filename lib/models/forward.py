@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..packing import length_groups, offsets_of, positions_of
 from .attention import Keys, Layout
+from .packing import length_groups, offsets_of, positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, UsageError
-from . import ModelSpec
+from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
-from . import ModelSpec
+from .spec import ModelSpec
 
 
 def pool(hidden: Tensor, offsets: Tensor, modes: tuple[str, ...], skip: int = 0) -> Tensor:

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import branching
 from ..errors import ModelError
-from ..packing import offsets_of
-from . import Tokens, selftest
+from . import prefix_sharing, self_test
 from .attention import CannotPack
 from .encoder import default_budget
 from .forward import Flat, check_tokens, move, positions, run_packed, run_stacked
-from .heads import Classifier, TokenLogits, load_classifier
 from .load import choose_dtype, load_network, position_start, vocabulary_size
-from .pairs import Pairs
-from .rerank_spec import RerankSpec
+from .packing import offsets_of
+from .pair_tokenizer import Pairs
+from .reranker_spec import RerankSpec
+from .score_heads import Classifier, TokenLogits, load_classifier
+from .spec import Tokens
 from .tokenizer import Tokenizer
 
 LENGTHS = (31, 12, 12, 7, 5)  # tokens of the self-test's pairs
@@ -127,8 +127,8 @@ class Reranker:
         alone = [run_stacked(self._network, self._flat(pairs, row)) for row in self._rows(pairs, 1)]
         distances = [self._distance(alone, pick, expected) for pick in picks]
         self._pick = picks[int(np.argmin(distances))]
-        causal = selftest.is_causal(self._network, self.device)
-        self.mode = selftest.choose_mode(self._network, self.spec.model, self._padding_id, self.device)
+        causal = self_test.is_causal(self._network, self.device)
+        self.mode = self_test.choose_mode(self._network, self.spec.model, self._padding_id, self.device)
         allowed = FLOAT32_TOLERANCE if self.dtype == "float32" else HALF_TOLERANCE
         allowed *= max(1.0, float(np.abs(expected).max()))
         if self.mode == "packed" and self._pick is last_token and causal:
@@ -157,7 +157,7 @@ class Reranker:
         tokens = pairs.tokens
         shared = np.zeros(len(groups), dtype=np.int64)
         if self.mode == "shared":
-            shared = branching.shared_beginnings(tokens.ids, tokens.offsets, groups)
+            shared = prefix_sharing.shared_beginnings(tokens.ids, tokens.offsets, groups)
         else:  # nothing is shared: rows fill up best with groups of one, and exact-length needs groups of one length
             groups = np.diff(tokens.offsets) if self.mode == "exact-length" else np.arange(len(groups))
         scores = torch.full((len(groups),), float("nan"), device=self.device)
@@ -172,7 +172,7 @@ class Reranker:
         """Score the pairs `documents`. What is left when the memory does not hold a row; nothing when all are scored."""
         one_group = self.mode == "exact-length"
         left = np.ones(len(groups), dtype=bool)
-        for row in branching.rows(pairs.tokens.offsets, groups, shared, self.token_budget, documents, one_group):
+        for row in prefix_sharing.rows(pairs.tokens.offsets, groups, shared, self.token_budget, documents, one_group):
             found = self._run(pairs, row)
             if found is None:
                 return documents[left[documents]] if len(row.documents) > 1 else row.documents
@@ -181,7 +181,7 @@ class Reranker:
             self.computed += len(row.source)
         return documents[:0]
 
-    def _run(self, pairs: Pairs, row: branching.Row) -> Tensor | None:
+    def _run(self, pairs: Pairs, row: prefix_sharing.Row) -> Tensor | None:
         """Logits of one row, or None when the device's memory does not hold it."""
         batch = self._flat(pairs, row)
         try:
@@ -192,7 +192,7 @@ class Reranker:
         except torch.OutOfMemoryError:
             return None
 
-    def _flat(self, pairs: Pairs, row: branching.Row) -> Flat:
+    def _flat(self, pairs: Pairs, row: prefix_sharing.Row) -> Flat:
         ids = pairs.tokens.ids[row.source]
         places = row.positions if self._padding_id is None else positions(ids, row.offsets, self._padding_id)
         kinds = None
@@ -223,18 +223,20 @@ class Reranker:
         """Pairs of arbitrary ids and different lengths that begin alike."""
         lengths = np.minimum(LENGTHS, self.spec.model.max_tokens)
         offsets = offsets_of(lengths)
-        ids = selftest.arbitrary_ids(self._network, int(offsets[-1]))
+        ids = self_test.arbitrary_ids(self._network, int(offsets[-1]))
         for start, end in pairwise(offsets):
             ids[start : min(start + BEGINNING, end)] = ids[: min(BEGINNING, end - start)]
         tokens = Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool))
         return Pairs(tokens, lengths // 2)
 
-    def _rows(self, pairs: Pairs, budget: int) -> list[branching.Row]:
+    def _rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.Row]:
         """The pairs in their order, one a row."""
         nothing = np.zeros(len(pairs.second), dtype=np.int64)
         each = (np.array([number]) for number in range(len(nothing)))
         return [
-            row for one in each for row in branching.rows(pairs.tokens.offsets, nothing, nothing, budget, one, True)
+            row
+            for one in each
+            for row in prefix_sharing.rows(pairs.tokens.offsets, nothing, nothing, budget, one, True)
         ]
 
     def _alone(self, pairs: Pairs, score: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> np.ndarray:

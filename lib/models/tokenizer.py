@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from ..packing import offsets_of
-from . import ModelSpec, Tokens, precut
+from . import early_truncation
+from .packing import offsets_of
+from .spec import ModelSpec, Tokens
 
 # Characters of a long text tokenised at first, for each token kept; English has 4 to 5 a token, so one pass is usual.
 CHARACTERS_A_TOKEN = 6
@@ -36,7 +37,7 @@ class Tokenizer:
             if spec.lower_case:
                 _lower_case(self._backend)
             self._content = self._content_fast
-            self._cuts = precut.is_local(json.loads(self._backend.to_str()))
+            self._cuts = early_truncation.is_local(json.loads(self._backend.to_str()))
         self._from_the_left = self._hf.truncation_side == "left"
         self._head, self._tail = self._special_tokens()
         self.special = len(self._head) + len(self._tail)
@@ -107,13 +108,13 @@ class Tokenizer:
         characters = self.limit * CHARACTERS_A_TOKEN
         if not self._cuts or self._from_the_left:
             return self._content(texts)
-        heads = [text if len(text) <= characters else precut.cut(text, characters) for text in texts]
+        heads = [text if len(text) <= characters else early_truncation.cut(text, characters) for text in texts]
         pieces = self._content(heads)
         for i, text in enumerate(texts):
             reach = characters
             while len(heads[i]) < len(text) and len(pieces[i]) <= self.limit:
                 reach = 2 * max(reach, len(heads[i]))
-                heads[i] = precut.cut(text, reach)
+                heads[i] = early_truncation.cut(text, reach)
                 pieces[i] = self._content([heads[i]])[0]
         return pieces
 

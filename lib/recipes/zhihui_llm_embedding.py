@@ -7,10 +7,24 @@ its own instruction: `--prompt-name T2Retrieval`. Passages have none.
 Verified here on a tiny random Qwen2 only. No hyperparameter of the training is public.
 """
 
-from ..tasks import instructions
 from . import PASSAGE, QUERY, Recipe, Stage
 
-DEFAULT = "Given a web search query, retrieve relevant passages that answer the query"
+# The task of each benchmark in words, from mteb's model file; the model was trained with such instructions.
+INSTRUCTIONS = {
+    QUERY: "Given a web search query, retrieve relevant passages that answer the query",
+    "CmedqaRetrieval": "Given a Chinese community medical question, retrieve replies that best answer the question",
+    "CMedQAv1-reranking": "Given a Chinese community medical question, retrieve replies that best answer the question",
+    "CMedQAv2-reranking": "Given a Chinese community medical question, retrieve replies that best answer the question",
+    "CovidRetrieval": "Given a question on COVID-19, retrieve news articles that answer the question",
+    "DuRetrieval": "Given a Chinese search query, retrieve web passages that answer the question",
+    "EcomRetrieval": "Given a user query from an e-commerce website, retrieve description sentences of relevant products",
+    "MedicalRetrieval": "Given a medical question, retrieve user replies that best answer the question",
+    "MMarcoReranking": "Given a Chinese search query, retrieve web passages that answer the question",
+    "MMarcoRetrieval": "Given a web search query, retrieve relevant passages that answer the query",
+    "T2Reranking": "Given a Chinese search query, retrieve web passages that answer the question",
+    "T2Retrieval": "Given a Chinese search query, retrieve web passages that answer the question",
+    "VideoRetrieval": "Given a video search query, retrieve the titles of relevant videos",
+}
 
 RECIPE = Recipe(
     models=("Lenovo-Zhihui/Zhihui_LLM_Embedding", "Alibaba-NLP/gte-Qwen2-7B-instruct"),
@@ -19,8 +33,7 @@ RECIPE = Recipe(
     max_tokens=512,
     bidirectional=True,
     append_eos=True,
-    prompts={PASSAGE: ""}
-    | {name: f"Instruct: {task}\nQuery: " for name, task in ({QUERY: DEFAULT} | instructions()).items()},
+    prompts={PASSAGE: ""} | {name: f"Instruct: {task}\nQuery: " for name, task in INSTRUCTIONS.items()},
     dtype="bfloat16",
     training=(
         Stage(

@@ -1,1 +1,1 @@
-"""Training: pairs become a plan of global batches, the plan becomes a model."""
+"""Fine-tuning of encoders and rerankers on Ray Train. Floor 9: uses everything below."""

@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..heap import great_blocks_apart
-from ..storage import Folder
-from ..trees import upload
+from ..engine.malloc import great_blocks_apart
+from ..storage.directory import upload
+from ..storage.folder import Folder
 from . import checkpoint
-from .chunks import Cutter
-from .collectives import Place, average
-from .optimizer import Optimization
-from .order import Order
-from .parallel import Alone, wrapped
-from .step import Work, seed_of
-from .tables import rows_of
-from .trainee import Inputs, Subject, Trainee
-from .watch import publish_metrics
+from .data.batch_reader import Order
+from .data.tensors import rows_of
+from .metrics import publish_metrics
+from .step.chunks import Cutter
+from .step.collectives import Place, average
+from .step.grad_cache import Work, seed_of
+from .step.optimizer import Optimization
+from .step.parallel import Alone, wrapped
+from .step.trainable import Inputs, Subject, Trainee
 
 FAILURE, EXPORTS = "_failure.json", "exports"
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}

@@ -26,14 +26,13 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.chaos import embed, rerank, verify
+from tests.chaos.cluster import ROOT, Head, environment
+from tests.chaos.driver import Driver
+from tests.chaos.killers import ServerKiller, WorkerKiller
+from tests.chaos.observer import Observer
+from tests.chaos.tally import SERVERS, STEPS, Tally
 from tests.real.s3 import Ceph, Server
-
-from . import embed, rerank, verify
-from .cluster import ROOT, Head, environment
-from .driver import Driver
-from .killers import ServerKiller, WorkerKiller
-from .observer import Observer
-from .tally import SERVERS, STEPS, Tally
 
 JOBS = {"embed": embed, "rerank": rerank}
 FILES = 8

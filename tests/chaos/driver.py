@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from .cluster import ROOT, Head
-from .tally import Tally
+from tests.chaos.cluster import ROOT, Head
+from tests.chaos.tally import Tally
 
 TICK = 0.1  # seconds
 EARLY_SHARE = 0.3  # of kills fall at any moment of a driver's start; the others while its shards are in flight

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tests.tiny import build
-
-from .verify import SAMPLE, without_text, wrong
+from tests.chaos.verify import SAMPLE, without_text, wrong
+from tests.support.tiny import build
 
 SCRIPT = "jobs/embed_corpus.py"
 NORM_TOLERANCE, VECTOR_TOLERANCE = 1e-3, 1e-5
@@ -49,8 +48,8 @@ def matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
 
 def farthest(source: pa.Table, rows: pa.Table, model: str, seed: int) -> float:
     """The largest difference in any dimension of SAMPLE stored vectors from those texts embedded alone, one by one."""
-    from lib.models import read_spec
     from lib.models.encoder import Encoder
+    from lib.models.spec import read_spec
     from lib.models.tokenizer import Tokenizer
 
     good = rows.filter(pc.is_valid(rows["embedding"]))

@@ -22,9 +22,8 @@ from pathlib import Path
 import click
 import psutil
 
-from tests.tiny import TEXT, build, build_reranker
-
-from .cluster import ROOT, Head, environment
+from tests.chaos.cluster import ROOT, Head, environment
+from tests.support.tiny import TEXT, build, build_reranker
 
 PASSAGES, QUERIES, EACH = 24_000, 600, 3
 LIFE = 1.0, 14.0  # seconds after a start, or after the last kill, at which the next one falls

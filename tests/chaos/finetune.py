@@ -23,12 +23,11 @@ import click
 import numpy as np
 import psutil
 
-from lib.storage import Folder
-from lib.training.watch import read_metrics
+from lib.storage.folder import Folder
+from lib.training.metrics import read_metrics
+from tests.chaos.cluster import ROOT, Head, environment
 from tests.real.s3 import Ceph
-from tests.tiny import TEXT, build
-
-from .cluster import ROOT, Head, environment
+from tests.support.tiny import TEXT, build
 
 STEPS, CHECKPOINT_STEPS = 400, 10
 ROWS = 3000

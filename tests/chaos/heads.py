@@ -22,12 +22,11 @@ from types import SimpleNamespace
 import click
 import psutil
 
+from tests.chaos import embed, verify
+from tests.chaos.chaos import write_input
+from tests.chaos.cluster import ROOT, environment
 from tests.real.head import Head
 from tests.real.s3 import Ceph
-
-from . import embed, verify
-from .chaos import write_input
-from .cluster import ROOT, environment
 
 PAUSE = (60.0, 120.0)  # seconds between two kills
 AWAY = (2.0, 10.0)  # seconds until the head is started again

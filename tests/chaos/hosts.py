@@ -27,16 +27,15 @@ from typing import Any
 import click
 import numpy as np
 
-from lib.storage import Folder
+from lib.storage.folder import Folder
+from tests.chaos import embed, finetune, verify
+from tests.chaos.chaos import guarded, write_input
+from tests.chaos.observer import Observer
+from tests.chaos.tally import Tally
 from tests.real.hosts import DASHBOARD, Host, Hosts, missing
 from tests.real.proxy import FaultProxy
 from tests.real.s3 import Ceph, Server
-from tests.tiny import build
-
-from . import embed, finetune, verify
-from .chaos import guarded, write_input
-from .observer import Observer
-from .tally import Tally
+from tests.support.tiny import build
 
 SHARD_ROWS = 100
 FAULT_AT = 0.25  # of the parts, or checkpoints

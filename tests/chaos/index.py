@@ -32,19 +32,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from faiss.contrib.inspect_tools import get_invlist
 
+from tests.chaos import verify
+from tests.chaos.chaos import guarded
+from tests.chaos.cluster import Head
+from tests.chaos.evaluation import Fire
+from tests.chaos.observer import OPTIONS, S3_OPTIONS, Observer
+from tests.chaos.tally import Tally
 from tests.real.s3 import Ceph
-
-from . import verify
-from .chaos import guarded
-from .cluster import Head
-from .evaluation import Fire
-from .observer import OPTIONS, S3_OPTIONS, Observer
-from .tally import Tally
 
 DIM, FILES, CENTRES, LISTS = 64, 6, 200, 256
 EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, the 50th one that is not finite; from 0
 # The real job, with pieces as small as their centroids allow; only the driver reads that number.
-SCRIPT = "from lib.building import sizes; sizes.PIECE_BYTES = 1; from jobs.build_index import main; main()"
+SCRIPT = "from lib.index.build.layout import sizes; sizes.PIECE_BYTES = 1; from jobs.build_index import main; main()"
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 # By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}

@@ -8,10 +8,9 @@ from contextlib import suppress
 
 import psutil
 
+from tests.chaos.cluster import Head
+from tests.chaos.tally import STEPS, Tally
 from tests.real.s3 import Server
-
-from .cluster import Head
-from .tally import STEPS, Tally
 
 TICK = 0.1  # seconds
 ANY_SHARE = 0.4  # of worker kills fall at any moment; the others wait for a part, so that loading workers come to work

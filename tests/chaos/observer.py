@@ -7,7 +7,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .tally import Tally
+from tests.chaos.tally import Tally
 
 SECONDS = 0.5  # between two listings
 OPTIONS: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tests.tiny import build_reranker
-
-from .verify import SAMPLE, without_text, wrong
+from tests.chaos.verify import SAMPLE, without_text, wrong
+from tests.support.tiny import build_reranker
 
 SCRIPT = "jobs/rerank_pairs.py"
 TOLERANCE = 1e-5
@@ -45,8 +44,8 @@ def check(source: pa.Table, rows: pa.Table, model: str, seed: int) -> tuple[dict
 
 def farthest(source: pa.Table, rows: pa.Table, model: str, seed: int) -> float:
     """The largest difference of SAMPLE stored scores from those of the pairs alone, one by one."""
-    from lib.models.rerank_spec import read_rerank_spec
     from lib.models.reranker import Reranker
+    from lib.models.reranker_spec import read_rerank_spec
 
     good = rows.filter(pc.is_valid(rows["score"]))
     sample = good.take(random.Random(seed).sample(range(len(good)), min(SAMPLE, len(good))))

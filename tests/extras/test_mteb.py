@@ -8,20 +8,20 @@ import mteb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tiny
 from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 from mteb.results import TaskResult
-from test_dataset import write_tsv
 
-from lib.evaluate import evaluate
-from lib.evaluating import EvaluateConfig
-from lib.metrics import CUTS, MEASURES
-from lib.mteb_adapter import MtebEncoder, MtebSearch
+from lib.evaluation.config import EvaluateConfig
+from lib.evaluation.job import evaluate
+from lib.evaluation.metrics import CUTS, MEASURES
+from lib.evaluation.mteb_adapter import MtebEncoder, MtebSearch
+from tests.evaluation.test_dataset import write_tsv
 from tests.real import tasks
+from tests.support import tiny
 
 NAMES = [f"{measure}_at_{cut}" for measure in MEASURES for cut in CUTS]
 ROUNDED = 5e-6  # mteb rounds to five decimals

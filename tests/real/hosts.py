@@ -22,8 +22,8 @@ from typing import Any, Self
 
 import psutil
 
-from .health import HEALTH
-from .s3 import DIE_WITH_PARENT
+from tests.real.health import HEALTH
+from tests.real.s3 import DIE_WITH_PARENT
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

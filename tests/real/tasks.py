@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .troff import chinese_pages
+from tests.real.troff import chinese_pages
 
 PLACE = Path(__file__).parents[2] / ".tasks"
 WN_DOCUMENTS = 8000

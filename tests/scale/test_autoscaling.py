@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import yaml
-from real.autoscaler import Autoscaled, missing
+
+from tests.real.autoscaler import Autoscaled, missing
+from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
 ROWS, WORDS, SHARD_ROWS = 12_000, 60, 40  # the job must outlast the start of its third node

@@ -1,6 +1,6 @@
 """Workers that do whole shards, on nodes that are lost or not needed any more."""
 
-from tests.crewed import told
+from tests.support.crewed import told
 
 
 def test_idle_workers_of_a_lost_node_cost_a_shard_no_death(tmp_path):

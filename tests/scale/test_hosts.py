@@ -3,11 +3,11 @@
 import uuid
 
 import pytest
-from conftest import use
 
 from tests.chaos import embed
 from tests.chaos.chaos import write_input
 from tests.chaos.hosts import embed_once
+from tests.conftest import use
 from tests.real.hosts import missing
 
 ROWS = 4000

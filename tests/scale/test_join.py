@@ -6,11 +6,11 @@ import time
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import tiny
-from scale.memory import memory_watched
 
-from lib.rerank import rerank
-from lib.reranking import RerankConfig
+from lib.reranking.job import rerank
+from lib.reranking.mapper import RerankConfig
+from tests.scale.memory import memory_watched
+from tests.support import tiny
 
 PASSAGES, QUERIES, EACH, FILES = 1_000_000, 2_000, 10, 8
 MOST_BYTES = 4 << 30

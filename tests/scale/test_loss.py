@@ -23,8 +23,8 @@ def measure(count: int) -> dict[str, float]:
     """Seconds of forward and backward, and the most bytes that this process had beside vectors and their gradients."""
     import torch
 
-    from lib.losses import Batch, Rows
-    from lib.losses.infonce import InfoNCE
+    from lib.training.losses import Batch, Rows
+    from lib.training.losses.infonce import InfoNCE
 
     random = torch.Generator().manual_seed(0)
     queries = torch.randn(count, DIM, generator=random).requires_grad_()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from lib.evaluate import evaluate
-from lib.evaluating import EvaluateConfig
+from lib.evaluation.config import EvaluateConfig
+from lib.evaluation.job import evaluate
 from tests.real import tasks
 
 CLOSE = 0.0005  # of NDCG@10

@@ -14,17 +14,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.cluster import connect
-from lib.corpus import CorpusOptions
-from lib.embed import embed
-from lib.embedding import EmbedConfig
-from lib.ledger import missing, open_ledger
-from lib.plan import PLAN_SCHEMA, count_shards
-from lib.progress import Progress
-from lib.rows import read
-from lib.sharded import run
-from lib.storage import Folder
-from lib.workers import ClusterOptions, decide
+from lib.cli.progress import Progress
+from lib.data.corpus import CorpusOptions
+from lib.data.reader import read
+from lib.data.shards import PLAN_SCHEMA, count_shards
+from lib.embedding.job import embed
+from lib.embedding.mapper import EmbedConfig
+from lib.engine.cluster import connect
+from lib.engine.executor import run
+from lib.engine.run import missing, open_ledger
+from lib.engine.workers import ClusterOptions, decide
+from lib.storage.folder import Folder
 
 SHARDS, SHARD_ROWS, FILES = 200_000, 50, 100
 
@@ -53,8 +53,8 @@ def peak_mib() -> float:
 def test_planning_and_resuming_200_000_shards(tmp_path):
     """Planning 200,000 shards, and resuming a run of which all but ten are done, stay under 2 GB and 2 minutes in the
     driver. The input is real (100 files, 10 million short rows), so is the listing of 199,990 parts; they are empty."""
-    program = "import sys, test_scale; test_scale.drive(sys.argv[1])"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])  # for Ray's workers
+    program = "import sys; from tests.scale import test_scale; test_scale.drive(sys.argv[1])"
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ["PYTHONPATH"]])  # for Ray's workers
     line = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": path})
     print(done.stdout)
@@ -99,7 +99,7 @@ def drive(folder: str) -> None:
 
 def _pretend(ledger, folder: Path) -> None:
     """Parts of every shard but the last ten: one real part, under every name."""
-    from lib.parts import publish_part
+    from lib.engine.parts import publish_part
 
     names = ledger.part_names()
     table = pa.table({"text": ["x"] * SHARD_ROWS})

@@ -6,11 +6,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scale.memory import memory_watched
 
-from lib.job import RunOptions
-from lib.retrieval import Retrieval, retrieve
-from lib.storage import Folder
+from lib.engine.job import RunOptions
+from lib.index.exact.job import Retrieval, retrieve
+from lib.storage.folder import Folder
+from tests.scale.memory import memory_watched
 
 PASSAGES, QUERIES, DIM, MOST, PARTS = 100_000, 2_000, 384, 1000, 12
 MOST_BYTES = 4 << 30

@@ -1,0 +1,1 @@
+"""Options from dataclasses, sizes and durations in words, the live line, charts. Floor 2: imports errors alone."""

@@ -1,0 +1,91 @@
+"""File formats of a corpus, one file each, found by the ending of a file's name.
+
+A format module has
+
+    SUFFIXES                                    endings of names it reads, as (".csv", ".tsv")
+    measure(file, columns, options) -> Measure  how long the file is, in units it can be cut by
+    read(path, start, stop, columns, options)   tables of the rows whose unit lies in [start, stop)
+
+Tables that `read` yields hold the asked columns, `_position` (int64: row number or byte offset, names the row within
+its file) and `_error` (string: why the row could not be read, else null). A row is never left out.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from ...errors import InputError
+from ...storage.listing import InputFile
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAX_LINE = 256 << 20  # bytes; a longer line is a row with an error, so that one file cannot take a worker's memory
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Length of one file in units (rows, lines or bytes); `breaks` are the places where a cut is cheap."""
+
+    units: int
+    unit_rows: float  # rows a unit: 1.0 where units are rows, an estimate where they are bytes
+    exact: bool  # whether units are rows one to one, so that the plan knows how many rows will come
+    row_bytes: float  # average, uncompressed, of the asked columns
+    schema: pa.Schema
+    complete: bool = True  # whether `schema` names every column, and not only those of a sample
+    breaks: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> float:
+        return self.units * self.unit_rows
+
+
+class Format(Protocol):
+    SUFFIXES: tuple[str, ...]
+
+    def measure(self, file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure: ...
+
+    def read(
+        self, path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
+    ) -> Iterator[pa.Table]: ...
+
+
+def format_of(path: str) -> Format | None:
+    """The format module for a path, by its ending (compression ending aside), or None."""
+    stem = path.lower()
+    for ending in COMPRESSIONS:
+        stem = stem.removesuffix(ending)
+    for format in _formats():
+        if stem.endswith(format.SUFFIXES):
+            return format
+    return None
+
+
+def known_suffixes() -> str:
+    return " ".join(sorted(suffix for format in _formats() for suffix in format.SUFFIXES))
+
+
+def compression_of(path: str) -> str | None:
+    """Codec name for pyarrow, or None for a plain file."""
+    return next((codec for ending, codec in COMPRESSIONS.items() if path.lower().endswith(ending)), None)
+
+
+def error_table(count: int, reason: str, columns: Sequence[str], first_position: int = 0) -> pa.Table:
+    """`count` rows that could not be read: every asked column null, the reason beside them."""
+    data = {name: pa.nulls(count, pa.large_string()) for name in columns}
+    data["_position"] = pa.array(range(first_position, first_position + count), pa.int64())
+    data["_error"] = pa.array([reason] * count, pa.string())
+    return pa.table(data)
+
+
+def check_columns(schema: pa.Schema, columns: Sequence[str], path: str) -> None:
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(schema.names)}")
+
+
+def _formats() -> list[Format]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]  # type: ignore[misc]

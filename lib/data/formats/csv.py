@@ -1,0 +1,92 @@
+"""CSV and TSV with a header line, every value a string. CSV's quoted values may hold line ends, so files are cut by
+record number, and planning reads each file once to count its records."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from ...errors import InputError
+from ...storage.listing import InputFile
+from . import Measure
+from ._lines import open_bytes
+
+SUFFIXES = (".csv", ".tsv")
+ROWS_PER_TABLE = 10_000
+OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
+csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
+
+
+def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
+    records = _records(file.path, options)
+    header, _ = next(records, (None, False))
+    if not header:
+        raise InputError(f"{file.path} has no header line")
+    units = length = 0
+    for record, _ in records:
+        units, length = units + 1, length + sum(map(len, record))
+    schema = pa.schema([(name, pa.large_string()) for name in header])
+    return Measure(units, 1.0, True, max(1.0, length / max(units, 1)), schema)
+
+
+def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
+    records = _records(path, options)
+    header, _ = next(records, ([], False))
+    places = [header.index(name) for name in columns]
+    position = start
+    wanted = islice(records, start, stop)
+    while block := list(islice(wanted, ROWS_PER_TABLE)):
+        yield _table(block, header, columns, places, position)
+        position += len(block)
+
+
+def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
+    """Records without blank lines, and whether one ends only because the file does, inside a quote never closed.
+
+    Bytes that are not UTF-8 come as lone surrogates, told apart in `_error`.
+    """
+    ended = False
+
+    def lines(stream: io.TextIOWrapper) -> Iterator[str]:
+        nonlocal ended
+        yield from stream
+        ended = True  # csv asks for a line after the last one only inside a quote, or when all is read
+
+    with io.TextIOWrapper(open_bytes(path, options), "utf-8-sig", errors="surrogateescape", newline="") as stream:
+        tabs = ".tsv" in path.lower().rsplit("/", 1)[-1]
+        dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+        for record in csv.reader(lines(stream), **dialect):
+            if record:
+                yield record, ended
+
+
+def _table(
+    block: list[tuple[list[str], bool]], header: list[str], columns: Sequence[str], places: list[int], first: int
+) -> pa.Table:
+    errors = [OPEN_QUOTE if unclosed else _error(record, len(header)) for record, unclosed in block]
+    data: dict[str, pa.Array] = {}
+    for name, place in zip(columns, places, strict=True):
+        values = (_clean(record[place]) if place < len(record) else None for record, _ in block)
+        data[name] = pa.array(values, pa.large_string())
+    data["_position"] = pa.array(range(first, first + len(block)), pa.int64())
+    data["_error"] = pa.array(errors, pa.string())
+    return pa.table(data)
+
+
+def _error(record: list[str], fields: int) -> str | None:
+    if len(record) != fields:
+        return f"{len(record)} fields where the header has {fields}"
+    if any(not value.isascii() and _clean(value) is None for value in record):
+        return "not UTF-8"
+    return None
+
+
+def _clean(value: str) -> str | None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value

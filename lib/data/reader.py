@@ -1,0 +1,96 @@
+"""The rows of a shard: read from its files, typed as the plan says, each with a name and, if need be, a reason."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from socket import gethostname
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import InputError
+from ..storage.listing import current_tag
+from .corpus import hive_keys
+from .formats import error_table, format_of
+from .shards import Shard, Slice
+
+
+def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
+    """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
+
+    Raises InputError when a file has changed since the plan.
+    """
+    tables = batches(shard, columns, schema, storage)
+    fields = [
+        *(schema.field(name) for name in columns),
+        pa.field("_source", pa.string()),
+        pa.field("_error", pa.string()),
+    ]
+    return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
+
+
+def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
+    """The same, some rows at a time, in order."""
+    for piece in shard.slices:
+        yield from _read_slice(piece, columns, schema, storage)
+
+
+def together(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; where it is one already it is not copied, as combine_chunks would."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _read_slice(
+    piece: Slice, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    name = piece.name
+    if piece.error is not None:
+        yield _typed(error_table(1, piece.error, columns), columns, schema, name)
+        return
+    try:
+        now = current_tag(piece.path, storage)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{piece.path} is not there on the node {gethostname()}. It was planned: restore it; or, where nodes do not "
+            "share a file system, put the input into an object store"
+        ) from error
+    if now != (piece.size, piece.tag or now[1]):
+        raise InputError(f"{piece.path} has changed since the plan. Restore it, or choose a new --output")
+    format = format_of(piece.path)
+    assert format is not None, piece.path
+    # A file without a tag is a part of ours: the folders above it are the user's output, and no columns.
+    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns and piece.tag}
+    for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
+        for key, value in keys.items():
+            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+        yield _typed(table, columns, schema, name)
+
+
+def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:
+    """The asked columns with the types of the plan; a value that does not fit is null with a reason."""
+    data: dict[str, Any] = {}
+    errors = table["_error"]
+    for column in columns:
+        target = schema.field(column).type
+        try:
+            data[column] = table[column].cast(target)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            data[column], unfit = _cast_each(table[column], target)
+            errors = pc.coalesce(
+                errors, pc.if_else(unfit, f"column {column!r} is not {target}", None).cast(pa.string())
+            )
+    prefix = pa.array([f"{name}#"] * table.num_rows, pa.string())
+    data["_source"] = pc.binary_join_element_wise(prefix, table["_position"].cast(pa.string()), "")
+    return pa.table(data | {"_error": errors})
+
+
+def _cast_each(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The column value by value, null where a value does not fit, and a bool array of those places."""
+    values, unfit = [], []
+    for value in column:
+        try:
+            values.append(value.cast(target).as_py())
+            unfit.append(False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            values.append(None)
+            unfit.append(True)
+    return pa.array(values, target), pa.array(unfit)

@@ -1,0 +1,113 @@
+"""Texts of a table's rows: composed from columns, checked, cut into chunks. numpy and pyarrow only."""
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import UsageError
+
+NULL_TEXT, EMPTY_TEXT = "null text", "empty text"
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """`'{title} {text}'` as [(literal, column), ...]. Raises UsageError for anything but bare column names."""
+    pieces = []
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"--text-template {template!r}: {error}. Write it as '{{title}} {{text}}'") from error
+    for literal, name, form, conversion in parsed:
+        if name == "" or form or conversion:
+            raise UsageError(f"--text-template {template!r}: only plain {{column}} names, as '{{title}} {{text}}'")
+        pieces.append((literal, name))
+    if not any(name for _, name in pieces):
+        raise UsageError(f"--text-template {template!r} names no column. Write it as '{{title}} {{text}}'")
+    return pieces
+
+
+def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tuple[pa.Array, pa.Array]:
+    """Texts (large_string, white space around them stripped, null where there is none) and reasons (string).
+
+    A null column counts as empty in a template of several; a row whose columns are all null has no text.
+    """
+    names = [name for _, name in template if name]
+    columns, reasons = {}, pa.nulls(table.num_rows, pa.string())
+    for name in dict.fromkeys(names):
+        columns[name], broken = as_text(table[name])
+        reasons = pc.coalesce(reasons, broken)
+    absent = pc.is_null(columns[names[0]])
+    for name in names[1:]:
+        absent = pc.and_(absent, pc.is_null(columns[name]))
+    pieces: list[Any] = []
+    for literal, column in template:
+        pieces.append(pa.scalar(literal, pa.large_string()))
+        if column:
+            pieces.append(columns[column])
+    separator = pa.scalar("", pa.large_string())
+    joined = pc.binary_join_element_wise(*pieces, separator, null_handling="replace", null_replacement="")
+    joined = pc.utf8_trim_whitespace(joined)
+    reasons = pc.coalesce(reasons, pc.if_else(absent, NULL_TEXT, None).cast(pa.string()))
+    reasons = pc.coalesce(reasons, pc.if_else(pc.equal(joined, ""), EMPTY_TEXT, None).cast(pa.string()))
+    return pc.if_else(pc.is_null(reasons), joined, pa.scalar(None, pa.large_string())), reasons
+
+
+def as_text(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """A column as large_string, and per row why it could not be one (string). Parquet's strings are not always UTF-8."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    try:
+        array.validate(full=True)
+        text = array.cast(pa.large_string())
+        text.validate(full=True)
+        return text, pa.nulls(len(array), pa.string())
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return _decode(array)
+
+
+def _decode(array: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Value by value, since some value is not UTF-8."""
+    texts: list[str | None] = []
+    reasons: list[str | None] = []
+    for value in array.cast(pa.large_binary(), safe=False).to_pylist():
+        try:
+            texts.append(None if value is None else value.decode())
+            reasons.append(None)
+        except UnicodeDecodeError as error:
+            texts.append(None)
+            reasons.append(f"not UTF-8: byte {value[error.start]:#04x} at {error.start}")
+    return pa.array(texts, pa.large_string()), pa.array(reasons, pa.string())
+
+
+def chunk_spans(text: str, spans: np.ndarray, size: int, overlap: int) -> list[tuple[int, int]]:
+    """(start, end) characters of chunks of at most `size` tokens, each sharing `overlap` tokens with the one before.
+
+    `spans`: int [tokens, 2], the characters of each token. Chunks begin and end between words where there is one
+    between the last two chunks' borders, so that a chunk's tokens are those of the text.
+    """
+    if len(spans) <= size:
+        return [(0, len(text))]
+    chunks, first = [], 0
+    while True:
+        last = min(first + size, len(spans))
+        if last < len(spans):
+            last = _word_start(text, spans, last, first + max(overlap, size // 2) + 1)
+        start = 0 if first == 0 else int(spans[first, 0])
+        end = len(text) if last == len(spans) else int(spans[last - 1, 1])
+        chunks.append((start, end))
+        if last == len(spans):
+            return chunks
+        first = _word_start(text, spans, max(last - overlap, first + 1), first + 1)
+
+
+def _word_start(text: str, spans: np.ndarray, token: int, lowest: int) -> int:
+    """The nearest token at or before `token`, not before `lowest`, that follows white space; else `token`."""
+    for candidate in range(token, lowest - 1, -1):
+        start = int(spans[candidate, 0])
+        if start == 0 or text[start - 1].isspace() or text[start : start + 1].isspace():
+            return candidate
+    return token

@@ -1,0 +1,1 @@
+"""The exactly-once map over shards: run folder, lease, mappers, executors, workers. Floor 4."""

@@ -1,0 +1,114 @@
+"""The verbs that deal tables into buckets and join them there; see shuffle. Their work is in the workers, on CPUs."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..data.reader import read
+from ..data.shards import Shard, of_source
+from ..data.texts import as_text, compose
+from .mapper import Bundle, Direct
+from .shuffle import KEY, REASON, TEXT, attach, deal
+
+
+@dataclass(frozen=True)
+class Deal(Direct):
+    """A table's rows, dealt by a column: KEY, REASON, and the carried columns; with a template also TEXT."""
+
+    key: str
+    carried: tuple[str, ...]
+    template: tuple[tuple[str, str | None], ...]
+    buckets: int
+    columns: pa.Schema
+    storage: Mapping[str, Any]
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        began = time.perf_counter()
+        names = dict.fromkeys([self.key, *self.carried, *(name for _, name in self.template if name)])
+        rows = read(shard, list(names), self.columns, self.storage)
+        return {"rows": rows}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        return self._work
+
+    def _work(self, bundle: Bundle) -> Bundle:
+        table = bundle["rows"]
+        keys, broken = as_key(table[self.key])
+        absent = pc.if_else(pc.is_null(keys), f"null {self.key}", pa.scalar(None, pa.string()))
+        data: dict[str, Any] = {KEY: keys}
+        reasons = [table["_error"].combine_chunks(), broken, absent]
+        if self.template:
+            data[TEXT], unfit = compose(table, self.template)
+            reasons.append(unfit)
+        data |= {name: table[name] for name in self.carried}
+        data[REASON] = pc.coalesce(*reasons)
+        return {"rows": deal(pa.table(data), self.buckets)}
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return _counted(bundle["rows"], bundle["rows"].num_rows)
+
+
+@dataclass(frozen=True)
+class Join(Direct):
+    """Buckets of the sources `left` and `right`: left rows with the text of their key, dealt again by another column."""
+
+    left: str
+    right: str
+    name: str  # of the new column
+    key: str  # dealt by next
+    buckets: int
+    columns: pa.Schema
+    storage: Mapping[str, Any]
+
+    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+        began = time.perf_counter()
+        left, right = read_sources(shard, self.left, self.right, self.columns, self.storage)
+        return {"left": left, "right": right}, {"read": time.perf_counter() - began}
+
+    def worker(self) -> Callable[[Bundle], Bundle]:
+        return self._work
+
+    def _work(self, bundle: Bundle) -> Bundle:
+        joined = attach(bundle["left"], bundle["right"], self.name)
+        keys, _ = as_key(joined[self.key])
+        return {"rows": deal(joined.set_column(joined.schema.get_field_index(KEY), KEY, keys), self.buckets)}
+
+    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+        return _counted(bundle["rows"], shard.rows)
+
+
+def read_sources(
+    shard: Shard, left: str, right: str, columns: pa.Schema, storage: Mapping[str, Any]
+) -> tuple[pa.Table, pa.Table]:
+    """A bucket's rows of both sources; those of texts have KEY, TEXT and REASON only.
+
+    Raises RuntimeError for a part that cannot be read whole: it is one of ours, and is tried again.
+    """
+    others = [name for name in columns.names if name != TEXT]
+    tables = []
+    for source, names in ((left, others), (right, [KEY, TEXT, REASON])):
+        mine = of_source(shard, source)
+        table = read(mine, names, columns, storage)
+        if table["_error"].null_count < table.num_rows or table.num_rows != mine.rows:
+            raise RuntimeError(f"parts of {source} cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
+        tables.append(table.drop_columns(["_source", "_error"]))
+    return tables[0], tables[1]
+
+
+def as_key(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Ids as text, and reasons: see as_text. Whole numbers read the same whether they are kept as integers or as floats,
+    which is what a column of integers with a null becomes in many hands."""
+    if pa.types.is_floating(column.type):
+        whole = pc.equal(pc.floor(column), column)
+        if pc.all(whole).as_py() is not False:
+            column = column.cast(pa.int64())
+    return as_text(column)
+
+
+def _counted(rows: pa.Table, source_rows: int) -> tuple[pa.Table, dict[str, int]]:
+    errors = rows.num_rows - rows[REASON].null_count
+    return rows, {"rows": rows.num_rows, "source_rows": source_rows, "errors": errors}

@@ -1,0 +1,229 @@
+"""Who works on a run, or on a slice of its shards: one driver at a time.
+
+    _holders/2-2-of-4-0007.json     created once, by the eighth driver of slice 2/4; it changes the object every BEAT seconds
+
+Whoever finds such an object watches it. If it changes, its driver lives, and the newcomer is told who that is. If it stands
+still for DEAD seconds of the watcher's own clock, the driver is dead, and the next number is claimed: of two watchers one
+gets it. Two drivers at once, were that ever to happen, would waste work and spoil nothing: a shard has one name.
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
+
+from ..errors import RunError, UsageError
+from ..storage.folder import PROBE_OPTIONS, Folder
+
+HOLDERS = "_holders"
+BEAT = 5.0  # seconds; three small requests each
+DEAD = 30.0  # seconds without a beat
+LOOK = 1.0  # seconds between two looks at another's beat
+
+
+@dataclass(frozen=True)
+class Share:
+    """The shards that a driver does: those whose number modulo `of`, counted from 1, is `first` to `last`."""
+
+    first: int = 1
+    last: int = 1
+    of: int = 1
+
+    def has(self, shard: int) -> bool:
+        return self.first <= shard % self.of + 1 <= self.last
+
+    def meets(self, other: "Share") -> bool:
+        """Whether some shard is in both."""
+        step = gcd(self.of, other.of)
+        return not {n % step for n in self._numbers()}.isdisjoint(n % step for n in other._numbers())
+
+    def _numbers(self) -> range:
+        return range(self.first, self.last + 1)
+
+    def __str__(self) -> str:
+        if self == WHOLE:
+            return "the whole"
+        span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"slice {span}/{self.of}"
+
+
+WHOLE = Share()
+
+
+def parse_share(text: str | None) -> Share:
+    """`2/4` or `1-3/4`; None is the whole. Raises UsageError."""
+    if text is None:
+        return WHOLE
+    if found := re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text):
+        first, last, of = (int(digits) for digits in found.groups(default=found[1]))
+        if 1 <= first <= last <= of:
+            return Share(first, last, of)
+    raise UsageError(f"--slice {text}: write I/N or I-J/N with 1 <= I <= J <= N, as in 2/4 or 1-3/4")
+
+
+@contextmanager
+def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold a share of the run in `run` from here on; yields what raises RunError once another driver has taken it over.
+
+    Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
+    """
+    lease = _take(_quick(run.below(HOLDERS)), share, say)
+    beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
+    beating.start()
+    try:
+        yield lease.check
+    finally:
+        lease.ended.set()
+        beating.join(2 * BEAT)  # it may hang in a store that is away; then the lease dies with the process
+
+
+def _quick(folder: Folder) -> Folder:
+    """With timeouts well under DEAD: one connection that hangs must not look like a death."""
+    is_s3 = folder.url.startswith(("s3://", "s3a://"))
+    return replace(folder, options=PROBE_OPTIONS | folder.options) if is_s3 else folder
+
+
+class _Lease:
+    def __init__(self, folder: Folder, share: Share, generation: int):
+        self.folder, self.share, self.generation = folder, share, generation
+        self.name = _name(share, generation)
+        self.key = uuid.uuid4().hex  # a later driver's object may have the same name
+        self.beats = 0
+        self.lost = False
+        self.ended = threading.Event()
+
+    def words(self) -> bytes:
+        return json.dumps(_self() | {"key": self.key, "beat": self.beats}).encode()
+
+    def check(self) -> None:
+        if self.lost:
+            raise RunError(
+                f"another driver has taken over {self.share} of {_run(self.folder)}: nothing was heard of this one for "
+                f"{DEAD:.0f} s. What it did is kept; the other goes on"
+            )
+
+    def beat(self) -> None:
+        """Until the end, which removes the object; whatever goes wrong, the next beat tries again."""
+        while not self.ended.wait(BEAT) and not self.lost:
+            with suppress(Exception):
+                self.lost = not self.is_mine() or self.folder.exists(_name(self.share, self.generation + 1))
+                self.beats += 1
+                if not self.lost and not self.ended.is_set():
+                    self.folder.publish(self.name, self.words())
+        with suppress(Exception):
+            self.remove()
+
+    def is_mine(self) -> bool:
+        stored = _read(self.folder, self.name)
+        return stored is not None and stored["key"] == self.key
+
+    def remove(self) -> None:
+        if self.is_mine():
+            self.folder.remove(self.name)
+
+
+def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
+    while True:
+        there = _holders(folder, share)
+        _outlive(folder, there, say)
+        generation = 1 + max((number for other, number in there.values() if other == share), default=-1)
+        lease = _Lease(folder, share, generation)
+        if not _claim(lease):
+            continue  # another was as quick, and will be seen to live
+        if rivals := _holders(folder, share).keys() - there.keys() - {lease.name}:
+            lease.remove()
+            if lease.name > min(rivals):
+                raise RunError(f"another driver has begun at the same moment with some of {share} of {_run(folder)}")
+            continue  # it gives way, or has been at work before us
+        for name in there:
+            folder.remove(name)
+        folder.sweep(done={*there, lease.name})
+        return lease
+
+
+def _claim(lease: _Lease) -> bool:
+    with suppress(FileNotFoundError):  # it was another's, who has ended since
+        return lease.folder.claim(lease.name, lease.words())
+    return False
+
+
+def _outlive(folder: Folder, there: dict[str, tuple[Share, int]], say: Callable[[str], None]) -> None:
+    """Return once none of these holders lives. Raises RunError for one that does."""
+    seen = {name: words for name in there if (words := _read(folder, name)) and not _ended(words)}
+    if seen:
+        who = _who(next(iter(seen.values())))
+        say(f"held by {who}: looking for some {DEAD:.0f} s whether it lives")
+    for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
+        if not seen:
+            return
+        time.sleep(LOOK)
+        for name, words in list(seen.items()):
+            now = _read(folder, name)
+            if now is None:
+                del seen[name]
+            elif now != words:
+                raise RunError(
+                    f"{there[name][0]} of {_run(folder)} is held by {_who(now)}, which is at work. Wait for it, end it, or "
+                    "take another --slice or --output"
+                )
+
+
+def _run(folder: Folder) -> str:
+    return folder.url.removesuffix("/" + HOLDERS)
+
+
+def _holders(folder: Folder, share: Share) -> dict[str, tuple[Share, int]]:
+    """Holders of some of the share: by name, what each holds, and its number."""
+    found = {name: _parsed(name) for name in folder.list()}
+    return {name: held for name, held in found.items() if held[0].meets(share)}
+
+
+def _name(share: Share, generation: int) -> str:
+    return f"{share.first}-{share.last}-of-{share.of}-{generation:04d}.json"
+
+
+def _parsed(name: str) -> tuple[Share, int]:
+    first, last, _, of, generation = name.removesuffix(".json").split("-")
+    return Share(int(first), int(last), int(of)), int(generation)
+
+
+def _read(folder: Folder, name: str) -> dict[str, Any] | None:
+    with suppress(FileNotFoundError):
+        return json.loads(folder.read(name))
+    return None
+
+
+def _self() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "processes": _processes(), "pid": os.getpid()}
+
+
+def _processes() -> str:
+    """Names the machine, or the container, in which a process number means something."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _ended(words: dict[str, Any]) -> bool:
+    """Whether it ran on this machine and is no more; of another machine only waiting tells."""
+    if words["processes"] != _processes():
+        return False
+    try:
+        os.kill(words["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _who(words: dict[str, Any]) -> str:
+    return f"process {words['pid']} on {words['host']}"

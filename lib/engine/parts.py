@@ -1,0 +1,126 @@
+"""The parts of a run: Parquet objects put in one step, each sealed with its counts and checksum, and their manifest."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from socket import gethostname
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import RunError, StorageError
+from ..storage.folder import Folder
+
+RUN, MANIFEST = "_run.json", "_manifest.parquet"
+NUMBERS = ("rows", "source_rows", "errors", "truncated", "tokens")  # counted in every part and summed in the report
+FOOTER_THREADS = 32  # one request in flight each
+ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
+GROUPS = b"shoal.groups"  # in a table's metadata: the rows of each of its row groups, as a JSON list; 0 for none
+MANIFEST_SCHEMA = pa.schema(
+    [("shard", pa.int64()), ("part", pa.string()), ("bytes", pa.int64()), ("data_bytes", pa.int64())]
+    + [("sha256", pa.string())]
+    + [(name, pa.int64()) for name in NUMBERS]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A published part. `sha256` is of the file's first `data_bytes` bytes, all before the Parquet footer."""
+
+    shard: int
+    part: str
+    bytes: int
+    data_bytes: int
+    sha256: str
+    rows: int
+    source_rows: int  # that were read for it
+    errors: int
+    truncated: int
+    tokens: int
+
+
+def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers: Mapping[str, int]) -> Part:
+    """Write `table` as one Parquet object in one step; numbers and checksum stand in its footer. Raises StorageError.
+
+    With GROUPS in its metadata each group is one row group.
+    """
+    if folder.is_local and not folder.exists(RUN):
+        raise StorageError(
+            f"{folder.url} on the node {gethostname()} is not the folder of this run. Workers on several nodes need an "
+            "--output on a shared file system, or in an object store"
+        )
+    sink = io.BytesIO()
+    noise = [f.name for f in table.schema if _is_vector(f.type)]
+    compression = {leaf: "NONE" if leaf.split(".")[0] in noise else "ZSTD" for leaf in _leaves(table.schema)}
+    words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    grouped = GROUPS in (table.schema.metadata or {})
+    with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
+        for group in _groups(table):
+            writer.write_table(group, row_group_size=max(1, group.num_rows) if grouped else ROW_GROUP)
+        with sink.getbuffer() as data:  # every column chunk is there; what close adds is the footer
+            data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
+        seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}
+        writer.add_key_value_metadata({"shoal.part": json.dumps(seal)})
+    with sink.getbuffer() as data:
+        folder.publish(name, data)
+        return Part(shard, name, len(data), data_bytes, digest, **{n: numbers.get(n, 0) for n in NUMBERS})
+
+
+def read_manifest(folder: Folder) -> list[Part]:
+    """The parts of the last audit that found every part; none before. A plan that has grown since has more shards."""
+    try:
+        table = pq.read_table(pa.BufferReader(folder.read(MANIFEST)))
+    except FileNotFoundError:
+        return []
+    return [Part(**row) for row in table.to_pylist()]
+
+
+def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
+    folder.publish(MANIFEST, parquet_bytes(pa.Table.from_pylist([vars(part) for part in parts], MANIFEST_SCHEMA)))
+
+
+def groups_of(schema: pa.Schema) -> np.ndarray:
+    """Rows of each group that a part was published with, int64."""
+    return np.array(json.loads((schema.metadata or {})[GROUPS]), dtype=np.int64)
+
+
+def read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
+    with folder.open(name) as file, pq.ParquetFile(file) as parquet:
+        seal = json.loads(parquet.metadata.metadata[b"shoal.part"])
+        rows = parquet.metadata.num_rows
+    if rows != seal["rows"]:
+        raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
+    return Part(shard, name, size, seal["data_bytes"], seal["sha256"], **{n: seal.get(n, 0) for n in NUMBERS})
+
+
+def _is_vector(type: pa.DataType) -> bool:
+    """Whether the values are a vector's numbers or its codes, which no compressor makes smaller."""
+    return pa.types.is_fixed_size_list(type) or pa.types.is_fixed_size_binary(type)
+
+
+def _groups(table: pa.Table) -> Iterator[pa.Table]:
+    """The table in the pieces that its metadata asks for, else as a whole."""
+    if GROUPS not in (table.schema.metadata or {}):
+        yield table
+        return
+    for start, stop in pairwise(np.concatenate([[0], np.cumsum(groups_of(table.schema))]).tolist()):
+        if stop > start:
+            yield table.slice(start, stop - start)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema):
+        pass
+    empty = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [empty.column(i).path for i in range(len(empty))]
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

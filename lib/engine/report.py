@@ -1,0 +1,61 @@
+"""The report of a run, as text: what is there, what this driver did, where the time went."""
+
+import time
+from collections.abc import Sequence
+
+from ..cli.progress import Progress, duration
+from ..errors import EXIT_QUARANTINED
+from .executor import Outcome
+from .parts import Part
+
+
+def exit_code(outcome: Outcome) -> int:
+    return EXIT_QUARANTINED if outcome.quarantined else 0
+
+
+def report(outcome: Outcome, output: str) -> str:
+    """Several lines, without a line end."""
+    lines = _there(outcome.parts, output) if outcome.parts else []
+    if outcome.progress.rows:
+        lines += _done(outcome.progress)
+    lines += [f"note      {note}" for note in outcome.notes]
+    if outcome.elsewhere:
+        lines.append(
+            f"MISSING   {outcome.elsewhere:,} shards of other slices; whoever does the last one writes the manifest"
+        )
+    if outcome.quarantined:
+        lines.append(f"QUARANTINED {len(outcome.quarantined)} shards, listed in {output}/_quarantine.json:")
+        lines += [f"  shard {number}: {reason}" for number, reason in list(outcome.quarantined.items())[:5]]
+        lines.append("Mend the cause and start the same command again: only these shards are tried.")
+    return "\n".join(lines)
+
+
+def _there(parts: Sequence[Part], output: str) -> list[str]:
+    """What is in the output. Tokens, and texts that were cut, only where there were texts."""
+    totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "errors", "truncated", "tokens")}
+    kept = f"{totals['errors']:,} kept with an error"
+    rows = f"rows      {totals['rows']:,}"
+    lines = [f"output    {output}: {len(parts):,} parts, each audited, manifest written"]
+    if not totals["tokens"]:
+        return [*lines, f"{rows} ({kept})"]
+    return [*lines, f"{rows} ({kept}, {totals['truncated']:,} truncated)", f"tokens    {totals['tokens']:,}"]
+
+
+def _done(progress: Progress) -> list[str]:
+    """What this driver did, and where the time went."""
+    elapsed = max(time.monotonic() - progress.began, 1e-9)
+    took, rate = f"{duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"
+    busy = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items() if stage in progress.seconds)
+    total = sum(progress.seconds.values())
+    stages = f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)"
+    if not progress.tokens:
+        return [f"this run  {progress.rows:,} rows in {took})", f"speed     {rate}", stages]
+    waste = 1 - progress.tokens / progress.padded if progress.padded else 0.0
+    return [
+        f"this run  {progress.rows:,} rows, {progress.tokens:,} tokens in {took}, "
+        f"{progress.worked_until - (progress.worked_from or progress.worked_until):.1f} s of them with a model loaded)",
+        f"speed     {rate}, {progress.tokens / elapsed:,.0f} tokens/s",
+        f"padding   0% (a padded batch of 32 in arrival order: {waste:.0%}); "
+        f"equal texts and beginnings saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
+        stages,
+    ]

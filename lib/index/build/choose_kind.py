@@ -1,0 +1,116 @@
+"""Which kind, with how many lists: what the command says, or what memory and the wanted recall allow; and why."""
+
+import math
+from dataclasses import dataclass
+
+from ...cli.units import in_words, parse_bytes, pieces_for
+from ...errors import UsageError
+from ..kinds import FLAT_LISTS, GRAPH, ID_BYTES, Kind, described, parse
+from .train import LEAST_CODEC, LEAST_POINTS, POINTS
+
+AUTO = "auto"
+# Smallest first. Of two with the same recall the smaller is also the quicker.
+CANDIDATES = (*(f"ivf-rabitq:bits={bits}" for bits in (1, 2, 3, 4)), "ivf-sq8", "ivf-flat")
+EXACT_ROWS = 20_000  # up to which exact search of a query takes a millisecond, and an index wins nothing
+LISTS_FACTOR = 4  # lists over the square root of the vectors, before rounding to a power of two
+LARGE_GRAPH = 10_000_000  # vectors, from which on a graph of them is told to be none for so many
+
+
+@dataclass(frozen=True)
+class Choice:
+    """kind, and its lists (0 where it has none). why: sentences. bytes: of the whole index in memory."""
+
+    kind: Kind
+    lists: int
+    why: tuple[str, ...]
+    bytes: float
+
+
+def choose(
+    text: str, lists: int | None, rows: float, dim: int, memory: str | None, recall: float, merge: int | None = None
+) -> Choice:
+    """text: --kind. rows: vectors there are. merge: indexes that the pieces become. Raises UsageError for what cannot be."""
+    given = parse_bytes(memory) if memory else math.inf
+    if text != AUTO:
+        kind = parse(text)
+        why = [f"{described(kind)}: as asked", *_warned(kind, rows)]
+    else:
+        kind, why = _pick(rows, dim, given, recall, merge)
+    kind.check(dim)
+    count, said = _lists(kind, lists, rows)
+    size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
+    if size > given:
+        merged = kind.merges and one < size and one <= given
+        repeated = f", or give --merge 1, with which it takes {in_words(one)}" if merged else ""
+        raise UsageError(
+            f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {in_words(size)}, over --memory {memory}. Raise it "
+            f"to {in_words(size)}, or let --kind auto choose{repeated}"
+        )
+    return Choice(kind, count, (*why, *said), size)
+
+
+def size_of(kind: Kind, lists: int, rows: float, dim: int, merge: int | None = None) -> float:
+    """Bytes in memory while it serves: codes and numbers, and in each piece, or in each of the `merge` indexes that these become,
+    centroids and the links between them."""
+    codes = rows * (kind.bytes(dim) + ID_BYTES)
+    repeated = 4.0 * lists * dim + (lists * 8.0 * GRAPH if lists > FLAT_LISTS else 0.0)
+    return codes + (merge or pieces_for(codes, repeated)) * repeated
+
+
+def _warned(kind: Kind, rows: float) -> list[str]:
+    if kind.lists or not kind.effort or rows <= LARGE_GRAPH:
+        return []
+    return [f"a graph of {rows:,.0f} vectors takes days to build and all of them in memory: an ivf kind is for so many"]
+
+
+def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None) -> tuple[Kind, list[str]]:
+    if rows <= EXACT_ROWS and size_of(parse("flat"), 0, rows, dim) <= memory:
+        return parse("flat"), [f"flat: exact search of {rows:,.0f} vectors takes about a millisecond"]
+    sizes = {parse(name): size_of(parse(name), default_lists(rows), rows, dim, merge) for name in CANDIDATES}
+    fitting = [kind for kind, size in sizes.items() if size <= memory]
+    if not fitting:
+        small, least = next(iter(sizes.items()))
+        raise UsageError(
+            f"{rows:,.0f} vectors of {dim} dimensions take {in_words(least)} at least ({described(small)}). Raise --memory, cut the "
+            "dimensions (embed with --truncate-dim), or build several indexes"
+        )
+    kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
+    why = [f"{described(kind)}: {_reason(kind, in_words(sizes[kind]), memory, recall)}"]
+    if kind.recall < recall:
+        why.append(
+            f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates"
+        )
+    return kind, why
+
+
+def _reason(kind: Kind, size: str, memory: float, recall: float) -> str:
+    if kind.recall >= recall:
+        return f"the smallest ({size}) that is expected to reach recall@10 {recall:g} (about {kind.recall:g})"
+    return f"the most precise that fits {in_words(memory)} ({size})"
+
+
+def default_lists(rows: float) -> int:
+    """A power of two near LISTS_FACTOR times the square root, and no more than the vectors can train."""
+    wanted = 2 ** round(math.log2(max(1.0, LISTS_FACTOR * math.sqrt(rows))))
+    trained = 2 ** int(math.log2(max(1.0, rows / POINTS)))
+    return max(1, min(wanted, trained))
+
+
+def _lists(kind: Kind, asked: int | None, rows: float) -> tuple[int, list[str]]:
+    if not kind.lists:
+        if asked:
+            raise UsageError(f"--lists {asked}: {described(kind)} has no lists. Leave it out, or choose an ivf kind")
+        return 0, []
+    if rows < LEAST_CODEC:
+        raise UsageError(
+            f"{rows:,.0f} vectors are too few to train {described(kind)}, which takes {LEAST_CODEC} at least. Use --kind flat"
+        )
+    if asked is None:
+        count = default_lists(rows)
+        return count, [f"{count:,} lists: near {LISTS_FACTOR} times the square root of {rows:,.0f} vectors"]
+    if asked * LEAST_POINTS > rows:
+        raise UsageError(
+            f"--lists {asked:,} takes {asked * LEAST_POINTS:,} vectors to train ({LEAST_POINTS} a list), and there are "
+            f"{rows:,.0f}. Ask for {max(1, int(rows / LEAST_POINTS)):,} at most, or leave it out ({default_lists(rows):,})"
+        )
+    return asked, [f"{asked:,} lists: as asked"]

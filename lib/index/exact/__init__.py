@@ -1,0 +1,1 @@
+"""Exact search: blocks of queries x ranges of passages, merged. In `index`, above `kinds`."""

@@ -1,0 +1,58 @@
+"""Inverted lists with 4-bit product quantization, laid out so that a processor scans 32 codes at once (Andre et al., PVLDB 9(4),
+2015). faiss cannot merge this layout on disk: it is kept as pieces."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...errors import UsageError
+from . import described, divisors, faiss_codes, list_parameters, lists_of
+
+
+@dataclass(frozen=True)
+class IvfPqFastscan:
+    """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions, or a few more."""
+
+    groups: int = 0
+    lists: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    effort: ClassVar[str] = "nprobe"
+    recall: ClassVar[float] = 0.60
+
+    def check(self, dim: int) -> None:
+        if dim % self._groups(dim) or self._groups(dim) % 2:
+            raise UsageError(
+                f"--kind {described(replace(self, groups=self._groups(dim)))}: it must be even, and divide the vectors' {dim} "
+                f"dimensions, as {', '.join(map(str, _even(dim))) or 'none'} do. ivf-rabitq takes any number of them"
+            )
+
+    def key(self, dim: int) -> str:
+        return f"{{lists}},PQ{self._groups(dim)}x4np"
+
+    def bytes(self, dim: int) -> float:
+        return self._groups(dim) / 2
+
+    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        return faiss_codes(inner, points, lists)
+
+    def parameters(self, **chosen: Any) -> Any:
+        return list_parameters(**chosen)
+
+    def finished(self, index: Any) -> Any:
+        """The codes in faiss's blocks of 32; of equal distances another may come first than in the plain layout."""
+        import faiss
+
+        made: Any = faiss.IndexIVFPQFastScan(lists_of(index))
+        made.referenced_objects = [index]  # whose centroids it goes on using
+        return made
+
+    def _groups(self, dim: int) -> int:
+        return self.groups or max((count for count in _even(dim) if count <= dim // 4), default=1)
+
+
+def _even(dim: int) -> list[int]:
+    return [count for count in divisors(dim) if count % 2 == 0]
+
+
+KIND = IvfPqFastscan

@@ -1,0 +1,68 @@
+"""BGE-M3's other two outputs: lexical weights and multiple vectors, from two linear layers on the token states.
+
+Source: Chen et al. 2024 (arXiv 2402.03216) and FlagEmbedding, which saves the layers beside the checkpoint. A token's weight
+is relu(w.h + b), a word's the greatest of its tokens'; special tokens weigh nothing. The multiple vectors of a text are
+those of all its tokens but the first, L2-normalised.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .files import M3_FILES, check_m3
+from .spec import ModelSpec, Tokens
+
+
+class M3Head(nn.Module):
+    """Both layers, in float32."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        """Raises ModelError for a checkpoint without the two files."""
+        super().__init__()
+        folder = Path(spec.folder)
+        check_m3(folder)
+        self.lexical, self.multiple = (_layer(folder / name, spec.hidden_size) for name in M3_FILES)
+        self.width = self.multiple.out_features
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States [tokens, hidden] -> weights float32 [tokens], vectors float16 [tokens, width]."""
+        states = states.float()
+        weights = functional.relu(self.lexical(states)).squeeze(1)
+        return weights, functional.normalize(self.multiple(states), dim=1).half()
+
+
+def _layer(file: Path, width: int) -> nn.Linear:
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    layer = nn.Linear(width, weights["weight"].shape[0])
+    layer.load_state_dict(weights)
+    return layer.float()
+
+
+def sparse_column(tokens: Tokens, weights: np.ndarray, special: Iterable[int]) -> pa.StructArray:
+    """One struct<indices: list<int32>, values: list<float32>> a text: its words by token id, ascending, above zero."""
+    lengths = np.diff(tokens.offsets)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    kept = (weights > 0) & ~np.isin(tokens.ids, list(special))
+    document, ids, values = document[kept], tokens.ids[kept], weights[kept]
+    order = np.lexsort((ids, document))
+    document, ids, values = document[order], ids[order], values[order]
+    first = np.flatnonzero(np.diff(document, prepend=-1) | np.diff(ids, prepend=-1))
+    greatest = np.maximum.reduceat(values, first) if len(first) else values
+    ends = np.searchsorted(document[first], np.arange(len(lengths) + 1)).astype(np.int32)
+    lists = [pa.ListArray.from_arrays(ends, pa.array(each)) for each in (ids[first].astype(np.int32), greatest)]
+    return pa.StructArray.from_arrays(lists, names=["indices", "values"])
+
+
+def multi_vector_column(tokens: Tokens, vectors: np.ndarray) -> pa.ListArray:
+    """One list<fixed_size_list<float16>[width]> a text, without the vector of its first token."""
+    lengths = np.diff(tokens.offsets)
+    first = np.zeros(len(tokens.ids), dtype=bool)
+    first[tokens.offsets[:-1][lengths > 0]] = True
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors[~first].reshape(-1)), vectors.shape[1])
+    ends = np.concatenate([[0], np.cumsum(np.maximum(lengths - 1, 0))]).astype(np.int32)
+    return pa.ListArray.from_arrays(ends, rows)

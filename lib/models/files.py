@@ -1,0 +1,138 @@
+"""Where a model's files are, whether they are all there, and what identifies them."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from ..storage import directory
+from ..storage.folder import Folder
+
+MIB = 1 << 20
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
+)
+SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md"]
+REQUIRED = object()
+M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
+
+
+def locate(model: str, revision: str | None) -> Path:
+    """The local directory of a path, a URL or a hub id, fetched when it is not here yet. Raises ModelError."""
+    if "://" in model:
+        return _bring(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise ModelError(f"{folder} is a file. Give the directory that holds config.json.")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError(f"There is no directory {folder}. Give an existing directory, or a hub id such as owner/name.")
+    return _download(model, revision)
+
+
+def cache_folder() -> Path:
+    """Where models from object stores are kept on this machine: SHOAL_MODELS, else the system's folder for such files."""
+    return Path(os.environ.get("SHOAL_MODELS", tempfile.gettempdir())) / "shoal-models"
+
+
+def _bring(url: str) -> Path:
+    """A model that a fine-tuning left in an object store: its files, in a folder of this machine that is kept."""
+    try:
+        return directory.download(Folder(url), cache_folder())
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{url} is not the folder of a whole model: it has no {directory.FILES}. Give the OUTPUT/model of a fine-tuning, or "
+            "copy the model to a directory"
+        ) from error
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    skipped = ["onnx/*", "openvino/*"]
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=[*HUB_FILES, *M3_FILES], ignore_patterns=skipped)
+        )
+    except Exception as error:  # the hub client raises a dozen types: no network, no such id, no access, wrong revision
+        raise ModelError(
+            f"{model!r} is neither a directory here ({Path(model).resolve()}) nor a model that could be fetched from "
+            f"the hub: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Check the name, or "
+            "download it where there is a network and give its directory."
+        ) from error
+
+
+def check(folder: Path) -> list[Path]:
+    """The weight files of a transformers directory. Raises ModelError when config, tokenizer or weights are missing."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a transformers model. Give the directory that holds it."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is a PEFT adapter. Merge it into its base model, save that, and give the result.")
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise ModelError(
+            f"{folder} has no tokenizer (one of {', '.join(VOCABULARIES)}). Copy the tokenizer's files there."
+        )
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    raise ModelError(f"{folder} has no weights (model*.safetensors or pytorch_model*.bin). Fetch the model again.")
+
+
+def read_json(file: Path, default: Any = REQUIRED) -> Any:
+    """Parsed content, or `default` where the file is missing. Raises ModelError for a missing or broken file."""
+    if default is not REQUIRED and not file.is_file():
+        return default
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}. Fetch the model again.") from error
+
+
+def revision(root: Path, folder: Path, weights: Sequence[Path], dense: Sequence[str]) -> str:
+    """The hub commit of a hub snapshot; elsewhere "weights-" and 12 hex digits of a fingerprint of the files.
+
+    The fingerprint reads small files whole, and of weight files the name, the size and the first and last MiB: to tell
+    two models apart in milliseconds, not to find damage.
+    """
+    if root.parent.name == "snapshots" and len(root.name) == 40:
+        return root.name
+    digest = hashlib.sha256()
+    small = {file for place in {root, folder} for pattern in SMALL_FILES for file in place.glob(pattern)}
+    small |= set(root.glob("*/config.json"))  # of the modules after the transformer
+    large = {*weights, *(file for name in dense for file in (root / name).glob("*.safetensors"))}
+    large |= {file for name in dense for file in (root / name).glob("*.bin")}
+    for file in sorted(small | large):
+        digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode())
+        digest.update(_ends(file) if file in large else file.read_bytes())
+    return f"weights-{digest.hexdigest()[:12]}"
+
+
+def _ends(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        head = stream.read(MIB)
+        stream.seek(max(0, file.stat().st_size - MIB))
+        return head + stream.read(MIB)
+
+
+def check_m3(folder: Path) -> None:
+    """Raises ModelError for a checkpoint without the layers of M3's other outputs."""
+    for name in M3_FILES:
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder} has no {name}: it is no M3 checkpoint. Leave sparse and multi_vector out of --outputs"
+            )

@@ -1,0 +1,161 @@
+"""modules.json of a sentence-transformers directory: which of its modules Shoal runs, and what they say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelError
+from .files import read_json
+
+SUPPORTED = (
+    "Transformer",
+    "Pooling",
+    "Dense",
+    "LayerNorm",
+    "Normalize",
+    "Dropout",
+)  # Dropout does nothing at inference
+POOLING_MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
+# One boolean a mode, as directories before sentence-transformers 5.7 have it, in the order of concatenation.
+OLD_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Loading options that do not change what the network computes, other than its precision, which is Encoder's `dtype`.
+HARMLESS_OPTIONS = frozenset(
+    {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "use_cache", "use_safetensors"}
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What modules.json and the files it names say. `pooling` is empty and `width` 0 where they say nothing."""
+
+    subfolder: str = ""
+    pooling: tuple[str, ...] = ()
+    include_prompt: bool = True
+    dense: tuple[str, ...] = ()
+    width: int = 0  # of the vectors after the dense layers
+    normalize: bool = False
+    max_tokens: int | None = None
+    lower_case: bool = False
+    is_causal: bool | None = None
+
+
+def read(root: Path) -> Parts:
+    """The parts of a model directory; all defaults for a checkpoint without modules.json. Raises ModelError."""
+    listed = read_json(root / "modules.json", None)
+    if listed is None:
+        return Parts()
+    named = [(_kind(entry["type"], root), entry.get("path", "")) for entry in listed]
+    kinds = [kind for kind, _ in named]
+    _check_order(kinds, root)
+    transformer = named[0][1]
+    dense = tuple(path for kind, path in named if kind in ("Dense", "LayerNorm"))
+    modes, include_prompt = _pooling(root / dict(named)["Pooling"])
+    return Parts(
+        subfolder=transformer,
+        pooling=modes,
+        include_prompt=include_prompt,
+        dense=dense,
+        width=_width(root, dense),
+        normalize="Normalize" in kinds,
+        **_transformer(root / transformer),
+    )
+
+
+def read_reranker(root: Path) -> Parts:
+    """The parts of a CrossEncoder directory, or of a plain checkpoint. Raises ModelError for modules besides the network."""
+    listed = read_json(root / "modules.json", None)
+    if listed is None:
+        return Parts(**_transformer(root, "sequence-classification"))
+    kinds = [entry["type"].rsplit(".", 1)[-1] for entry in listed]
+    if kinds != ["Transformer"]:
+        raise ModelError(
+            f"{root}/modules.json runs {' > '.join(kinds)}. Of CrossEncoder directories Shoal runs classifiers; a language "
+            "model scores through the --recipe it belongs to."
+        )
+    subfolder = listed[0].get("path", "")
+    return Parts(subfolder=subfolder, **_transformer(root / subfolder, "sequence-classification"))
+
+
+def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:
+    """Pooling modes as a tuple. Raises ModelError for one that does not exist."""
+    modes = (asked,) if isinstance(asked, str) else tuple(asked)
+    unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown or not modes:
+        raise ModelError(f"Pooling {unknown} does not exist. Choose from {', '.join(POOLING_MODES)}.")
+    return modes
+
+
+def _kind(dotted: str, root: Path) -> str:
+    kind = dotted.rsplit(".", 1)[-1]
+    if kind not in SUPPORTED or not dotted.startswith("sentence_transformers."):
+        raise ModelError(
+            f"{root}/modules.json has a module {dotted!r}, which Shoal does not run. It runs {', '.join(SUPPORTED)}."
+        )
+    return kind
+
+
+def _check_order(kinds: list[str], root: Path) -> None:
+    kept = [kind for kind in kinds if kind != "Dropout"]
+    ordered = kept[:2] == ["Transformer", "Pooling"] and "Normalize" not in kept[:-1]
+    if not ordered or kept.count("Transformer") + kept.count("Pooling") != 2:
+        raise ModelError(
+            f"{root}/modules.json runs {' > '.join(kinds)}. Shoal runs Transformer > Pooling, then Dense or LayerNorm "
+            "any number of times, then at most one Normalize."
+        )
+
+
+def _pooling(folder: Path) -> tuple[tuple[str, ...], bool]:
+    config = read_json(folder / "config.json")
+    asked = config.get("pooling_mode")
+    if asked is None:
+        asked = tuple(mode for key, mode in OLD_POOLING.items() if config.get(key)) or "mean"
+    return pooling_modes(asked), config.get("include_prompt", True)
+
+
+def _width(root: Path, dense: Sequence[str]) -> int:
+    """Width of the vectors after the last dense layer; 0 where there is none."""
+    configs = [read_json(root / folder / "config.json") for folder in dense]
+    for folder, config in zip(dense, configs, strict=True):
+        names = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
+        if names != {"sentence_embedding"}:
+            raise ModelError(
+                f"{root / folder} works on {sorted(names)}. Shoal runs such layers on sentence_embedding only."
+            )
+    return next((config["out_features"] for config in reversed(configs) if "out_features" in config), 0)
+
+
+def _transformer(folder: Path, runs: str = "feature-extraction") -> dict[str, Any]:
+    """What sentence_bert_config.json says about the transformer module. Refuses what would change the vectors."""
+    found = next(
+        (folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0]
+    )
+    config = read_json(found, {})
+    task = config.get("transformer_task", runs)
+    if task != runs or "message" in config.get("modality_config", {}):
+        raise ModelError(f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through {runs}.")
+    options: dict[str, Any] = {}
+    for key in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
+        options |= config.get(key) or {}
+    strange = sorted(options.keys() - HARMLESS_OPTIONS - {"model_max_length", "is_causal", "trust_remote_code"})
+    if strange or config.get("processing_kwargs"):
+        raise ModelError(
+            f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write what they change into "
+            "config.json or tokenizer_config.json."
+        )
+    return {
+        "max_tokens": options.get("model_max_length") or config.get("max_seq_length"),
+        "lower_case": bool(config.get("do_lower_case", False)),
+        "is_causal": options.get("is_causal"),
+    }

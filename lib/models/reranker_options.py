@@ -1,0 +1,58 @@
+"""Which model scores pairs, and how they are put to it: what the command says, over the recipe, over the model's files."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .. import recipes
+from ..errors import UsageError
+from ..recipes import RerankRecipe
+from .reranker_spec import Activation, RerankSpec, read_rerank_spec
+
+INSTRUCTION = "{instruction}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerOptions:
+    """The reranker, and what may be set over its own files."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Sequence classifier or CrossEncoder directory, or hub id; others by --recipe."}
+    )
+    recipe: str | None = field(
+        default=None, metadata={"help": f"Published reranker: {', '.join(recipes.names(RerankRecipe))}."}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "The task in words, for models that take one. Default: the recipe's."}
+    )
+    max_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens a pair is cut to, template included. Default: the recipe's or model's.", "min": 8},
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Arithmetic. auto: bfloat16 where the chip has it."}
+    )
+    activation: Activation | None = field(
+        default=None, metadata={"help": "What becomes of the raw score. Default: the recipe's, else the model's."}
+    )
+
+
+def resolve(options: RerankerOptions) -> RerankSpec:
+    """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
+    recipe = recipes.load(options.recipe) if options.recipe else None
+    if recipe is not None and not isinstance(recipe, RerankRecipe):
+        raise UsageError(f"--recipe {options.recipe} embeds texts: python jobs/embed_corpus.py")
+    if recipe is None and options.model is None:
+        raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-reranker-v2-m3, or a --recipe")
+    known = recipe or RerankRecipe(models=(options.model or "",))
+    takes_one = any(INSTRUCTION in segment for segment in known.segments)
+    if options.instruction is not None and not takes_one:
+        raise UsageError(f"--instruction: {options.recipe or options.model} takes none. Leave it out")
+    instruction = known.instruction if options.instruction is None else options.instruction
+    return read_rerank_spec(
+        options.model or known.models[0],
+        max_tokens=options.max_tokens or known.max_tokens,
+        segments=tuple(segment.replace(INSTRUCTION, instruction) for segment in known.segments),
+        answers=known.answers,
+        beyond=known.beyond,
+        activation=options.activation or known.activation,
+    )

@@ -1,0 +1,1 @@
+"""The rerank job: pairs, or candidates joined by id, -> scores and ranks. Floor 5."""

@@ -1,0 +1,60 @@
+"""Local folders as objects: uploaded whole, seen only when whole, and brought back."""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import StorageError
+from .folder import Folder
+
+FILES = "_files.json"  # names, sizes and checksums; written last, so a folder that has it is whole
+
+
+def upload(source: Path, target: Folder) -> None:
+    """Every file below `source`, and then the list of them. Memory: the largest file."""
+    files = {}
+    for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != FILES):
+        name = file.relative_to(source).as_posix()
+        data = file.read_bytes()
+        folder, _, last = name.rpartition("/")
+        (target.below(folder) if folder else target).publish(last, data)
+        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    target.publish(FILES, json.dumps(files, indent=1).encode())
+
+
+def is_whole(target: Folder) -> bool:
+    return target.exists(FILES)
+
+
+def download(source: Folder, target: Path) -> Path:
+    """Bring the files of a whole folder into one below `target`, named by what they hold, and return it.
+
+    Raises FileNotFoundError for a folder that is not whole, StorageError for files that are not what it says.
+    """
+    listed = source.read(FILES)
+    place = target / hashlib.sha256(listed).hexdigest()[:12]
+    if place.is_dir():
+        return place
+    unfinished = place.with_name(f".{place.name}-{os.getpid()}")
+    for name, said in json.loads(listed).items():
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StorageError(f"{source.url} lists {name!r}, which lies outside of it. It is not one of ours")
+        folder, _, last = name.rpartition("/")
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        data = (source.below(folder) if folder else source).read(last)
+        if hashlib.sha256(data).hexdigest() != said["sha256"]:
+            raise StorageError(f"{source.path(name)} is not what {FILES} says of it. Upload it again")
+        (unfinished / name).write_bytes(data)
+    with suppress(OSError):  # another process was first
+        unfinished.rename(place)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return place
+
+
+def remove(target: Folder) -> None:
+    """Take a folder away; the list of its files first, so that it is never taken for whole."""
+    target.remove(FILES)
+    target.remove_all()

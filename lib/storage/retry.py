@@ -1,0 +1,87 @@
+"""Trying again: what may pass (503, reset, timeout, a server that restarts) and what will not, told in a sentence."""
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+from ..errors import StorageError
+
+PATIENCE = 120.0  # seconds; a store that restarts is back in 1 to 20
+PROBE_PATIENCE = 4.0  # seconds; a wrong endpoint, which gives no answer at all, is told to a waiting person
+
+T = TypeVar("T")
+
+
+def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> T:
+    """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over.
+
+    A store that answers, be it by 503, is there: it is given PATIENCE, however little a silent one is given.
+    """
+    started = time.monotonic()
+    pause = 0.2
+    while True:
+        try:
+            return attempt()
+        except (TypeError, AttributeError, LookupError, AssertionError, StorageError):
+            raise  # a mistake of ours, not the store's, or told already
+        except Exception as error:
+            final = final_reason(error)
+            if isinstance(error, FileNotFoundError) and not final:
+                raise
+            allowed = PATIENCE if error_code(error) else patience
+            if final or time.monotonic() + pause > started + allowed:
+                raise StorageError(f"{url}: {final or _passing_reason(error, allowed)}") from error
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(pause * 2, 8.0)
+
+
+def error_code(error: BaseException) -> str:
+    """The store's own error code, from botocore's exception, the one s3fs made of it, or an HTTP status (gcsfs)."""
+    if isinstance(status := getattr(error, "code", None), int):
+        return str(status)
+    for e in (error, error.__cause__):
+        response = getattr(e, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def final_reason(error: Exception) -> str | None:
+    """Why trying again is useless, with what to do; None when it may pass or is the caller's to judge."""
+    code, text = error_code(error), f"{type(error).__name__}: {error}"
+    if "ParamValidationError" in text:
+        return f"{text}. Correct the URL"
+    if "NoCredentials" in text or "Unable to locate credentials" in text or "PartialCredentials" in text:
+        return "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option anon=true"
+    if code == "NoSuchBucket" or "bucket does not exist" in text:
+        return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL says which server is asked"
+    denied = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "401", "403")
+    if isinstance(error, PermissionError) or code in denied or text.startswith("OSError: Forbidden"):
+        return f"access denied ({code or error}). Check the access key, the secret and the bucket's policy"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full. Free space and start the same command again: it goes on where it stopped"
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, ValueError)):
+        return text
+    return None
+
+
+def _passing_reason(error: Exception, patience: float) -> str:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    asked = f" at {endpoint}" if endpoint else ""
+    return (
+        f"the store{asked} did not serve this within {patience:.0f} s ({type(error).__name__}: {error}). "
+        "Check the endpoint and the network, then start the same command again"
+    )
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a reader's error speaks of the data, which will not change, and not of the disk or the network.
+
+    pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot make sense of.
+    """
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)

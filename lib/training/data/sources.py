@@ -1,0 +1,210 @@
+"""The files of a training plan, one entry for each --data: named, measured, and their first rows looked at."""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files, measure_files
+from ...data.formats import Measure
+from ...data.shards import Shard, cut, heads
+from ...engine.job import RunOptions, refuse_nested
+from ...engine.shuffle import REASON
+from ...engine.workers import ClusterOptions, beside
+from ...errors import InputError, UsageError
+from ...storage.folder import parse_options
+from ...storage.listing import WILDCARDS
+from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
+
+NAME = re.compile(r"[\w.-]+")
+SAMPLE_FILES, SAMPLE_ROWS, SAMPLE_THREADS = 64, 100, 16
+BUCKET_BATCHES, LEAST_BATCHES = 64, 4  # a bucket, of which half a batch is left over on average
+LEAST_ROWS, MOST_ROWS = 25_000, 200_000  # a bucket, unless its batches are larger
+BUCKET_BYTES = 256 << 20
+FORMS = "A pair has a text in 'query' and one or a list of texts in 'pos'; 'text' without them is for pretraining"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One --data: its name, its options as a corpus, and its measured files.
+
+    columns: what its files have of those that are read; odd: by path, what those have that are unlike the others.
+    """
+
+    name: str
+    options: RunOptions
+    corpus: Corpus
+    columns: pa.Schema
+    odd: Mapping[str, pa.Schema]
+
+    @property
+    def by_dataset(self) -> bool:
+        """Whether its rows say which dataset they are of."""
+        return "dataset" in self.corpus.schema.names
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self.corpus.files).encode()).hexdigest()[:16]
+
+    def buckets(self, global_batch: int) -> int:
+        """How many buckets its rows are dealt into: 64 batches each, within bounds of rows and bytes."""
+        rows = min(
+            max(BUCKET_BATCHES * global_batch, LEAST_ROWS), MOST_ROWS, BUCKET_BYTES / max(self.corpus.row_bytes, 1.0)
+        )
+        return max(1, math.ceil(self.corpus.rows / max(rows, LEAST_BATCHES * global_batch)))
+
+
+def parse_data(data: Sequence[str]) -> dict[str, str]:
+    """`NAME=URL` and `URL` words as URLs by name. Raises UsageError."""
+    if not data:
+        raise UsageError("no --data. Give a file, a folder or a glob of training pairs, or NAME=URL")
+    found: dict[str, str] = {}
+    for word in data:
+        before, equals, after = word.partition("=")
+        named = equals and "/" not in before and ":" not in before
+        name, url = (before, after) if named else (_stem(word), word)
+        if not NAME.fullmatch(name) or name.startswith("."):
+            raise UsageError(
+                f"--data {word!r}: {name!r} is no name of letters, digits, and . _ -. Write it as NAME={url}"
+            )
+        if not url:
+            raise UsageError(f"--data {word!r} has no URL. Write it as NAME=URL")
+        if name in found:
+            raise UsageError(
+                f"two --data are named {name!r}: {found[name]} and {url}. Name one otherwise, as NAME={url}"
+            )
+        found[name] = url
+    return found
+
+
+def _stem(url: str) -> str:
+    """The last name of a URL that is no pattern, without its endings."""
+    names = [name for name in url.split("/") if name and not any(letter in name for letter in WILDCARDS)]
+    return names[-1].split(".")[0] if names else ""
+
+
+def parse_weights(words: Sequence[str]) -> dict[str, float]:
+    """`NAME=2.0` words. Raises UsageError for what is no positive number, and for a name with two weights."""
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = 0.0
+        if not name or not 0 < weight < math.inf:
+            raise UsageError(f"--weight {word!r} is not NAME=NUMBER with a number above 0, as in nli=0.5")
+        if name in weights:
+            raise UsageError(f"--weight names {name!r} twice. Give it one weight")
+        weights[name] = weight
+    return weights
+
+
+class _AnyColumns(CorpusOptions):
+    """No column is asked for: those there are tell which are needed."""
+
+    def text_columns(self) -> list[str]:
+        return []
+
+
+def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...], workers: ClusterOptions) -> Entry:
+    """List and measure an entry's files and look at their first rows.
+
+    Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
+    all of them, or one that begins with nothing but rows that cannot be used.
+    """
+    options = RunOptions(
+        input=url,
+        output=f"{output.rstrip('/')}/plan/dealt-{name}",
+        storage_option=storage_option,
+        **beside(workers),
+    )
+    refuse_nested(url, options)
+    storage = parse_options(storage_option)
+    files = list_files(options, storage)
+    corpus = measure_files(files, _AnyColumns(input=url), storage, strict=False)
+    needed = _needed(corpus)
+    optional = OPTIONAL if needed == NEEDED else ALONE_OPTIONAL
+    keep = (*needed[1:], *_common(corpus, optional))
+    options = replace(options, text_template=f"{{{needed[0]}}}", keep_columns=keep)
+    if any(isinstance(m, Measure) and m.complete for m in corpus.measures):  # again, with the bytes that will be read
+        corpus = measure_files(files, options, storage, strict=False)
+    wanted = (*needed, *optional)
+    measured = zip(files, corpus.measures, strict=True)
+    schemas = [_own(f.path, m, wanted) if isinstance(m, Measure) and m.units else None for f, m in measured]
+    columns = next((schema for schema in schemas if schema is not None), pa.schema([]))
+    odd = {f.path: s for f, s in zip(files, schemas, strict=True) if s is not None and s != columns}
+    entry = Entry(name, options, corpus, columns, odd)
+    _look(entry, storage)
+    return entry
+
+
+def _needed(corpus: Corpus) -> tuple[str, ...]:
+    """The columns that every file must have: NEEDED, or ALONE where they are of single texts. Raises InputError."""
+    measured = zip(corpus.files, corpus.measures, strict=True)
+    found = {f.path: m for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)}
+    names = {path: [*dict.fromkeys((*m.schema.names, *hive_keys(path)))] for path, m in found.items()}
+    pairs = [path for path, there in names.items() if not {*NEEDED}.isdisjoint(there)]
+    alone = [path for path, there in names.items() if ALONE[0] in there and {*NEEDED}.isdisjoint(there)]
+    if pairs and alone:
+        raise InputError(
+            f"{alone[0]} has single texts and {pairs[0]} pairs. {FORMS}: give each kind as a --data of its own"
+        )
+    needed = ALONE if alone else NEEDED
+    for path, measure in found.items():
+        there = names[path] if measure.complete else corpus.schema.names
+        if missing := [name for name in needed if name not in there]:
+            raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(there)}. {FORMS}")
+    return needed
+
+
+def _common(corpus: Corpus, optional: Sequence[str]) -> list[str]:
+    """Optional columns that every file has, where files tell their columns."""
+    told = [m for m in corpus.measures if isinstance(m, Measure) and m.units]
+    if not all(measure.complete for measure in told):
+        return []
+    return [name for name in optional if told and all(name in measure.schema.names for measure in told)]
+
+
+def _own(path: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
+    """What a file has of the wanted columns, by its own types; where only reading tells, all of them."""
+    keys = hive_keys(path)
+    fields = []
+    for name in wanted:
+        if name in measure.schema.names:
+            fields.append(pa.field(name, measure.schema.field(name).type))
+        elif name in keys:
+            fields.append(pa.field(name, pa.string()))
+        elif not measure.complete:
+            fields.append(pa.field(name, pa.large_string()))
+    return pa.schema(fields)
+
+
+def _look(entry: Entry, storage: Mapping[str, Any]) -> None:
+    """Raises InputError for a file of which no row among the first can be used."""
+    places = [i for i, m in enumerate(entry.corpus.measures) if isinstance(m, Measure) and m.units]
+    some = sorted({places[i * len(places) // SAMPLE_FILES] for i in range(SAMPLE_FILES)}) if places else []
+    with ThreadPoolExecutor(SAMPLE_THREADS) as threads:
+        complaints = threads.map(lambda place: _complaint(entry, place, storage), some)
+        for complaint in complaints:
+            if complaint:
+                raise InputError(complaint)
+
+
+def _complaint(entry: Entry, place: int, storage: Mapping[str, Any]) -> str | None:
+    file, measure = entry.corpus.files[place], entry.corpus.measures[place]
+    alone = replace(entry.corpus, files=(file,), measures=(measure,))
+    head: list[Shard] = heads(cut(alone, int(alone.rows) + 1), 1, SAMPLE_ROWS)
+    tables = [checked(t, entry.name) for shard in head for t in read_pairs(shard, entry.columns, entry.odd, storage)]
+    rows = pa.concat_tables(tables)
+    if not rows.num_rows or rows[REASON].null_count:
+        return None
+    return (
+        f"none of the first {rows.num_rows} rows of {file.path} can be used; the first is {rows['source'][0]}: "
+        f"{rows[REASON][0]}. {FORMS}"
+    )

@@ -1,0 +1,147 @@
+"""What a training plan is made of, from what its parts say in their footers; and what of it makes training pointless."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ...engine.parts import FOOTER_THREADS, Part
+from ...errors import InputError
+from ...storage.folder import Folder
+from .pairs import NO_NEGATIVES, SUMMARY, count_reason
+from .schedule import Stream
+
+SHOWN = 3  # reasons, or datasets, that a message names
+
+
+@dataclass(frozen=True)
+class Bad:
+    """Rows left out for one kind of reason; `first`: the source of the first of them, `reason`: its reason in full."""
+
+    count: int
+    first: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DatasetCounts:
+    """Usable rows of a dataset, and its batches in the first pass."""
+
+    rows: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """rows = usable + the bad ones; usable = rows of the first pass's batches + left_over.
+
+    dropped_negatives: texts, of usable rows, that were empty or one of the row's positives. notes: sentences for a
+    report, on datasets that give no batch.
+    """
+
+    rows: int
+    usable: int
+    bad: dict[str, Bad]
+    dropped_negatives: int
+    left_over: int
+    datasets: dict[str, DatasetCounts]
+    notes: tuple[str, ...]
+
+
+def summaries(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The SUMMARY of each part."""
+
+    def one(part: Part) -> dict[str, Any]:
+        with folder.open(part.part) as file, pq.ParquetFile(file) as parquet:
+            return json.loads((parquet.schema_arrow.metadata or {})[SUMMARY])
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(one, parts))
+
+
+def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summaries of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
+    total: dict[str, Any] = {"rows": 0, "dropped": 0, "bad": {}, "sets": {}}
+    for each in summaries:
+        total["rows"] += each["rows"]
+        total["dropped"] += each["dropped"]
+        for kind, (count, source, reason) in each["bad"].items():
+            count_reason(total["bad"], reason if kind == reason.split(":")[0] else kind, count, source)
+        for dataset, in_batch, rows, having in each["sets"]:
+            held = total["sets"].setdefault((dataset, in_batch), [0, 0])
+            held[0] += rows
+            held[1] += having
+    return total
+
+
+def check_dealt(name: str, dealt: Mapping[str, Any], global_batch: int) -> None:
+    """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
+
+    dealt: what `merged` makes of its parts' summaries.
+    """
+    usable = sum(rows for rows, _ in dealt["sets"].values())
+    if not usable:
+        ranked = sorted(dealt["bad"].items(), key=lambda item: -item[1][0])
+        said = "; ".join(f"{n:,} rows: {why} (first {first})" for _, (n, first, why) in ranked[:SHOWN])
+        raise InputError(f"--data {name}: none of its {dealt['rows']:,} rows can be used: {said}. Mend or leave it out")
+    most = max(rows for rows, _ in dealt["sets"].values())
+    if most < global_batch:
+        many = len(dealt["sets"]) > 1
+        what = f"the largest of its {len(dealt['sets'])} datasets has {most:,}" if many else f"it has {usable:,}"
+        raise InputError(
+            f"--data {name} gives no batch: a global batch is {global_batch:,} rows of one dataset, and {what} usable "
+            f"rows. Lower --batch to {most:,} or less, add rows, or leave it out"
+        )
+
+
+def check_batches(name: str, streams: Iterable[Stream], dealt: Mapping[str, Any], global_batch: int) -> None:
+    """Raises InputError for an entry whose rows fill no batch although there are enough."""
+    if any(len(stream.batches(0)) for stream in streams):
+        return
+    usable = sum(rows for rows, _ in dealt["sets"].values())
+    raise InputError(
+        f"--data {name} gives no batch: of its {usable:,} usable rows no {global_batch:,} could be put together in which "
+        "no text stands twice (or too few of them have negatives). Lower --batch, set in_batch_negatives to false "
+        "in rows that share their texts, or leave the entry out; and choose a new --output"
+    )
+
+
+def count(
+    dealt: Mapping[str, Mapping[str, Any]], batched: Sequence[Mapping[str, Any]], streams: Sequence[Stream], size: int
+) -> Counts:
+    """Everything that the summaries of both maps tell. dealt: by entry, merged; batched: one a part; size: global batch."""
+    bad: dict[str, list[Any]] = {}
+    rows: dict[str, int] = {}
+    for entry in dealt.values():
+        for kind, (number, source, why) in entry["bad"].items():
+            count_reason(bad, why if why.startswith(kind) else kind, number, source)
+        for (dataset, _), (usable, _) in entry["sets"].items():
+            rows[dataset] = rows.get(dataset, 0) + usable
+    left_over = 0
+    for part in batched:
+        for found in part["sets"] if part["pass"] == 0 else []:
+            left_over += found["left_over"]
+            if found["left_out"]:
+                count_reason(bad, NO_NEGATIVES, found["left_out"], found["first"])
+                rows[found["dataset"]] -= found["left_out"]
+    batches = dict.fromkeys(rows, 0)
+    for stream in streams:
+        batches[stream.dataset] += len(stream.batches(0))
+    notes = [
+        f"dataset {name} gives no batch: it has {rows[name]:,} usable rows, and a global batch takes {size:,}"
+        + (" that have no text in common" if rows[name] >= size else "")
+        for name in sorted(rows)
+        if not batches[name]
+    ]
+    return Counts(
+        rows=sum(entry["rows"] for entry in dealt.values()),
+        usable=sum(rows.values()),
+        bad={kind: Bad(*held) for kind, held in sorted(bad.items())},
+        dropped_negatives=sum(entry["dropped"] for entry in dealt.values()),
+        left_over=left_over,
+        datasets={name: DatasetCounts(rows[name], batches[name]) for name in sorted(rows)},
+        notes=tuple(notes),
+    )

@@ -1,0 +1,69 @@
+"""Networks as they are trained: packed tokens in, what the loss wants out. Weights in float32.
+
+Each has `backbone`, the transformers network, and gives a tuple: first of texts, [n, ...], then of tokens, [t, ...].
+"""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ...models import self_test
+from ...models.forward import Flat, run_packed, run_stacked
+from ...models.load import load_network, position_start
+from ...models.packing import length_groups
+from ...models.pooling import Head, pool
+from ...models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Backbone(nn.Module):
+    """A transformers network on documents without padding, in the mode that its self-test found exact."""
+
+    def __init__(self, network: "PreTrainedModel", mode: str) -> None:
+        super().__init__()
+        self.network = network
+        self.mode = mode
+
+    def forward(self, batch: Flat) -> Tensor:
+        """States [tokens, hidden]. Documents must be sorted by length."""
+        if self.mode == "packed":
+            return run_packed(self.network, batch)
+        starts = [0]
+        for group in length_groups(batch.borders):
+            starts.append(starts[-1] + group.count)
+        parts = [batch.part(a, b) for a, b in pairwise(starts)]
+        return torch.cat([run_stacked(self.network, part) for part in parts])
+
+
+def full_precision(states: Tensor) -> torch.autocast:
+    """What follows the network is a thousandth of the work, and is done as the encoder does it: without autocast."""
+    return torch.autocast(states.device.type, enabled=False)
+
+
+class VectorNetwork(nn.Module):
+    """An embedding model: pooled vectors before normalisation and truncation, float32 [n, d]."""
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
+        """Raises ModelError for dense layers that cannot be read."""
+        super().__init__()
+        self.pooling = spec.pooling
+        self.backbone = backbone
+        self.dense = Head(spec).layers
+
+    def forward(self, batch: Flat) -> tuple[Tensor, ...]:
+        states = self.backbone(batch)
+        with full_precision(states):
+            return (self.dense(pool(states, batch.offsets, self.pooling)),)
+
+
+def load_backbone(spec: ModelSpec, device: torch.device) -> tuple[Backbone, int | None]:
+    """The network of a model directory in float32, and what forward.positions needs. Raises ModelError."""
+    network = load_network(spec, torch.float32, device)
+    padding_id = position_start(network)
+    with torch.no_grad():  # buffers made in inference mode could not take part in training
+        mode = self_test.choose_mode(network, spec, padding_id, device)
+    return Backbone(network, mode), padding_id

@@ -1,0 +1,224 @@
+"""One leg of a course on Ray Train: from the last checkpoint to a step, on as many workers as there are."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .. import errors
+from ..errors import RunError, ShoalError, StorageError
+from ..storage.folder import Folder, filesystem
+from .loop import Course
+from .loop import work as work_here
+
+# Ray Train's own, where the user has not set them. A report is taken once a poll; a group that does not come up with what
+# was there before a node was lost is asked for again after the second time (`training.md` has the measurements).
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+}
+FAILURES = 1000  # restarts; spot machines go often, and each restart begins at the last checkpoint
+IDLE_STARTS = 6  # in a row without a step, after which it is no machine's fault
+POLL_SECONDS = 0.5
+OUT_OF_MEMORY = (
+    "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
+    "--lora-rank, and start in a new --output"
+)
+UPLOAD_ATTEMPTS = 8
+RESIZE_SECONDS = 60.0  # between looks for nodes that came back
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers of a run, at least and at most, and what each takes. threads: that a worker computes with, on CPUs. labels:
+    of the nodes that they may run on."""
+
+    minimum: int
+    maximum: int
+    cpus: float
+    gpus: float
+    threads: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
+        count = f"{self.minimum} to {self.maximum}" if self.minimum < self.maximum else f"{self.maximum}"
+        return f"{count} worker{'s' * (self.maximum > 1)} of {each}"
+
+
+def environment() -> None:
+    """Set what Ray Train reads, before Ray starts."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+
+
+def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+    """Train to `course.until`. heard: called with the steps that are done, a few at a time.
+
+    Raises RunError when the workers cannot run, and what a worker raised of ShoalError.
+    """
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    fs, path = filesystem(course.output.url, _patient(course.output))
+    board, scaling = _board(), _typeless(train.ScalingConfig)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"course": course, "board": board},
+        torch_config=TorchConfig(backend=None if pool.gpus else "gloo"),
+        scaling_config=scaling(
+            num_workers=pool.maximum if pool.minimum == pool.maximum else (pool.minimum, pool.maximum),
+            use_gpu=pool.gpus > 0,
+            resources_per_worker={"CPU": pool.cpus} | ({"GPU": pool.gpus} if pool.gpus else {}),
+            label_selector=dict(pool.labels) or None,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=train.RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=_arrow(fs),
+            failure_config=train.FailureConfig(max_failures=FAILURES),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
+        ),
+    )
+    with _Listener(board, heard):
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray Train wraps whatever befell the workers in types of its own
+            raise _plain(error) from error
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """In every worker. What trying again cannot mend is written on the board and raised; the workers that Ray then starts
+    see it there and leave, which ends the run. One that left alone would let the others wait for it."""
+    import ray
+    from ray import train
+
+    board = settings["board"]
+    first = train.get_context().get_world_rank() == 0
+    if ray.get(board.begin.remote() if first else board.failed.remote()):
+        return
+    try:
+        work_here(settings["course"], lambda rows: board.add.remote(rows) if rows else None)
+    except StorageError as error:  # a store that was away longer than we waited: worth another start
+        board.note.remote(str(error))
+        raise
+    except ShoalError as error:
+        ray.get(board.fail.remote(type(error).__name__, str(error)))
+        raise
+    except torch.OutOfMemoryError:
+        ray.get(board.fail.remote("RunError", OUT_OF_MEMORY))
+        raise
+    except Exception as error:  # of a rank that died, or a mistake of ours: the board tells which, by counting
+        board.note.remote(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _typeless(kind: Any) -> Any:
+    """ray.train.ScalingConfig is another class to a type checker, which does not know elastic runs."""
+    return kind
+
+
+def _board() -> Any:
+    """An actor that keeps what the first rank tells until the driver asks."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as we do
+    kind: Any = ray.remote(_Board)
+    return kind.options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class _Board:
+    """rows: steps that nobody has taken yet. idle: starts since the last step that was done."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.failure: tuple[str, str] | None = None
+        self.idle, self.last = 0, "no word"
+
+    def begin(self) -> tuple[str, str] | None:
+        self.idle += 1
+        if self.idle > IDLE_STARTS and self.failure is None:
+            self.fail(
+                "RunError", f"the workers died {IDLE_STARTS} times without a step between. Their last word: {self.last}"
+            )
+        return self.failure
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+        self.idle = 0
+
+    def note(self, text: str) -> None:
+        self.last = text[-1000:]
+
+    def fail(self, kind: str, text: str) -> None:
+        self.failure = self.failure or (kind, text)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self.rows = self.rows, []
+        return rows
+
+    def failed(self) -> tuple[str, str] | None:
+        return self.failure
+
+
+class _Listener:
+    """Asks the board in a thread, and once more at the end; then raises what a worker wrote down."""
+
+    def __init__(self, board: Any, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+        self.board, self.heard = board, heard
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> "_Listener":
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        import ray
+
+        self.ended.set()
+        self.thread.join()
+        self._take()
+        failure = ray.get(self.board.failed.remote())
+        ray.kill(self.board)
+        if failure:  # it says more than what Ray Train makes of it
+            raise getattr(errors, failure[0], RunError)(failure[1])
+
+    def _listen(self) -> None:
+        while not self.ended.wait(POLL_SECONDS):
+            self._take()
+
+    def _take(self) -> None:
+        import ray
+
+        rows = ray.get(self.board.take.remote())
+        if rows:
+            self.heard(rows)
+
+
+def _patient(output: Folder) -> dict[str, Any]:
+    """Options of a filesystem that tries again by itself: what Ray uploads does not go through our own retries."""
+    if not output.url.startswith(("s3://", "s3a://")):
+        return output.options
+    return output.options | {"config_kwargs": {"retries": {"total_max_attempts": UPLOAD_ATTEMPTS, "mode": "standard"}}}
+
+
+def _arrow(fs: Any) -> Any:
+    """The fsspec filesystem as pyarrow's, so that checkpoints go where and how everything else does."""
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return None if isinstance(fs, LocalFileSystem) else PyFileSystem(FSSpecHandler(fs))
+
+
+def _plain(error: Exception) -> RunError:
+    failures = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(failures.values()), error)
+    while (inner := getattr(first, "cause", None) or first.__cause__) is not None and str(inner):
+        first = inner
+    return RunError(f"the workers could not train: {type(first).__name__}: {str(first)[-1500:]}")

@@ -1,0 +1,1 @@
+"""Tests of Shoal, in the order of lib; `support` has tiny models and data, `real` real servers and nodes."""

@@ -1,0 +1,84 @@
+"""Exact search in memory: the right passages in the right order, ties too, by either library."""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lib.data.ranking import best, keys, rank_ids, split
+from lib.index.exact import topk as module
+from lib.index.exact.topk import nearest
+
+
+@pytest.fixture(params=["faiss", "torch"])
+def search(request, monkeypatch):
+    """What a CPU worker runs, and what a GPU worker runs, on this CPU, in blocks that the test's data has several of."""
+    if request.param == "faiss":
+        return nearest("cpu", 2)
+    monkeypatch.setattr(module, "CUDA_BLOCK", (7, 100))
+    return partial(module.ranked, module._torch("cpu"))
+
+
+def plain(queries, passages, ranks, most):
+    """Every score, in float64 sums of float32, sorted whole."""
+    scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
+    return split(np.sort(keys(scores, ranks), axis=1)[:, ::-1][:, :most])
+
+
+def test_the_nearest_come_in_order(search):
+    """The scores of a full sort, for more and for fewer passages than are asked for; the same passages where scores differ."""
+    random = np.random.default_rng(0)
+    queries, passages = (random.standard_normal((n, 24)).astype(np.float32) for n in (30, 500))
+    ranks = random.permutation(500)
+    for most in (1, 10, 499, 500, 1000):
+        scores, found = search(queries, passages, ranks, most)
+        wanted, order = plain(queries, passages, ranks, most)
+        assert scores.shape == found.shape == (30, min(most, 500))
+        np.testing.assert_allclose(scores, wanted, atol=1e-5)
+        assert (found == order).mean() > 0.999  # two scores within a rounding may change places
+
+
+def test_ties_go_by_id_even_where_the_list_ends(search):
+    """Scores of small whole numbers tie in masses, and are exact: the order is trec_eval's to the last place, and at the
+    end of the list the greater ids are kept."""
+    random = np.random.default_rng(1)
+    queries, passages = (random.integers(-1, 2, (n, 6)).astype(np.float32) for n in (30, 500))
+    ranks = random.permutation(500)
+    for most in (1, 7, 50, 500):
+        scores, found = search(queries, passages, ranks, most)
+        wanted, order = plain(queries, passages, ranks, most)
+        np.testing.assert_array_equal(scores, wanted)
+        np.testing.assert_array_equal(found, order)
+
+
+def test_nothing_to_search_gives_nothing(search):
+    """No passages, or no queries: empty lists of the right shape."""
+    some, none = np.ones((3, 4), np.float32), np.empty((0, 4), np.float32)
+    assert search(some, none, np.empty(0, np.int64), 5)[0].shape == (3, 0)
+    assert search(none, some, np.arange(3), 2)[0].shape == (0, 2)
+
+
+def test_lists_merge_into_the_list_of_all():
+    """The best of parts, put together in any order, are the best of the whole; a query may have fewer rows than others."""
+    random = np.random.default_rng(2)
+    queries = np.repeat(np.arange(6), [40, 0, 3, 500, 1, 7])
+    scores = random.integers(-9, 9, len(queries)).astype(np.float32) / 8
+    ranks = np.concatenate([random.permutation(600)[: np.count_nonzero(queries == q)] for q in range(6)])
+    shuffled = random.permutation(len(queries))
+    found = best(queries[shuffled], scores[shuffled], ranks[shuffled], 10)
+
+    order = np.lexsort((-ranks, -scores, queries))
+    place = np.concatenate([np.arange(n) for n in np.bincount(queries)])
+    kept = order[place < 10]
+    for got, wanted in zip(found, (queries[kept], scores[kept], ranks[kept]), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_ids_are_ordered_by_their_bytes():
+    """As strcmp does: upper case before lower, Latin before Chinese, "10" before "9"; -0.0 ties with 0.0."""
+    ids = ["b", "B", "中", "é", "10", "9", "b"]
+    ranks, sorted_ids = rank_ids(pa.array(ids))
+    assert sorted_ids.to_pylist() == sorted(set(ids), key=str.encode)
+    assert [sorted_ids[rank].as_py() for rank in ranks] == ids
+    assert keys(np.float32([-0.0]), np.array([1])) == keys(np.float32([0.0]), np.array([1]))

@@ -1,0 +1,211 @@
+"""jobs/search_index.py with queries as texts: embedded as the index's passages were, and refused where they cannot be."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lib.errors import InputError, ModelError, UsageError
+from lib.index.search.job import search
+from lib.index.search.query import SearchConfig
+from lib.recipes import load
+from tests.support import tiny
+from tests.support.indexed import MADE, built, clustered, write
+from tests.support.searched import found, lists_of
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(3000)
+
+
+@pytest.fixture
+def texts(here, build, tmp_path):
+    """An index of sentences by a tiny model with prompts; the folder of the corpus and of the queries."""
+    from lib.embedding.job import embed
+    from lib.embedding.mapper import EmbedConfig
+
+    model = build("bert", prompts={"query": "ask: ", "passage": ""})
+    rng = np.random.default_rng(0)
+    words = sorted({word for text in tiny.TEXT for word in text.split()})
+    lines = [" ".join(rng.choice(words, 6)) for _ in range(400)]
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(json.dumps({"id": f"p{n}", "text": t}) + "\n" for n, t in enumerate(lines))
+    )
+    asked = [{"id": f"q{n}", "text": line} for n, line in enumerate(lines[:30])] + [{"id": "q30", "text": ""}]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "embedded"), model=str(model), dtype="float32"
+    )
+    embed(options, lambda sentence: None)
+    built(tmp_path / "embedded", tmp_path / "index", kind="flat")
+    return model
+
+
+def test_texts_are_embedded_with_the_card_s_model_and_query_prompt(texts, tmp_path):
+    """Queries as texts need no --model: the card's one encodes them, with its query prompt, as sentence-transformers does."""
+    from sentence_transformers import SentenceTransformer
+
+    table = found(tmp_path, tmp_path / "queries.jsonl", top_k=3, dtype="float32")
+    reference = SentenceTransformer(str(texts), device="cpu")
+    asked = [json.loads(line)["text"] for line in (tmp_path / "queries.jsonl").read_text().splitlines()][:30]
+    passages = [json.loads(line)["text"] for line in (tmp_path / "docs.jsonl").read_text().splitlines()]
+    left = reference.encode(asked, prompt="ask: ", normalize_embeddings=True)
+    right = reference.encode(passages, prompt="", normalize_embeddings=True)
+    top = np.sort(left @ right.T, axis=1)[:, ::-1][:, :3]
+    scores = np.array([row["score"] for row in table.to_pylist() if row["query_id"] != "q30"]).reshape(30, 3)
+
+    np.testing.assert_allclose(scores, top, atol=1e-5)
+    (lacking,) = [row for row in table.to_pylist() if row["query_id"] == "q30"]
+    assert lacking["error"]
+
+
+def test_texts_without_an_id_are_named_by_their_place(texts, tmp_path):
+    """As queries of vectors are: by the file of the texts, not by that of their vectors."""
+    (tmp_path / "queries.jsonl").write_text('{"text": "a text"}\n{"text": "another text"}\n')
+    names = found(tmp_path, tmp_path / "queries.jsonl", top_k=3)["query_id"].to_pylist()
+
+    assert set(names) == {"queries.jsonl#0", "queries.jsonl#19"}
+
+
+def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
+    """An index of the first dimensions of a model's vectors embeds its queries as short."""
+    from lib.embedding.job import embed
+    from lib.embedding.mapper import EmbedConfig
+
+    about = json.loads((texts / "config.json").read_text())
+    (texts / "config.json").write_text(json.dumps(about | {"is_matryoshka": True}))
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "short"), model=str(texts), truncate_dim=16
+    )
+    embed(options, lambda sentence: None)
+    card = built(tmp_path / "short", tmp_path / "index16", kind="flat")
+    config = SearchConfig(
+        index=str(tmp_path / "index16"), input=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "found"), top_k=3
+    )
+    search(config, lambda sentence: None)
+    table = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "found").glob("part-*"))
+
+    assert card["dim"] == 16
+    assert len(lists_of(table)) == 30
+
+
+def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
+    """Where a recipe made the index's vectors, its query prompt is put before the queries unasked, and not its template
+    of passages."""
+    from lib.embedding.job import embed
+    from lib.embedding.mapper import EmbedConfig
+
+    plain = build("bert")
+    options = EmbedConfig(
+        input=str(tmp_path / "docs.jsonl"),
+        output=str(tmp_path / "by-recipe"),
+        model=str(plain),
+        recipe="zhinao-search",
+        text_template="{text}",  # the recipe's has a title
+        max_tokens=64,
+    )
+    embed(options, lambda sentence: None)
+    card = built(tmp_path / "by-recipe", tmp_path / "index-by-recipe", kind="flat")
+    config = SearchConfig(
+        index=str(tmp_path / "index-by-recipe"),
+        input=str(tmp_path / "queries.jsonl"),
+        output=str(tmp_path / "found"),
+        top_k=3,
+    )
+    search(config, lambda sentence: None)
+    (made,) = (tmp_path / "found").glob("_queries-*")
+    told = json.loads(pq.read_schema(next(made.glob("part-*"))).metadata[b"shoal"])
+
+    assert card["made"]["recipe"] == told["recipe"] == "zhinao-search"
+    assert told["prompt"] == load("zhinao-search").prompts["query"] != ""
+
+
+def test_another_model_than_the_card_s_is_refused(texts, build, tmp_path):
+    """Queries by another model, as --model or as vectors, are refused before anything is embedded."""
+    other = build("bert", pooling="cls")
+    write(tmp_path / "vectors" / "0.parquet", clustered(20), model="other", revision="r9")
+    write(tmp_path / "wide" / "0.parquet", clustered(20, dim=64))
+
+    with pytest.raises(ModelError, match="is not the model of the index"):
+        found(tmp_path, tmp_path / "queries.jsonl", model=str(other))
+    with pytest.raises(InputError, match=r"queries at .* are vectors of other in 32 dimensions"):
+        found(tmp_path, tmp_path / "vectors")
+    with pytest.raises(InputError, match="in 64 dimensions"):
+        found(tmp_path, tmp_path / "wide")
+    assert not list((tmp_path / "found").glob("_queries-*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"allow": "nothing"}, "nothing at nothing"),
+        ({"reranker": "", "corpus": "nothing"}, "nothing at nothing"),
+        ({"reranker": "", "id_column": "text"}, "--id-column id"),
+        ({"reranker": "", "corpus_text_column": "body"}, "no column 'body'"),
+        ({"reranker": "", "corpus_id_column": "docid"}, "no column 'docid'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_queries_are_embedded(texts, tmp_path, more, words):
+    """A list of ids or a corpus that is not there, and ids or texts that the reranker would not find: no query is embedded."""
+    if "reranker" in more:
+        given = {
+            "corpus": str(tmp_path / "docs.jsonl"),
+            "reranker": str(tiny.build_reranker("bert", tmp_path / "reranker")),
+        }
+        more = given | {name: value for name, value in more.items() if value}
+
+    with pytest.raises((UsageError, InputError), match=words):
+        found(tmp_path, tmp_path / "queries.jsonl", **more)
+    assert not list((tmp_path / "found").rglob("_queries-*"))
+
+
+def test_found_passages_are_reranked(texts, tmp_path):
+    """--reranker scores all that was found, with the texts of both, and ranks it by that."""
+    model = tiny.build_reranker("bert", tmp_path / "reranker")
+    more = {"reranker": str(model), "corpus": str(tmp_path / "docs.jsonl"), "top_k": 5}
+    table = found(tmp_path, tmp_path / "queries.jsonl", **more)
+    candidates = pa.concat_tables(
+        pq.read_table(path) for path in sorted((tmp_path / "found" / "_candidates").glob("part-*"))
+    )
+    wanted = {(row["query_id"], row["passage_id"]) for row in candidates.to_pylist()}
+
+    assert {(row["query_id"], row["passage_id"]) for row in table.to_pylist()} == wanted
+    ranked = sorted((row["rank"], row["score"]) for row in table.to_pylist() if row["query_id"] == "q3")
+    assert [rank for rank, _ in ranked] == [1, 2, 3, 4, 5]
+    assert [score for _, score in ranked] == sorted((score for _, score in ranked), reverse=True)
+
+
+def test_a_list_of_other_ids_is_refused(texts, tmp_path):
+    """Where the index has none of the allowed ids, that is told before queries are embedded, with one of them."""
+    (tmp_path / "allow.jsonl").write_text('{"id": "q1"}\n{"id": "q2"}\n')
+
+    with pytest.raises(
+        InputError, match=r"none of the 2 ids of --allow .*allow.jsonl is in the index .*, 'q1' the first"
+    ):
+        found(tmp_path, tmp_path / "queries.jsonl", allow=str(tmp_path / "allow.jsonl"))
+    assert not list((tmp_path / "found").glob("_queries-*"))
+
+
+def test_an_id_of_several_texts_is_refused_before_they_are_embedded(texts, tmp_path):
+    """As vectors are; a query without an id has a name of its own."""
+    rows = [{"id": name, "text": "a text"} for name in ("q", None, None, "q")]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with pytest.raises(InputError, match=r"1 query ids come more than once in .*queries.jsonl: 'q' \(2 times\)"):
+        found(tmp_path, tmp_path / "queries.jsonl")
+    assert not list((tmp_path / "found").glob("_queries-*"))
+
+
+def test_texts_for_an_index_of_unknown_vectors(here, tmp_path, vectors):
+    """An index of vectors that no job of ours made cannot embed texts by itself: --model is asked for."""
+    table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors)).replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "vectors" / "0.parquet")
+    built(tmp_path / "vectors", tmp_path / "index", kind="flat")
+    (tmp_path / "queries.jsonl").write_text('{"id": "q", "text": "a text"}\n')
+
+    assert MADE["model"] not in (tmp_path / "index" / "card.json").read_text()
+    with pytest.raises(UsageError, match="does not know which model"):
+        found(tmp_path, tmp_path / "queries.jsonl")

@@ -1,0 +1,241 @@
+"""Rerankers against plain transformers, and against sentence-transformers' CrossEncoder where it runs the kind."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sentence_transformers")
+import torch
+from sentence_transformers import CrossEncoder
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lib import recipes
+from lib.errors import ModelError
+from lib.models import prefix_sharing
+from lib.models.reranker import Reranker
+from lib.models.reranker_options import RerankerOptions, resolve
+from lib.models.reranker_spec import RerankSpec, read_rerank_spec
+from tests.support import tiny
+
+CLASSIFIERS = ["bert", "roberta", "xlm-roberta", "modernbert", "qwen3-classifier", "mistral-classifier"]
+LANGUAGE_MODELS = {"qwen3": "qwen3-reranker", "gemma": "bge-reranker-gemma"}
+MODES = {"modernbert": "packed", "qwen3-classifier": "shared", "qwen3": "shared", "gemma": "shared"}
+TOLERANCE = 1e-4
+SYSTEM = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+ANSWER = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+QUESTION = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'."
+)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def make(kind: str, **options: Any) -> Path:
+        name = f"{kind}{options}"
+        if name not in made:
+            made[name] = tiny.build_reranker(kind, tmp_path_factory.mktemp(kind), **options)
+        return made[name]
+
+    return make
+
+
+def pairs(count: int = 1000) -> tuple[list[str], list[str], np.ndarray]:
+    """Queries, passages and the number of each pair's query: Chinese and English, of 1 to over 500 tokens."""
+    chosen = random.Random(5)
+    words = [word for text in tiny.TEXT for word in text.split()]
+    queries = [" ".join(chosen.choices(words, k=chosen.randint(1, 12))) for _ in range(count // 20)]
+    groups = np.array([chosen.randrange(len(queries)) for _ in range(count)])
+    lengths = [min(160, int(chosen.lognormvariate(3, 0.9)) + 1) for _ in range(count)]
+    return [queries[g] for g in groups], [" ".join(chosen.choices(words, k=n)) for n in lengths], groups
+
+
+def spec_of(kind: str, folder: Path, **options: Any) -> RerankSpec:
+    if kind not in LANGUAGE_MODELS:
+        return read_rerank_spec(str(folder), **options)
+    recipe = recipes.load(LANGUAGE_MODELS[kind])
+    assert isinstance(recipe, recipes.RerankRecipe)
+    segments = tuple(segment.replace("{instruction}", recipe.instruction) for segment in recipe.segments)
+    return read_rerank_spec(
+        str(folder),
+        segments=segments,
+        answers=recipe.answers,
+        beyond=recipe.beyond,
+        activation=recipe.activation,
+        **options,
+    )
+
+
+def scores(
+    kind: str, folder: Path, queries: Sequence[str], passages: Sequence[str], groups: np.ndarray, dtype: str = "float32"
+) -> np.ndarray:
+    spec = spec_of(kind, folder)
+    return Reranker(spec, dtype=dtype).score(spec.pair_format()(queries, passages), groups)
+
+
+@torch.inference_mode()
+def plain(kind: str, folder: Path, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+    """Each pair alone, as the model cards write it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if kind in LANGUAGE_MODELS:
+        network = AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids_of = {"qwen3": qwen3_ids, "gemma": gemma_ids}[kind]
+        logits = [
+            network(input_ids=torch.tensor([ids_of(tokenizer, q, p)])).logits[0, -1]
+            for q, p in zip(queries, passages, strict=True)
+        ]
+        if kind == "gemma":
+            return np.array([float(row[tokenizer.convert_tokens_to_ids("Yes")]) for row in logits])
+        answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
+        return np.array([float(torch.softmax(row[answers], dim=0)[1]) for row in logits])
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    found = []
+    for query, passage in zip(queries, passages, strict=True):
+        batch = tokenizer(query, passage, truncation="only_second", max_length=512, return_tensors="pt")
+        found.append(float(torch.sigmoid(classifier(**batch).logits[0, 0])))
+    return np.array(found)
+
+
+def qwen3_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
+    head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (SYSTEM, ANSWER))
+    instruction = "Given the user query, retrieval the relevant passages"
+    body = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {passage}"
+    room = 512 - len(head) - len(tail)
+    return head + tokenizer(body, add_special_tokens=False)["input_ids"][:room] + tail
+
+
+def gemma_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
+    """As FlagEmbedding counts for max_length=512: what comes after the passage is allowed for, and appended, too."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    separator, prompt = ids("\n"), ids(QUESTION)
+    head = [tokenizer.bos_token_id, *ids(f"A: {query}")[: 512 * 3 // 4]]
+    second = separator + ids(f"B: {passage}")[:512]
+    return head + second[: 512 + len(separator + prompt) - len(head)] + separator + prompt
+
+
+@pytest.mark.parametrize("kind", [*CLASSIFIERS, *LANGUAGE_MODELS])
+def test_a_thousand_pairs_equal_plain_transformers(kind: str, build: Callable[..., Path]) -> None:
+    """1,000 pairs of mixed length, Chinese and English, within 1e-4 in float32, in the mode that the kind allows."""
+    folder = build(kind)
+    queries, passages, groups = pairs()
+    spec = spec_of(kind, folder)
+    reranker = Reranker(spec, dtype="float32")
+    found = reranker.score(spec.pair_format()(queries, passages), groups)
+
+    assert reranker.mode == MODES.get(kind, "packed")
+    np.testing.assert_allclose(found, plain(kind, folder, queries, passages), atol=TOLERANCE)
+    assert found.std() > 50 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_classifiers_equal_cross_encoder(kind: str, build: Callable[..., Path]) -> None:
+    """sentence-transformers' CrossEncoder gives the same scores, its default activation included."""
+    queries, passages, groups = pairs(200)
+    expected = CrossEncoder(str(build(kind)), device="cpu").predict(list(zip(queries, passages, strict=True)))
+
+    np.testing.assert_allclose(scores(kind, build(kind), queries, passages, groups), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", [*CLASSIFIERS, *LANGUAGE_MODELS])
+def test_a_pair_has_one_score(kind: str, build: Callable[..., Path]) -> None:
+    """Alone, among others, with its query's other passages or without: the same score within 1e-4."""
+    queries, passages, groups = pairs(60)
+    spec = spec_of(kind, build(kind))
+    reranker, join = Reranker(spec, dtype="float32"), spec.pair_format()
+    together = reranker.score(join(queries, passages), groups)
+    apart = reranker.score(join(queries, passages), np.arange(60))
+    alone = [reranker.score(join([q], [p]), np.zeros(1, int))[0] for q, p in zip(queries, passages, strict=True)]
+
+    np.testing.assert_allclose(together, apart, atol=TOLERANCE)
+    np.testing.assert_allclose(together, np.array(alone), atol=TOLERANCE)
+
+
+def test_a_tied_output_matrix_is_found(build: Callable[..., Path]) -> None:
+    """Where the file has no lm_head, the embeddings are the output matrix."""
+    folder = build("qwen3", tied=True)
+    queries, passages, groups = pairs(40)
+
+    found = scores("qwen3", folder, queries, passages, groups)
+    np.testing.assert_allclose(found, plain("qwen3", folder, queries, passages), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_bfloat16_stays_close(kind: str, build: Callable[..., Path]) -> None:
+    """16 bits order the pairs as 32 do."""
+    queries, passages, groups = pairs(200)
+    exact = scores(kind, build(kind), queries, passages, groups)
+    half = scores(kind, build(kind), queries, passages, groups, dtype="bfloat16")
+
+    assert np.corrcoef(exact, half)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("kind", ["bert", *LANGUAGE_MODELS])
+def test_only_the_passage_is_cut(kind: str, build: Callable[..., Path]) -> None:
+    """A long passage loses its end and nothing else; a query beyond three quarters of the length loses its own end."""
+    spec = spec_of(kind, build(kind))
+    join = spec.pair_format()
+    words = " ".join(tiny.TEXT)
+    (short, long_passage, long_query) = (
+        join(["a fish"], ["swims"]),
+        join(["a fish"], [words * 20]),
+        join([words * 20], [words]),
+    )
+
+    assert short.tokens.truncated.tolist() == [False]
+    assert long_passage.tokens.truncated.tolist() == long_query.tokens.truncated.tolist() == [True]
+    assert len(long_query.tokens.ids) == spec.limit
+    assert 512 <= len(long_passage.tokens.ids) <= spec.limit  # Gemma's passages are cut to 512 before they are joined
+    end = {"bert": 1, "qwen3": 8, "gemma": 20}[kind]
+    assert long_passage.tokens.ids[-end:].tolist() == short.tokens.ids[-end:].tolist()
+    assert long_query.tokens.ids[-end:].tolist() == short.tokens.ids[-end:].tolist()
+
+
+def test_a_language_model_turned_into_a_classifier_keeps_its_prompt(build: Callable[..., Path]) -> None:
+    """Under its recipe: the template is the recipe's, the head the file's own."""
+    spec = resolve(RerankerOptions(model=str(build("qwen3-classifier")), recipe="qwen3-reranker", max_tokens=512))
+
+    assert spec.answers == ()
+    assert spec.segments[-1] == ANSWER
+
+
+def test_what_is_no_reranker_is_refused(build: Callable[..., Path], tmp_path: Path) -> None:
+    """An embedding model and a language model without a recipe are told apart by the driver."""
+    with pytest.raises(ModelError, match="not a sequence classifier"):
+        read_rerank_spec(str(tiny.build("bert", tmp_path / "m")))
+    with pytest.raises(ModelError, match="--recipe"):
+        read_rerank_spec(str(build("qwen3")))
+
+
+def test_rows_hold_every_document_once() -> None:
+    """Any groups, beginnings and budgets: every token of every document is in the row, in order, at its position."""
+    chosen = np.random.default_rng(0)
+    for budget in (1, 20, 60, 10_000):
+        groups = chosen.integers(0, 6, 40)
+        heads = [chosen.integers(0, 50, size) for size in (0, 1, 5, 9, 3, 7)]
+        texts = [np.concatenate([heads[g], chosen.integers(50, 99, chosen.integers(1, 9))]) for g in groups]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+        ids = np.concatenate(texts)
+        shared = prefix_sharing.shared_beginnings(ids, offsets, groups)
+        seen: list[int] = []
+        for row in prefix_sharing.rows(offsets, groups, shared, budget, np.arange(40), False):
+            assert len(row.source) <= budget or len(row.documents) == 1
+            for document, end in zip(row.documents, row.ends, strict=True):
+                piece = int(np.searchsorted(row.offsets, end, side="right")) - 1
+                parts = [piece] if row.parents[piece] < 0 else [int(row.parents[piece]), piece]
+                places = np.concatenate([np.arange(row.offsets[p], row.offsets[p + 1]) for p in parts])
+                assert ids[row.source[places]].tolist() == texts[document].tolist()
+                assert row.positions[places].tolist() == list(range(len(texts[document])))
+            seen += row.documents.tolist()
+        assert sorted(seen) == list(range(40))

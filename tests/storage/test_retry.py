@@ -1,0 +1,163 @@
+"""A store that errs, hangs, restarts or refuses: waited for, or told within seconds. Ceph and Swift behind a proxy."""
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lib.errors import StorageError
+from lib.storage.folder import Folder
+from lib.storage.listing import find
+from lib.storage.retry import PROBE_PATIENCE
+from tests.conftest import misbehaving, same, use
+
+MB = 1 << 20
+TELL = 10.0  # seconds within which a person at the terminal is told what is wrong
+
+
+of_the_proxy = pytest.mark.parametrize("server", ["swift"], indirect=True)  # the fault is the same before any store
+
+WRONG = {
+    "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "secret"),
+    "key": ({"AWS_ACCESS_KEY_ID": "wrong"}, "access key"),
+    "no credentials": ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "Set AWS_ACCESS_KEY_ID"),
+    "bucket": ({}, "Create it"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_will_not_pass_is_told_at_once(server, bucket, wrong, monkeypatch):
+    """Wrong or no credentials and a missing bucket are a StorageError within 10 s that names the URL and the remedy, at any call."""
+    environment, remedy = WRONG[wrong]
+    use({name: value for name, value in environment.items() if value}, monkeypatch)
+    for name in (name for name, value in environment.items() if value is None):
+        monkeypatch.delenv(name)
+    url = f"{bucket}-not-there/store" if wrong == "bucket" else f"{bucket}/store"
+    folder = Folder(url)
+    acts = {
+        "probe": folder.probe,
+        "find": lambda: find(url, {}),
+        "glob": lambda: find(f"{url}/*", {}),
+        "list": folder.list,
+        "read": lambda: folder.read("name"),
+        "open": lambda: folder.open("name"),
+        "publish": lambda: folder.publish("name", b"x"),
+        "claim": lambda: folder.claim("name", b"x"),
+    }
+    told = {}
+    for act, call in acts.items():
+        started = time.monotonic()
+        with pytest.raises(StorageError) as error:
+            call()
+        told[act] = str(error.value)
+        assert time.monotonic() - started < TELL, act
+
+    assert [act for act, text in told.items() if url not in text or remedy not in text or "None" in text] == []
+
+
+@of_the_proxy
+@pytest.mark.parametrize("fault", ["down", "stall"])
+def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypatch):
+    """An endpoint that refuses, or that accepts and is silent, is a StorageError within 10 s that names URL and endpoint."""
+    for ask in (Folder(f"{bucket}/store").probe, lambda: find(f"{bucket}/store", {})):
+        with misbehaving(server, monkeypatch, **{fault: True}) as proxy:
+            started = time.monotonic()
+            with pytest.raises(StorageError) as error:
+                ask()
+
+            assert time.monotonic() - started < TELL
+            assert all(word in str(error.value) for word in (bucket, proxy.endpoint, "Check the endpoint"))
+
+
+@of_the_proxy
+def test_a_busy_store_is_no_missing_one(server, bucket, monkeypatch):
+    """A store that answers 503 to all for longer than a missing one is waited for is waited for: it is there."""
+    with misbehaving(server, monkeypatch, error_rate=1.0) as proxy:
+        threading.Timer(PROBE_PATIENCE + 2, setattr, (proxy, "error_rate", 0.0)).start()
+        assert find(f"{bucket}/store", {}) == []
+    assert proxy.errors > 0
+
+
+def round_trip(folder: Folder, number: int) -> None:
+    """Every act once; each must do what it does on a good day."""
+    data = random.Random(number).randbytes(9 * MB if number % 5 == 0 else 1000)
+    folder.publish(f"name-{number}", data)
+    assert same(folder.read(f"name-{number}"), data)
+    with folder.open(f"name-{number}") as file:
+        assert same(file.read(), data)
+    assert folder.claim(f"claim-{number}", b"mine")
+    assert not folder.claim(f"claim-{number}", b"theirs")
+    expected = {f"name-{n}" for n in range(number + 1)} | {f"claim-{n}" for n in range(number + 1)}
+    assert set(folder.list()) == expected
+
+
+@pytest.mark.parametrize(("fault", "rate", "counter"), [("error_rate", 0.3, "errors"), ("reset_rate", 0.1, "resets")])
+def test_errors_and_resets_pass_unnoticed(server, bucket, fault, rate, counter, monkeypatch):
+    """With 30 % of the requests answered 503, or 10 % cut by a reset, every call does what it should, the claims included."""
+    with misbehaving(server, monkeypatch, **{fault: rate}) as proxy:
+        for number in range(100):
+            round_trip(Folder(f"{bucket}/store"), number)
+            if getattr(proxy, counter) >= 5 and number >= 1:
+                return
+    pytest.fail(f"only {getattr(proxy, counter)} {counter} in 100 rounds: nothing was shown")
+
+
+@of_the_proxy
+def test_a_slow_store_is_waited_for(server, bucket, monkeypatch):
+    """0.1 s before every answer and 8 MB/s: it takes as long as that takes, and works."""
+    started = time.monotonic()
+    with misbehaving(server, monkeypatch, latency=0.1, bytes_per_second=8 * MB) as proxy:
+        round_trip(Folder(f"{bucket}/store"), 0)
+
+        assert time.monotonic() - started > 0.1 * proxy.requests
+        assert proxy.bytes_up > 9 * MB
+        assert proxy.bytes_down > 18 * MB
+
+
+@pytest.mark.parametrize("deaths", ["kill", "kill_all"])
+def test_a_restart_of_the_store_is_waited_for(server, bucket, deaths):
+    """Writers go on while the store is killed and started again; all that they published is there."""
+    folder, done = Folder(f"{bucket}/store"), threading.Event()
+
+    def write(writer: int) -> dict[str, bytes]:
+        published = {}
+        while not done.is_set():
+            name, data = f"{writer}-{len(published)}", random.randbytes(MB)
+            folder.publish(name, data)
+            published[name] = data
+        return published
+
+    with ThreadPoolExecutor(3) as threads:
+        writers = [threads.submit(write, writer) for writer in range(3)]
+        try:
+            for _ in range(3 if deaths == "kill" else 1):
+                time.sleep(random.uniform(0.3, 0.8))
+                getattr(server, deaths)()
+                time.sleep(0.5)
+                server.start()
+        finally:
+            time.sleep(0.5)
+            done.set()
+        published = {name: data for writer in writers for name, data in writer.result().items()}
+
+    assert len(published) >= 3
+    assert folder.list() == dict.fromkeys(published, MB)
+    assert all(same(folder.read(name), data) for name, data in published.items())
+
+
+@of_the_proxy
+def test_a_reader_outlives_an_outage(server, bucket, monkeypatch):
+    """A file that was opened before the store went away for 3 s is read on when it is back."""
+    data = random.Random(0).randbytes(20 * MB)
+    Folder(bucket).publish("name", data)
+    with misbehaving(server, monkeypatch) as proxy, Folder(bucket).open("name") as file:
+        assert file.read(1000) == data[:1000]
+        proxy.down = True
+        with ThreadPoolExecutor(1) as thread:
+            rest = thread.submit(file.read)
+            time.sleep(3)
+            proxy.down = False
+
+            assert same(rest.result(), data[1000:])

@@ -1,0 +1,166 @@
+"""A verb that tells which process did each shard, and runs of it on nodes that are lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from lib.data.shards import Shard, Slice
+from lib.engine.actor_pool import together
+from lib.engine.dispatch import perform
+from lib.engine.mapper import Direct
+from lib.engine.workers import Workers
+from lib.storage.folder import Folder
+
+
+class Odd(BaseException):
+    """What no step catches."""
+
+
+@dataclass(frozen=True)
+class Told(Direct):
+    """place: where processes meet. seconds: of each shard, slow: of shard 0 alone. meet: so many processes must be there before one
+    goes on; last: a shard that waits for all others. poison: shards that kill their process, odd: that raise what no step catches.
+    unable: processes that cannot load, from the first on."""
+
+    place: str
+    seconds: float = 0.0
+    slow: float = 0.0
+    meet: int = 0
+    last: int = -1
+    poison: tuple[int, ...] = ()
+    odd: tuple[int, ...] = ()
+    unable: int = 0
+
+    def prepare(self, shard):
+        if shard.number in self.poison:
+            os._exit(9)
+        if shard.number in self.odd:
+            raise Odd("seventeen")
+        self._there("met", os.getpid())
+        self._until(lambda: self._count("met") >= self.meet)
+        if shard.number == self.last:
+            self._until(lambda: self._count("done") >= shard.slices[0].size - 1)
+        time.sleep(self.seconds + (self.slow if shard.number == 0 else 0))
+        return {}, {}
+
+    def worker(self):
+        self._there("loaded", os.getpid())
+        if self._count("loaded") <= self.unable:
+            raise ValueError("the weights are damaged")
+        return lambda bundle: bundle
+
+    def finish(self, shard, bundle):
+        self._there("done", shard.number)
+        return pa.table({"shard": [shard.number]}), {"rows": 1, "source_rows": 1, "pid": os.getpid()}
+
+    def _there(self, what, number):
+        Path(self.place, f"{what}-{number}").touch()
+
+    def _count(self, what):
+        return len(list(Path(self.place).glob(f"{what}-*")))
+
+    def _until(self, true):
+        deadline = time.monotonic() + 60
+        while not true():
+            if time.monotonic() > deadline:
+                raise TimeoutError("waited for a minute")
+            time.sleep(0.02)
+
+
+def workers(count, cpus, **more):
+    given = {"threads": 1, "gpus": 0.0, "task_cpus": 0.001} | more
+    return Workers(minimum=1, initial=count, maximum=count, cpus=cpus, **given)
+
+
+def begun(root, count, workers, **told):
+    """The receipts of so many shards, as they come; each stage meets in a folder of its own."""
+    place = Path(root, f"stage-{len(list(Path(root).glob('stage-*')))}")
+    place.mkdir()
+    folder = Folder(str(root))
+    folder.publish("_run.json", b"{}")
+    shards = [Shard(i, (Slice("none", "none", i, i + 1, 1, count, "", None),)) for i in range(count)]
+    given = (Told(str(place), **told), folder, {number: f"part-{number}" for number in range(count)})
+    return perform(given, shards, workers, 2)
+
+
+def done(root, count, workers, **told):
+    return list(begun(root, count, workers, **told))
+
+
+def pids(receipts):
+    return {receipt.counts["pid"] for receipt in receipts}
+
+
+def told(story, root):
+    """What a story below comes to, in a process of its own, where a lost node is known in a third of the time."""
+    root_of_tree = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "PYTHONPATH": str(root_of_tree),
+        "RAY_health_check_period_ms": "1000",
+    }
+    line = [sys.executable, "-m", "tests.support.crewed", story, root]
+    ran = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@contextmanager
+def nodes(*cpus):
+    """A Ray cluster of nodes with so many CPUs each, and these; its head has none."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    added = [cluster.add_node(num_cpus=each) for each in cpus]
+    ray.init(cluster.address, log_to_driver=False)
+    yield cluster, added
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def two_nodes(root):
+    """One of two nodes is lost at work: the shards done, and by how many workers."""
+    with nodes(1, 1) as (cluster, (lost, _)):
+        receipts = []
+        for receipt in begun(root, 30, workers(2, 1.0), seconds=0.2, meet=2):
+            if not receipts:
+                cluster.remove_node(lost, allow_graceful=False)
+            receipts.append(receipt)
+    return {"done": [receipt.shard for receipt in receipts if not receipt.failure], "pids": len(pids(receipts))}
+
+
+def idle_beside(root):
+    """The only node is lost when of its four workers one still works: the shards done."""
+    with nodes(4) as (cluster, (lost,)):
+        receipts = []
+        for receipt in begun(root, 4, workers(4, 1.0), slow=4.0, meet=4):
+            receipts.append(receipt)
+            if len(receipts) == 3:
+                cluster.add_node(num_cpus=4)
+                cluster.remove_node(lost, allow_graceful=False)
+    return {"done": [receipt.shard for receipt in receipts if not receipt.failure]}
+
+
+def one_after_many(root):
+    """A stage of a single shard after one of many, on two nodes: the CPUs that are free in the end."""
+    import ray
+
+    with nodes(4, 4), together():
+        done(root, 16, workers(8, 1.0), meet=8)
+        done(root, 1, workers(8, 1.0))
+        time.sleep(2)  # until Ray tells of it
+        free = ray.available_resources().get("CPU", 0)
+    return {"free": free}
+
+
+if __name__ == "__main__":
+    story, root = sys.argv[1:]
+    print(json.dumps({each.__name__: each for each in (two_nodes, idle_beside, one_after_many)}[story](root)))

@@ -1,0 +1,120 @@
+"""A small dataset, the evaluate job on it in this process, and the plain way to the same scores."""
+
+import json
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from lib.evaluation.config import EvaluateConfig
+from lib.evaluation.job import evaluate
+from tests.evaluation.test_dataset import write_jsonl, write_tsv
+from tests.support import tiny
+
+WORDS = [word for text in tiny.TEXT for word in text.split()]
+RANDOM = np.random.default_rng(0)
+PASSAGES = [" ".join(RANDOM.choice(WORDS, size=3 + i % 12)) for i in range(160)]
+QRELS = {f"q{i}": {f"p{(7 * i + 13 * j) % 160}": (j % 4) for j in range(1 + i % 9)} for i in range(24)}
+QUERIES = [" ".join(PASSAGES[int(list(QRELS[f"q{i}"])[-1][1:])].split()[:4]) for i in range(24)]
+TWINS = [p for p in range(160) if not any(f"p{p}" in grades for grades in QRELS.values())][
+    :2
+]  # alike, judged by nobody
+CUTS = "1,3,5,10,20,100,1000"
+
+
+def write_data(folder):
+    """A BEIR folder in which two passages are alike, one is empty and a query has the id of a passage."""
+    texts = [*PASSAGES[:-1], ""]
+    texts[TWINS[1]] = texts[TWINS[0]]
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)])
+    queries = [{"_id": f"q{i}", "text": text} for i, text in enumerate(QUERIES)] + [{"_id": "p7", "text": texts[7]}]
+    write_jsonl(folder / "queries.jsonl", queries)
+    rows = [(query, passage, grade) for query, grades in QRELS.items() for passage, grade in grades.items()]
+    write_tsv(folder / "qrels" / "test.tsv", [*rows, ("p7", "p7", 1), ("p7", "p8", 1), ("lost", "p1", 1)])
+    return folder
+
+
+def run(data, **changes):
+    said: list[str] = []
+    settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "max_workers": 1}
+    results = evaluate(EvaluateConfig(**(settings | changes)), said.append)
+    return {result.task: result for result in results}, said
+
+
+def candidates_of(data):
+    """30 passages for each query, in which the empty one and one that is not there are."""
+    rows = [(f"q{i}", f"p{(i * 11 + 5 * j) % 160}") for i in range(24) for j in range(30)]
+    write_tsv(data / "candidates.tsv", [*rows, ("q0", "gone")], "query-id\tcorpus-id")
+    urls = {
+        "corpus": "corpus.jsonl",
+        "queries": "queries.jsonl",
+        "qrels": "qrels/test.tsv",
+        "candidates": "candidates.tsv",
+    }
+    return {"dataset": None} | {name: str(data / path) for name, path in urls.items()}, rows
+
+
+def scored(run, lost=("lost",)):
+    """pytrec_eval's averages of a run over all judged queries; those it lacks count as 0."""
+    qrels = QRELS | {"p7": {"p7": 1, "p8": 1}} | {query: {"p1": 1} for query in lost}
+    measures = {f"{name}.{CUTS}" for name in ("ndcg_cut", "map_cut", "recall", "P")}
+    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    names = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision"}
+    return {
+        f"{ours}_at_{cut}": sum(each[f"{theirs}_{cut}"] for each in found.values()) / len(qrels)
+        for theirs, ours in names.items()
+        for cut in CUTS.split(",")
+    }
+
+
+def reference_vectors(model, texts, prompt, normalize):
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(model, device="cpu")
+    return encoder.encode(texts, prompt=prompt, normalize_embeddings=normalize)
+
+
+def plain_run(data, model, identical=True, prompts=("", ""), normalize=True):
+    """sentence-transformers and numpy over every passage that has a text. prompts: of queries and of passages."""
+    corpus, queries = ([json.loads(line) for line in (data / f"{n}.jsonl").open()] for n in ("corpus", "queries"))
+    corpus = [row for row in corpus if row["text"]]
+    asked = reference_vectors(model, [query["text"] for query in queries], prompts[0], normalize)
+    scores = asked @ reference_vectors(model, [passage["text"] for passage in corpus], prompts[1], normalize).T
+    return {
+        query["_id"]: {
+            passage["_id"]: float(score)
+            for passage, score in zip(corpus, row, strict=True)
+            if identical or passage["_id"] != query["_id"]
+        }
+        for query, row in zip(queries, scores, strict=True)
+    }
+
+
+def close(result, wanted):
+    """Every measure is the one wanted; one passage out of its place moves one by more."""
+    for name, value in wanted.items():
+        assert result.scores[name] == pytest.approx(value, abs=1e-6), name
+
+
+def reference_scores(model, pairs):
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(model, device="cpu").predict(pairs)
+
+
+def reranked(data, model, pairs):
+    """CrossEncoder's scores of pairs of ids whose passage has a text."""
+    texts = {
+        row["_id"]: row["text"] for n in ("corpus", "queries") for row in map(json.loads, (data / f"{n}.jsonl").open())
+    }
+    pairs = [pair for pair in pairs if texts.get(pair[1])]
+    found: dict[str, dict[str, float]] = {}
+    for (query, passage), score in zip(
+        pairs, reference_scores(model, [(texts[q], texts[p]) for q, p in pairs]), strict=True
+    ):
+        found.setdefault(query, {})[passage] = float(score)
+    return found
+
+
+def lines(path):
+    return [json.loads(line) for line in path.open()]

@@ -1,0 +1,67 @@
+"""Small vectors with clusters, as files; an index of them; and what exact search says of them. For the tests of indexes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lib.index.build.config import IndexConfig
+from lib.index.build_job import build
+
+DIM = 32
+MADE = {"model": "a model", "revision": "r1", "pooling": ["mean"], "prompt": "", "dim": DIM, "normalized": True}
+
+
+def clustered(rows: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
+    """float32 [rows, dim] of length 1, around a tenth as many middles, of uneven variance as embeddings are."""
+    random = np.random.default_rng(seed)
+    middles = np.random.default_rng(99).standard_normal((200, dim))
+    found = middles[random.integers(0, len(middles), rows)] + 0.5 * random.standard_normal((rows, dim))
+    found *= np.linspace(2, 0.5, dim)
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write(path: Path, vectors: np.ndarray, first: int = 0, absent: tuple[int, ...] = (), **made: Any) -> Path:
+    """A file as embed_corpus.py leaves it. absent: rows without a vector, which have a reason."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.isin(np.arange(len(vectors)), absent)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1], mask=pa.array(mask))
+    data = {
+        "id": pa.array([f"d{first + row}" for row in range(len(vectors))], pa.large_string()),
+        "embedding": column,
+        "error": pa.array(["empty text" if gone else None for gone in mask], pa.string()),
+    }
+    about = MADE | {"dim": vectors.shape[1]} | made
+    pq.write_table(pa.table(data).replace_schema_metadata({"shoal": json.dumps(about)}), path)
+    return path
+
+
+def write_many(folder: Path, vectors: np.ndarray, files: int = 3) -> Path:
+    """The vectors in some files, in order."""
+    for number, piece in enumerate(np.array_split(np.arange(len(vectors)), files)):
+        write(folder / f"{number}.parquet", vectors[piece], first=int(piece[0]))
+    return folder
+
+
+def built(folder: Path, output: Path, **more: Any) -> dict[str, Any]:
+    """The card of an index of what lies in `folder`."""
+    return build(IndexConfig(input=str(folder), output=str(output), **more), lambda sentence: None)
+
+
+def exact(queries: np.ndarray, vectors: np.ndarray, most: int) -> np.ndarray:
+    """Rows with the greatest products, int64 [queries, most], by numpy alone."""
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :most]
+
+
+def pieces(output: Path) -> list[Path]:
+    return sorted((output / "pieces").iterdir())
+
+
+def cut_small(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Pieces of about so many bytes, as a large corpus has many."""
+    monkeypatch.setattr("lib.cli.units.PIECE_BYTES", size)
+    monkeypatch.setattr("lib.cli.units.CENTROIDS_OVER", 0)

@@ -1,0 +1,293 @@
+"""What is seen of a training run: the line, the metrics files, TensorBoard's events, the page."""
+
+import io
+import re
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lib.storage.folder import Folder
+from lib.training import metrics
+from lib.training.metrics import SCHEMA, Watch, line, publish_metrics, read_metrics, tensorboard
+from lib.training.report import POINTS, page, smooth, thin
+
+VOID = {"meta", "br", "hr", "link", "img"}
+
+
+def row(step: int, **values: Any) -> dict[str, Any]:
+    made = {"step": step, "epoch": step / 100, "loss": 2.0 / step, "lr": 1e-5, "gradient_norm": 1.5, "tokens": 6420}
+    return made | {"rows": 90, "seconds": 2.0, "dataset": "t2" if step % 3 else "dureader"} | values
+
+
+def rows(first: int, last: int, **values: Any) -> list[dict[str, Any]]:
+    return [row(step, **values) for step in range(first, last + 1)]
+
+
+def table(made: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(made), SCHEMA)
+
+
+def test_the_line_says_where_the_run_is() -> None:
+    """Step, loss, rate of learning, speed over the last steps, MFU where it is known, and the time left."""
+    latest = [*rows(101, 119), row(120, loss=0.4321)]
+    expected = "step 120/400  loss 0.4321  lr 1.0e-05  3,210 tokens/s  45 samples/s  "
+
+    assert line(latest, 400, None, None) == f"{expected}ETA 9:20"
+    assert line(latest, 400, 6e8, None) == f"{expected}ETA 9:20"
+    assert line(latest, 400, 6e8, 5e12) == f"{expected}MFU 39 %  ETA 9:20"
+    assert line([], 400, None, None) == "step 0/400  waiting for the first step"
+
+
+def test_rates_are_of_the_last_steps() -> None:
+    """Slow first steps are forgotten after the window."""
+    seen = Watch(100, stream=io.StringIO())
+    seen.add([row(1, seconds=1000.0), *rows(2, 21)])
+
+    assert "3,210 tokens/s" in seen.line()
+
+
+def test_a_restart_is_said_once_and_its_steps_count_once() -> None:
+    """After a restart the line goes on from the earlier step, with the rates of what was kept and done again."""
+    stream = io.StringIO()
+    seen = Watch(40, stream=stream)
+    seen.add(rows(1, 20))
+    seen.add([row(17, seconds=4.0)])
+    seen.add(rows(18, 21, seconds=4.0))
+    seen.start()
+    seen.stop()
+    seen.stop()
+
+    assert stream.getvalue().count("went back to step 16\n") == 1
+    assert seen.line().startswith("step 21/40")
+    assert f"{6420 * 20 / (15 * 2 + 5 * 4):,.0f} tokens/s" in seen.line()
+
+
+def test_a_step_that_was_given_up_is_told() -> None:
+    """Its row has no speed, and does not enter the line."""
+    stream = io.StringIO()
+    seen = Watch(40, stream=stream)
+    seen.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
+    seen.stop()
+
+    assert stream.getvalue().startswith("step 4 could not be done: loss nan, gradient norm 1.0\nstep 3/40  ")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_line_is_drawn_while_the_run_goes_on(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal's line is drawn over, a log gets lines; the last one stays."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: live)
+    monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.01)
+    monkeypatch.setattr(metrics, "LINE_SECONDS", 0.01)
+    seen = Watch(9, stream=stream)
+    seen.start()
+    time.sleep(0.1)
+    seen.add(rows(1, 9))
+    seen.stop()
+    said = stream.getvalue()
+
+    assert said.endswith("ETA 0:00\n")
+    assert "waiting for the first step" in said
+    assert (said.count("\r\033[K") > 2) if live else ("\r" not in said and said.count("\n") > 2)
+
+
+def test_metrics_come_back_in_order_each_step_once(tmp_path: Path) -> None:
+    """Files of ranges, one of them done again: of a step done twice the later row is there, however ranges overlap."""
+    folder = Folder(str(tmp_path / "metrics"))
+    assert read_metrics(folder).equals(table([]))
+    assert publish_metrics(folder, pa.table({})) is None
+    names = [publish_metrics(folder, table(part)) for part in (rows(11, 20), rows(1, 10), rows(21, 25))]
+    again = table(rows(17, 24, loss=9.0))
+    publish_metrics(folder, again.select(list(reversed(again.column_names))))
+    publish_metrics(folder, table(rows(1, 2, loss=8.0)))  # takes the place of 1 to 10
+    found = read_metrics(folder)
+
+    assert names[0] == "metrics-00000011.parquet"
+    assert len(folder.list()) == 4
+    assert found.schema.equals(SCHEMA)
+    assert found.equals(
+        table([*rows(1, 2, loss=8.0), *rows(11, 16), *rows(17, 24, loss=9.0), row(25)]).select(SCHEMA.names)
+    )
+
+
+def events(content: bytes) -> list[Any]:
+    """The events of a file, its checksums looked at."""
+    from tensorboardX.crc32c import crc32c
+    from tensorboardX.proto.event_pb2 import Event
+
+    def masked(data: bytes) -> int:
+        value = crc32c(data)
+        return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+    found, place = [], 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        data = content[place + 12 : place + 12 + length]
+        assert struct.unpack_from("<I", content, place + 8)[0] == masked(content[place : place + 8])
+        assert struct.unpack_from("<I", content, place + 12 + length)[0] == masked(data)
+        found.append(Event.FromString(data))
+        place += 16 + length
+    return found
+
+
+def test_tensorboard_events_read_back(tmp_path: Path) -> None:
+    """Every scalar of every step under its tag, at the run's own seconds; the same run gives the same bytes."""
+    folder = Folder(str(tmp_path / "events"))
+    measured = [{"step": 2, "ndcg_at_10": 0.25}, {"step": 4, "ndcg_at_10": 0.5, "recall_at_10": 0.75}]
+    name = tensorboard(folder, table(rows(1, 4)), measured, began=1000.0)
+    first = folder.read(name)
+    found = events(first)
+    scalars = {(value.tag, event.step): value.simple_value for event in found for value in event.summary.value}
+
+    assert found[0].file_version == "brain.Event:2"
+    assert [event.wall_time for event in found] == [1000, 1002, 1004, 1006, 1008, 1004, 1008]
+    assert scalars["train/loss", 4] == pytest.approx(0.5)
+    assert scalars["train/lr", 1] == pytest.approx(1e-5)
+    assert scalars["train/gradient_norm", 3] == pytest.approx(1.5)
+    assert scalars["train/tokens_per_second", 2] == pytest.approx(3210)
+    assert scalars["eval/ndcg_at_10", 2] == pytest.approx(0.25)
+    assert scalars["eval/recall_at_10", 4] == pytest.approx(0.75)
+    assert len(scalars) == 4 * 4 + 3
+    assert tensorboard(folder, table(rows(1, 4)), measured, began=1000.0) == name
+    assert folder.read(name) == first
+    assert list(folder.list()) == [name]
+
+
+def test_tensorboard_itself_reads_the_file(tmp_path: Path) -> None:
+    """TensorBoard finds the file by its name and shows the run."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tensorboard(Folder(str(tmp_path)), table(rows(1, 4)), [{"step": 4, "ndcg_at_10": 0.5}])
+    read = EventAccumulator(str(tmp_path)).Reload()
+
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")][1] == (2, 1.0)
+    assert [event.value for event in read.Scalars("eval/ndcg_at_10")] == [0.5]
+
+
+class Checker(HTMLParser):
+    """Elements that do not close in order, and what is in the cells of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[list[str]] = []
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [f"{name}={value}" for name, value in attrs if name in ("href", "src", "xlink:href", "data")]
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1][-1] += data
+
+
+def a_page(made: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, float]] = (), **facts: Any) -> str:
+    options = {"learning_rate": 1e-5, "negatives": ("a", "b"), "note": None, "prompt": "<b>&\"'</b>"}
+    return page("run <1>", {"model": "tiny & small"} | facts, table(made), evaluations, options, {"torch": "2.13"})
+
+
+def test_the_page_says_everything_of_a_small_run() -> None:
+    """Facts, mean losses by dataset, evaluations with the best one, options, versions; all escaped; no other file."""
+    measured = [{"step": 30, "ndcg_at_10": 0.6123, "map": 0.5}, {"step": 60, "ndcg_at_10": 0.5999}]
+    text = a_page(rows(1, 60), measured)
+    read = Checker(text)
+
+    assert read.open == []
+    assert read.links == []
+    assert not re.search(r"https?:|//|url\(|@import|<script|<link", text)
+    assert text.count("<svg") == 5
+    assert "<b>" not in text
+    assert "<title>run &lt;1&gt;</title>" in text
+    assert ["model", "tiny & small"] in read.cells
+    assert ["learning_rate", "1e-05"] in read.cells
+    assert ["negatives", "a, b"] in read.cells
+    assert ["prompt", "<b>&\"'</b>"] in read.cells
+    assert ["note", ""] in read.cells
+    assert ["torch", "2.13"] in read.cells
+    assert ["step", "ndcg_at_10", "map"] in read.cells
+    assert ["30", "0.6123", "0.5000"] in read.cells
+    assert ["60", "0.5999", ""] in read.cells
+    assert text.count('<tr class="best">') == 1
+    assert "best 0.6123 at step 30" in text
+    for name, steps in (("dureader", range(3, 61, 3)), ("t2", [step for step in range(1, 61) if step % 3])):
+        losses = [2 / step for step in steps]
+        late = losses[-(len(losses) // 10) :]
+        counts = [name, str(len(losses)), f"{90 * len(losses):,}", f"{6420 * len(losses):,}"]
+        assert [*counts, f"{np.mean(losses):.4f}", f"{np.mean(late):.4f}"] in read.cells
+
+
+def test_the_page_of_a_run_without_steps_or_with_one() -> None:
+    """Nothing to draw, or a single point, is a page too; a loss that is no number is left out and counted."""
+    assert "No step was done" in a_page([])
+    Checker(a_page([row(1)], [{"step": 1, "ndcg_at_10": 0.0}]))
+    text = a_page([row(1), row(2, loss=float("nan")), row(3, loss=float("inf")), row(4)], [{"step": 4, "map": 0.5}])
+    Checker(text)
+
+    assert "2 steps without a number are left out" in text
+    assert "nan" not in text.split("<h2>Loss by dataset")[0]
+
+
+def test_thinning_keeps_ends_and_peaks() -> None:
+    """100,000 points become at most 1,000, in order, with the highest and the lowest of all."""
+    steps, values = np.arange(100_000), np.random.default_rng(0).normal(size=100_000)
+    values[54_321], values[12_345] = 99.0, -99.0
+    kept, shown = thin(steps, values)
+
+    assert 900 < len(kept) <= POINTS
+    assert (np.diff(kept) > 0).all()
+    assert (kept[0], kept[-1]) == (0, 99_999)
+    assert (shown.max(), shown.min()) == (99.0, -99.0)
+    assert thin(steps[:1000], values[:1000])[0] is not None
+    assert len(thin(steps[:1000], values[:1000])[0]) == 1000
+
+
+def test_a_long_run_makes_a_small_page() -> None:
+    """100,000 steps are drawn with some thousand points, in well under a megabyte and a few seconds."""
+    began, count = time.monotonic(), 100_000
+    steps = np.arange(1, count + 1)
+    made = {"step": steps, "epoch": steps / 1e4, "loss": 1 / steps, "lr": 1e-5 * (1 - steps / count)}
+    made |= {"gradient_norm": np.ones(count), "tokens": np.full(count, 4096), "rows": np.full(count, 64)}
+    whole = pa.table(made | {"seconds": np.ones(count), "dataset": ["t2"] * count}).cast(SCHEMA)
+    text = page("long", {}, whole, [], {}, {})
+
+    assert len(text) < 300_000
+    assert all(len(points.split()) <= POINTS for points in re.findall('points="([^"]*)"', text))
+    assert time.monotonic() - began < 10
+
+
+def test_smoothing_is_a_mean_of_neighbours() -> None:
+    """Fewer of them at the ends, so that the curve begins and ends with the run."""
+    np.testing.assert_allclose(smooth(np.array([1.0, 2.0, 6.0, 4.0]), 3), [1.5, 3.0, 4.0, 5.0])
+    np.testing.assert_allclose(smooth(np.array([1.0, 2.0]), 1), [1.0, 2.0])
+
+
+def test_the_driver_loads_neither_torch_nor_ray() -> None:
+    """Watching and drawing need nothing of them."""
+    program = "import sys, lib.training.metrics, lib.training.report\nprint({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,79 @@
+"""Training on real Ray Train: two workers compute what one process does, and go on where they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lib.models.encoder import Encoder
+from lib.models.encoder_options import ModelOptions, resolve
+from lib.models.tokenizer import Tokenizer
+from lib.training.config import FinetuneConfig
+from lib.training.job import finetune
+from tests.support.trained import write_pairs
+
+STEPS, CHECKPOINT_STEPS = 6, 2
+
+
+def options(folder: Path, model: Path, name: str, **more) -> dict:
+    data = folder / "pairs.jsonl"
+    data.exists() or write_pairs(data)
+    return {
+        "model": str(model),
+        "data": (str(data),),
+        "output": str(folder / name),
+        "batch": 8,
+        "group": 3,
+        "max_steps": STEPS,
+        "checkpoint_steps": CHECKPOINT_STEPS,
+        "learning_rate": 1e-3,
+        "max_workers": 2,
+    } | more
+
+
+def losses(folder: Path) -> list[float]:
+    return pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist()
+
+
+def vectors(model: str) -> np.ndarray:
+    spec = resolve(ModelOptions(model=model)).spec
+    return Encoder(spec, dtype="float32").encode(Tokenizer(spec)(["a shoal of fish", "fox", "查询 quick brown"]))
+
+
+@pytest.fixture(scope="module")
+def runs(cluster, tmp_path_factory) -> Path:
+    """A folder with a run of two workers."""
+    from tests.support import tiny
+
+    folder = tmp_path_factory.mktemp("runs")
+    model = tiny.build("bert", folder / "model")
+    finetune(FinetuneConfig(**options(folder, model, "two")), lambda sentence: None)
+    return folder
+
+
+def test_two_workers_train_as_one(runs, train_here):
+    """The losses of two workers are those of one process on the same slices, dropout and all; so is the model."""
+    alone = train_here(**options(runs, runs / "model", "alone"))
+    expected, found = losses(runs / "alone"), losses(runs / "two")
+
+    assert len(found) == STEPS
+    assert np.abs(np.subtract(expected, found)).max() < 1e-5
+    ours, theirs = (vectors(str(model)) for model in (alone.model, runs / "two" / "model"))
+    assert (
+        np.abs(ours - theirs).max() < 1e-4
+    )  # of weights without effect, as a key's bias, Adam makes steps of rounding
+
+
+def test_a_lost_end_is_done_again(runs, cluster):
+    """Of a run whose last leg was not exported the same command makes the end again, from the checkpoint."""
+    folder = runs / "two"
+    before = losses(folder)
+    (folder / "scores.json").unlink()
+    for file in (folder / "exports").rglob("_files.json"):
+        file.unlink()
+    finetune(FinetuneConfig(**options(runs, runs / "model", "two")), lambda sentence: None)
+
+    assert losses(folder) == before
+    assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [STEPS]
