@@ -34,7 +34,7 @@ from benchmarks.demo import minilm
 from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread, verdict
 from lib.engine.cluster import ENVIRONMENT
-from lib.engine.malloc import M_MMAP_THRESHOLD, great_blocks_apart
+from lib.engine.malloc import M_MMAP_THRESHOLD, return_large_blocks
 from lib.models.spec import read_spec
 from lib.training.data.batches import BATCHES
 from lib.training.data.pairs import text_keys
@@ -42,11 +42,11 @@ from lib.training.job import CPU_BUDGET
 from lib.training.loop import Read
 from lib.training.losses.infonce import InfoNCE
 from lib.training.models.embedder import Embedder
-from lib.training.step.chunks import Cutter
-from lib.training.step.collectives import Place
+from lib.training.step.chunks import Chunker
+from lib.training.step.collectives import Rank
 from lib.training.step.grad_cache import Autocast
 from lib.training.step.optimizer import Optimization
-from lib.training.step.parallel import Alone
+from lib.training.step.parallel import SingleProcess
 
 VARIANTS = {"pairs": 1, "one hard negative": 2}  # passages a query
 TOKENS = 3, 256  # of a text
@@ -89,13 +89,13 @@ class Shoal:
         embedder = Embedder(spec, ("", ""), (spec.max_tokens, spec.max_tokens))
         trainee = embedder.load(device)
         self.network, self._backbone = trainee.network.train(), trainee.backbone
-        cutter, loss = Cutter(token_budget, device, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
-        self._alone, self._device = Alone(self.network), device
+        cutter, loss = Chunker(token_budget, device, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
+        self._alone, self._device = SingleProcess(self.network), device
         self._step = embedder.step()(self._alone, loss, cutter, autocast)
         self._texts = embedder.texts()
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
-        place = Place(0, 1, 1, batch.num_rows)
+        place = Rank(0, 1, 1, batch.num_rows)
         return float(self._step(Read(batch, self._texts(batch)).work(place, seed, self._device)))
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -149,7 +149,7 @@ def great_blocks_together() -> None:
     library.mallopt(m_trim_threshold, 64 << 20)
 
 
-HEAPS = {"shoal": great_blocks_apart, "sentence-transformers": great_blocks_together}
+HEAPS = {"shoal": return_large_blocks, "sentence-transformers": great_blocks_together}
 
 
 def _column(inputs: dict[str, Any], prefix: str, device: torch.device) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def compete(name: str, sizes: tuple[int, int, int], settings: list[tuple[str, in
     best = min(tried, key=tried.__getitem__)
     peer.use(best)
     seconds: dict[str, list[float]] = {contender: [] for contender in steps}
-    great_blocks_apart()
+    return_large_blocks()
     steps["shoal"](first, 0)
     for number, batch in enumerate(rest):
         order = list(steps) if number % 2 else list(steps)[::-1]
@@ -275,7 +275,7 @@ def play(folder: Path, budget: int) -> None:
     tables = [pq.read_table(file) for file in sorted(folder.glob("batch-*.parquet"))]
     shoal = Shoal(minilm(), budget)
     step = trainer(shoal)
-    great_blocks_apart()
+    return_large_blocks()
     gc.collect()
     loaded = _resident("VmRSS")
     _forget_peak()

@@ -35,7 +35,7 @@ from benchmarks.index_vectors import Vectors, prepare, told
 from benchmarks.process import ROOT
 from benchmarks.reporting import machine, verdict
 from lib.index.build.kmeans import ITERATIONS
-from lib.index.build.layout import FACTS, PIECES
+from lib.index.build.layout import FACTS, SEGMENTS
 from lib.index.build.train import POINTS
 from lib.index.kinds import CODEBOOK_ITERATIONS, parse
 from tests.real.tasks import PLACE
@@ -60,7 +60,7 @@ def build(bench: Bench, number: int, kind: str) -> Row:
         cores = bench.options["cores"]
         row, output = job(bench, key, kind, cores, cores)
         questions, card = questions_of(output, bench.vectors, bench.folder), row["card"]["recall"]
-        found = search(sorted((output / PIECES).glob("*.faiss")), questions, [each["effort"] for each in card])
+        found = search(sorted((output / SEGMENTS).glob("*.faiss")), questions, [each["effort"] for each in card])
         np.savez(bench.file(key, "npz"), **found)
         shutil.rmtree(output)
         told = recalls(found, bench.vectors, questions)
@@ -86,7 +86,7 @@ def script(bench: Bench, number: int, kind: str) -> Row:
         theirs = run(line, log, cores=1)
         theirs["seconds"] = json.loads(log.read_text().splitlines()[-1])
         questions, probes = questions_of(output, bench.vectors, bench.folder), compared(card)
-        mine = search(sorted((output / PIECES).glob("*.faiss")), questions, probes)
+        mine = search(sorted((output / SEGMENTS).glob("*.faiss")), questions, probes)
         found = search([index], questions, probes)
         index.unlink()
         shutil.rmtree(output)

@@ -144,9 +144,9 @@ def _sentence_transformers(model: Path, dtype: str, _: str) -> Score:
 
 def _shoal(model: Path, dtype: str, kind: str) -> Score:
     from lib.models.reranker import Reranker
-    from lib.models.reranker_options import RerankerOptions, resolve
+    from lib.models.reranker_options import RerankerOptions, resolve_reranker
 
-    spec = resolve(RerankerOptions(model=str(model), recipe="qwen3-reranker" if kind == "decoder" else None))
+    spec = resolve_reranker(RerankerOptions(model=str(model), recipe="qwen3-reranker" if kind == "decoder" else None))
     format_pairs, reranker = spec.pair_format(), Reranker(spec, dtype=dtype, device="cpu")
 
     def score(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:

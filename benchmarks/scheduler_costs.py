@@ -25,10 +25,10 @@ from benchmarks.reporting import machine, spread
 from lib.cli.progress import Progress
 from lib.data.shards import PLAN_SCHEMA, Shard
 from lib.engine.cluster import connect
-from lib.engine.executor import run
-from lib.engine.mapper import Bundle
+from lib.engine.executor import execute
+from lib.engine.mapper import Tables
 from lib.engine.run import missing, open_planned
-from lib.engine.workers import Workers
+from lib.engine.workers import WorkerPlan
 from lib.storage.folder import Folder
 
 RATE = 8.0  # shards a second while they sleep
@@ -42,19 +42,19 @@ class Nothing:
     at_once: int
     seconds: float
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return {"rows": pa.table({"shard": [shard.number]})}, {}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         number = bundle["rows"]["shard"][0].as_py()
         if number >= self.at_once:
             time.sleep(self.seconds * (0.5 + number * 0.618 % 1))  # not all at the same moment
         return bundle
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return bundle["rows"], {"rows": 1, "source_rows": 1}
 
 
@@ -125,13 +125,13 @@ def measure(actors: int, at_once: int, asleep: int) -> Costs:
         object_store_memory=2**28,
     )
     connect()
-    workers = Workers(actors, actors, actors, threads=1, cpus=0.01, gpus=1.0, task_cpus=1.0)
+    workers = WorkerPlan(actors, actors, actors, threads=1, cpus=0.01, gpus=1.0, task_cpus=1.0)
     turns: list[Turn] = []
     with tempfile.TemporaryDirectory() as root, watched(turns):
         folder = Folder(root)
         folder.probe()
         ledger = open_planned(folder, {}, lambda: shards_of(at_once + asleep), {})
-        run(Nothing(at_once, actors / RATE), ledger, workers, Progress(at_once + asleep), missing(ledger))
+        execute(Nothing(at_once, actors / RATE), ledger, workers, Progress(at_once + asleep), missing(ledger))
     return fitted(turns, actors)
 
 

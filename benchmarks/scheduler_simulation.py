@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from lib.cli.options import command
-from lib.cli.progress import duration
+from lib.cli.progress import format_duration
 
 IN_FLIGHT = 2  # shards a worker
 WAIT = 0.1  # seconds that Ray Data waits for tasks in each turn
@@ -266,7 +266,7 @@ def told(scene: Scene) -> list[str]:
     uses = {use: sum(each.uses[use] for each in slices) for use in USES}
     total = sum(uses.values())
     busy = max(each.busy / each.now for each in slices)
-    finish = duration(max(each.now for each in slices))
+    finish = format_duration(max(each.now for each in slices))
     return [finish, f"{total / 3600:,.0f}", f"{busy:.0%}", *(f"{value / total:.1%}" for value in uses.values())]
 
 

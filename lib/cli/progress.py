@@ -65,7 +65,7 @@ class Progress:
             f"{self.done}/{self.shards} shards",
             f"{self.rows / elapsed:,.0f} rows/s",
             *([f"{self.tokens / elapsed:,.0f} tokens/s"] if self.tokens else []),
-            f"ETA {duration(left) if left is not None else '?'}",
+            f"ETA {format_duration(left) if left is not None else '?'}",
         ]
         if self.errors:
             parts.append(f"{self.errors:,} bad rows kept")
@@ -88,7 +88,7 @@ class Progress:
         return {stage: self.seconds.get(stage, 0.0) / total for stage in STAGES}
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """1:02:03, or 2:03 under an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

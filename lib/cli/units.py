@@ -25,7 +25,7 @@ def parse_bytes(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def in_words(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as MiB, or GiB where they are more than one."""
     if size < 2**30:
         return f"{size / 2**20:,.1f} MiB"

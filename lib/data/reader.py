@@ -11,10 +11,10 @@ from ..errors import InputError
 from ..storage.listing import current_tag
 from .corpus import hive_keys
 from .formats import error_table, format_of
-from .shards import Shard, Slice
+from .shards import FileRange, Shard
 
 
-def read(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
+def read_rows(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
     """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
 
     Raises InputError when a file has changed since the plan.
@@ -34,13 +34,13 @@ def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Ma
         yield from _read_slice(piece, columns, schema, storage)
 
 
-def together(column: pa.ChunkedArray) -> pa.Array:
+def as_one_array(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array; where it is one already it is not copied, as combine_chunks would."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _read_slice(
-    piece: Slice, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
+    piece: FileRange, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
 ) -> Iterator[pa.Table]:
     name = piece.name
     if piece.error is not None:

@@ -35,7 +35,7 @@ PLAN_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Slice:
+class FileRange:
     """A range of one file's units, with the file's size (bytes) and tag at the time of the plan."""
 
     path: str
@@ -51,7 +51,7 @@ class Slice:
 @dataclass(frozen=True)
 class Shard:
     number: int
-    slices: tuple[Slice, ...]
+    slices: tuple[FileRange, ...]
 
     @property
     def rows(self) -> int:
@@ -65,7 +65,7 @@ class Shard:
         return hashlib.sha256(repr(self.slices).encode()).hexdigest()[:12]
 
 
-def cut(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
+def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
     """The plan: one row a slice (PLAN_SCHEMA), shards filled in file order with about `shard_rows` rows each."""
     rows: list[tuple[Any, ...]] = []
     shard, room = first_shard, float(shard_rows)
@@ -102,7 +102,7 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
     """The plan's shards in order, or only those named. Memory: one Shard at a time."""
     if numbers is not None:
         plan = plan.filter(pc.is_in(plan["shard"], pa.array(numbers, pa.int64())))
-    current: list[Slice] = []
+    current: list[FileRange] = []
     number = -1
     for batch in plan.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
@@ -111,7 +111,7 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
                 yield Shard(number, tuple(current))
                 current = []
             number = owner
-            current.append(Slice(**row))
+            current.append(FileRange(**row))
     if current:
         yield Shard(number, tuple(current))
 
@@ -156,7 +156,7 @@ def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
     return complaints
 
 
-def heads(plan: pa.Table, count: int, rows: int) -> list[Shard]:
+def sample_shards(plan: pa.Table, count: int, rows: int) -> list[Shard]:
     """About the first `rows` rows of each of `count` shards spread evenly over the plan."""
     last = count_shards(plan) - 1
     numbers = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})

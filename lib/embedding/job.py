@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 
 from ..data.corpus import Corpus, list_files, measure
-from ..data.shards import heads
+from ..data.shards import sample_shards
 from ..data.texts import parse_template
 from ..data.vectors import row_bytes
 from ..engine import executor
 from ..engine.dry_run import Estimate, estimate
 from ..engine.executor import Outcome
 from ..engine.job import Job, carry_out, even_rows, refuse_nested
-from ..engine.lease import parse_share
-from ..engine.run import Ledger
-from ..engine.workers import Workers
+from ..engine.lease import parse_slice
+from ..engine.run import Run
+from ..engine.workers import WorkerPlan
 from ..errors import InputError, UsageError
-from ..models.encoder_options import Encoding, resolve
+from ..models.encoder_options import ResolvedEncoder, resolve_encoder
 from ..models.files import check_m3
 from ..models.spec import ModelSpec
 from ..models.tokenizer import Tokenizer
 from ..storage.folder import filesystem, parse_options
-from .mapper import DENSE, MULTI, OUTPUTS, EmbedConfig, Embedding
+from .mapper import DENSE, MULTI, OUTPUTS, EmbedConfig, EmbedMapper
 
 PART_BYTES = 128 << 20  # of vectors a part: few objects, and less than a minute's work lost with a GPU worker
 CHARACTERS_A_TOKEN = 4  # of English text; for sizes only
@@ -39,7 +39,7 @@ def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
     """Plan or resume, embed what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
     config, encoding, job = prepared(config)
 
-    def calibrated(verb: Embedding, ledger: Ledger, workers: Workers) -> Embedding:
+    def calibrated(verb: EmbedMapper, ledger: Run, workers: WorkerPlan) -> EmbedMapper:
         return replace(verb, ranges=_ranges(verb, ledger, workers, say)) if config.output_dtype == "int8" else verb
 
     job = replace(job, calibrated=calibrated)
@@ -60,11 +60,11 @@ def dry_run(config: EmbedConfig) -> Estimate:
     )
 
 
-def prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
+def prepared(config: EmbedConfig) -> tuple[EmbedConfig, ResolvedEncoder, Job]:
     """The config with what its recipe adds, its model's files read, and the job. Raises UsageError or ModelError."""
     check(config)
     storage = parse_options(config.storage_option)
-    encoding = resolve(config)
+    encoding = resolve_encoder(config)
     config = replace(config, text_template=config.text_template or encoding.text_template)
     chunk_size = chunk_room(config, encoding)
     if set(config.outputs) != {DENSE}:
@@ -75,7 +75,7 @@ def prepared(config: EmbedConfig) -> tuple[EmbedConfig, Encoding, Job]:
         verb=lambda ledger, workers: _verb(config, encoding, ledger, storage, workers, chunk_size),
         model=encoding.spec.name,
         weight_bytes=encoding.spec.weight_bytes,
-        share=parse_share(config.slice),
+        share=parse_slice(config.slice),
     )
     return config, encoding, job
 
@@ -97,7 +97,7 @@ def check(config: EmbedConfig) -> None:
         parse_template(config.text_template)
 
 
-def chunk_room(config: EmbedConfig, encoding: Encoding) -> int:
+def chunk_room(config: EmbedConfig, encoding: ResolvedEncoder) -> int:
     """Tokens of text a chunk, beside prompt and special tokens; 0 without --chunk-tokens. Raises UsageError."""
     if not config.chunk_tokens:
         return 0
@@ -115,14 +115,14 @@ def chunk_room(config: EmbedConfig, encoding: Encoding) -> int:
 
 def _verb(
     config: EmbedConfig,
-    encoding: Encoding,
-    ledger: Ledger,
+    encoding: ResolvedEncoder,
+    ledger: Run,
     storage: Mapping[str, Any],
-    workers: Workers,
+    workers: WorkerPlan,
     chunk_size: int,
-) -> Embedding:
+) -> EmbedMapper:
     template = config.text_template
-    return Embedding(
+    return EmbedMapper(
         config=config,
         spec=encoding.spec,
         prompt=encoding.prompt,
@@ -136,7 +136,7 @@ def _verb(
     )
 
 
-def _settings(config: EmbedConfig, encoding: Encoding, storage: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(config: EmbedConfig, encoding: ResolvedEncoder, storage: Mapping[str, Any]) -> dict[str, Any]:
     """What fixes the rows and their vectors. A run with other settings is another run."""
     fs, path = filesystem(config.input, storage)
     model = {f"model {k}": v for k, v in vars(encoding.spec).items() if k not in ("name", "path", "revision")}
@@ -168,18 +168,18 @@ def default_rows(config: EmbedConfig, spec: ModelSpec, corpus: Corpus, workers: 
     return even_rows(corpus, workers, most=by_output)
 
 
-def _uncalibrated(verb: Embedding) -> Embedding:
+def _uncalibrated(verb: EmbedMapper) -> EmbedMapper:
     """The verb with float32 vectors, which need no ranges."""
     return replace(verb, config=replace(verb.config, output_dtype="float32"))
 
 
 def _ranges(
-    verb: Embedding, ledger: Ledger, workers: Workers, say: Callable[[str], None]
+    verb: EmbedMapper, ledger: Run, workers: WorkerPlan, say: Callable[[str], None]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """int8 ranges of the run: made once from a sample spread over the shards, kept in `_int8.json`, used by all."""
     if not ledger.folder.exists(RANGES):
         say("calibrating int8 ranges")
-        shards = heads(ledger.plan, RANGE_SHARDS, RANGE_ROWS)
+        shards = sample_shards(ledger.plan, RANGE_SHARDS, RANGE_ROWS)
         bundles = executor.sample(_uncalibrated(verb), shards, workers)
         vectors = np.concatenate([verb.matrix(b["vectors"]) for b in bundles]) if bundles else np.empty((0, 0))
         if not len(vectors):

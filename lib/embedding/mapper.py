@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.reader import read
+from ..data.reader import read_rows
 from ..data.shards import Shard
 from ..data.texts import as_text, chunk_spans, compose
 from ..data.vectors import OutputDtype, quantise, to_column
 from ..engine.job import SharedRunOptions
-from ..engine.mapper import NOT_FINITE, Bundle
+from ..engine.mapper import NOT_FINITE, Tables
 from ..errors import InputError
 from ..models.encoder_options import ModelOptions
 from ..models.packing import padding_waste
@@ -48,7 +48,7 @@ class EmbedConfig(SharedRunOptions, ModelOptions):
 
 
 @dataclass(frozen=True)
-class Embedding:
+class EmbedMapper:
     """The verb that `sharded` runs: what happens to one shard. Travels to every task and actor."""
 
     config: EmbedConfig
@@ -63,11 +63,11 @@ class Embedding:
     chunk_size: int = 0  # tokens of text a chunk, prompt and special tokens apart; 0: texts are not chunked
     ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Rows with an index into unique texts, and those texts as token ids."""
         began = time.perf_counter()
         names = [*(name for _, name in self.template), self.id_column, *self.config.keep_columns]
-        table = read(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
+        table = read_rows(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
         texts, reasons = compose(table, self.template)
         reasons = pc.coalesce(table["_error"], reasons).combine_chunks()
         self._stop_if_strict(table, reasons)
@@ -88,7 +88,7 @@ class Embedding:
         seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
         return {"rows": rows, "tokens": encoded}, seconds
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         """Load the model; what is returned turns token ids into vectors."""
         from ..models.encoder import Encoder
 
@@ -104,7 +104,7 @@ class Embedding:
         ranges = None if self.ranges is None else np.array(self.ranges, np.float32)
         made = {"dtype": encoder.dtype, "mode": encoder.mode}
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             tokens = to_tokens(bundle["tokens"])
             vectors, columns = more(tokens, skip) if more else (encoder.encode(tokens, skip), {})
             finite = np.isfinite(vectors).all(axis=1)
@@ -140,7 +140,7 @@ class Embedding:
 
         return more
 
-    def lengths(self, bundle: Bundle) -> tuple[int, np.ndarray, np.ndarray]:
+    def lengths(self, bundle: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """For an estimate: rows read, and of each row made its tokens and whether it is cut."""
         index = bundle["rows"]["_unique"].drop_null().to_numpy()
         tokens = to_tokens(bundle["tokens"])
@@ -150,7 +150,7 @@ class Embedding:
             tokens.truncated[index],
         )
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         """The rows as published, and their counts."""
         rows, facts = bundle["rows"], bundle["vectors"]
         index = rows["_unique"].combine_chunks()

@@ -12,13 +12,13 @@ from typing import Any
 
 from ..data.shards import Shard
 from ..storage.folder import Folder
-from .mapper import Receipt, Verb, Whole
-from .workers import WORKER_BASE, Workers, node_memory
+from .mapper import Mapper, Receipt, Whole
+from .workers import WORKER_BASE, WorkerPlan, node_memory
 
-Given = tuple[Verb, Folder, Mapping[int, str]]  # of a stage: what is done, where to, and the parts' names
+StageArguments = tuple[Mapper, Folder, Mapping[int, str]]  # of a stage: what is done, where to, and the parts' names
 
 
-class UnableError(Exception):
+class LoadError(Exception):
     """A worker cannot load what the stage needs."""
 
 
@@ -44,12 +44,12 @@ class ShardWorker:
             try:
                 self.whole, self.stage = Whole(*ray.get(given[0])), stage
             except Exception as error:
-                raise UnableError(f"{type(error).__name__}: {error}") from error
+                raise LoadError(f"{type(error).__name__}: {error}") from error
         return self.whole.do(shard)
 
 
 @dataclass(eq=False)
-class Member:
+class PooledActor:
     """A worker as the driver knows it. hired: with which call of `hire`; node: None until it answers; holds: shards given to it."""
 
     actor: Any
@@ -59,16 +59,16 @@ class Member:
     holds: list[Shard] = field(default_factory=list)
 
 
-class Crew:
+class ActorPool:
     """The workers of a driver, all of one shape: CPUs, GPUs, and the labels of their nodes."""
 
     def __init__(self) -> None:
-        self.members: list[Member] = []
+        self.members: list[PooledActor] = []
         self.shape: tuple[Any, ...] = ()
         self.hires = self.stillborn = 0
         self.failed = 0  # the last hire of when the last stillborn was counted
 
-    def gather(self, workers: Workers, shards: int) -> list[Member]:
+    def gather(self, workers: WorkerPlan, shards: int) -> list[PooledActor]:
         """Those that serve a stage: who is there already, and who is hired."""
         want = min(workers.maximum, shards)
         self.members.sort(key=lambda member: member.node is None)
@@ -81,7 +81,7 @@ class Crew:
             self.keep_beside(found)
         return found + self.hire(want - len(found), workers)
 
-    def _lent(self, workers: Workers) -> list[Member]:
+    def _lent(self, workers: WorkerPlan) -> list[PooledActor]:
         """For a stage of one worker: one whose neighbours idle, where together they have the cores that it asks for."""
         cpus, *rest = self.shape or (0.0,)
         if rest != list(shape_of(workers)[1:]):
@@ -92,7 +92,7 @@ class Crew:
                 return [next(member for member in self.members if member.node == node)]
         return []
 
-    def hire(self, number: int, workers: Workers) -> list[Member]:
+    def hire(self, number: int, workers: WorkerPlan) -> list[PooledActor]:
         """So many more, in place of all others where these are of another shape. They come when their nodes do."""
         import ray
 
@@ -109,16 +109,16 @@ class Crew:
         )
         actors = [kind.remote() for _ in range(number)]
         self.hires += 1
-        hired = [Member(actor, actor.node.remote(), self.hires) for actor in actors]
+        hired = [PooledActor(actor, actor.node.remote(), self.hires) for actor in actors]
         self.members += hired
         return hired
 
-    def keep_beside(self, serving: Sequence[Member]) -> None:
+    def keep_beside(self, serving: Sequence[PooledActor]) -> None:
         """Dismiss who would keep a node on which none of these is. Beside them the others cost nothing."""
         nodes, kept = {member.node for member in serving} - {None}, set(serving)
         self.dismiss([member for member in self.members if member not in kept and member.node not in nodes])
 
-    def dismiss(self, members: Sequence[Member]) -> None:
+    def dismiss(self, members: Sequence[PooledActor]) -> None:
         gone = set(members)
         self.members = [member for member in self.members if member not in gone]
         for member in gone:
@@ -128,20 +128,20 @@ class Crew:
                 ray.kill(member.actor)
 
 
-def shape_of(workers: Workers) -> tuple[Any, ...]:
+def shape_of(workers: WorkerPlan) -> tuple[Any, ...]:
     return workers.cpus, workers.gpus, dict(workers.labels)
 
 
-_kept: ContextVar[Crew | None] = ContextVar("crew", default=None)
+_kept: ContextVar[ActorPool | None] = ContextVar("crew", default=None)
 
 
 @contextmanager
-def together() -> Iterator[Crew]:
+def shared_pool() -> Iterator[ActorPool]:
     """Stages within it have their workers in common; without it each has its own."""
     if crew := _kept.get():
         yield crew
         return
-    crew = Crew()
+    crew = ActorPool()
     token = _kept.set(crew)
     try:
         yield crew
@@ -150,7 +150,7 @@ def together() -> Iterator[Crew]:
         _kept.reset(token)
 
 
-def stand_aside() -> None:
+def release_shared_pool() -> None:
     """Before others need the CPUs: whoever is kept for a next stage goes."""
     if crew := _kept.get():
         crew.dismiss(crew.members)

@@ -11,27 +11,27 @@ from typing import Any
 
 from ..data.shards import Shard
 from ..errors import RunError
-from .actor_pool import Crew, Given, Member, UnableError, shape_of, together
+from .actor_pool import ActorPool, LoadError, PooledActor, StageArguments, shape_of, shared_pool
 from .mapper import Receipt
-from .workers import Workers
+from .workers import WorkerPlan
 
-DEATHS = 3  # workers a shard may see die in one round before it is left for the next
+MAX_ACTOR_DEATHS = 3  # workers a shard may see die in one round before it is left for the next
 DIED = "its process died each time"
-STILLBORN = 5  # workers that cannot start, one after the other: the run ends
-PATIENCE = 30.0  # seconds that a worker idles beside the last ones at work
+MAX_FAILED_STARTS = 5  # workers that cannot start, one after the other: the run ends
+IDLE_SECONDS = 30.0  # seconds that a worker idles beside the last ones at work
 _stages = count()
 
 
-def perform(given: Given, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Iterator[Receipt]:
+def dispatch(given: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
     """A receipt of each shard, in no order. in_flight: shards that a worker has at once, one of them being done.
 
     Raises RunError where no worker can start, and for other errors of Ray.
     """
     import ray
 
-    with together() as crew:
+    with shared_pool() as crew:
         try:
-            shift = _Shift(crew, given, shards, workers, in_flight)
+            shift = _Dispatcher(crew, given, shards, workers, in_flight)
             try:
                 yield from shift.receipts()
             finally:
@@ -40,23 +40,25 @@ def perform(given: Given, shards: Sequence[Shard], workers: Workers, in_flight: 
             raise RunError(f"the workers could not run: {_last_words(error)}") from error
 
 
-class _Shift:
+class _Dispatcher:
     """Shards on their way through a crew."""
 
-    def __init__(self, crew: Crew, given: Given, shards: Sequence[Shard], workers: Workers, in_flight: int) -> None:
+    def __init__(
+        self, crew: ActorPool, given: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int
+    ) -> None:
         import ray
 
         self.crew, self.workers, self.in_flight = crew, workers, in_flight
         self.number, self.given = next(_stages), [ray.put(given)]  # in a list Ray does not fetch it for each call
         self.todo, self.deaths = deque(shards), Counter[int]()
         self.serving = crew.gather(workers, len(shards))
-        self.calls: dict[Any, tuple[Member, Shard | None]] = {}
+        self.calls: dict[Any, tuple[PooledActor, Shard | None]] = {}
         self._await(self.serving)
 
-    def _await(self, hired: Sequence[Member]) -> None:
+    def _await(self, hired: Sequence[PooledActor]) -> None:
         self.calls |= {member.answer: (member, None) for member in hired if member.node is None}
 
-    def busy(self) -> list[Member]:
+    def busy(self) -> list[PooledActor]:
         return [member for member in self.serving if member.holds]
 
     def receipts(self) -> Iterator[Receipt]:
@@ -65,7 +67,7 @@ class _Shift:
         while self.todo or self.busy():
             self._give()
             self._dismiss_the_useless()
-            done, _ = ray.wait(list(self.calls), num_returns=1, timeout=PATIENCE)
+            done, _ = ray.wait(list(self.calls), num_returns=1, timeout=IDLE_SECONDS)
             if not done:
                 self._make_room()
                 continue
@@ -113,11 +115,11 @@ class _Shift:
         self.serving = [member for member in self.serving if member in there]
         self.calls = {call: about for call, about in self.calls.items() if about[0] in there}
 
-    def _failed(self, member: Member, shard: Shard | None, error: Exception) -> Iterator[Receipt]:
+    def _failed(self, member: PooledActor, shard: Shard | None, error: Exception) -> Iterator[Receipt]:
         """What has befallen a call: nothing that the worker had not outlived, or all shards that it held."""
         from ray.exceptions import RayTaskError
 
-        unable = shard is None or isinstance(getattr(error, "cause", None), UnableError)
+        unable = shard is None or isinstance(getattr(error, "cause", None), LoadError)
         if shard and isinstance(error, RayTaskError) and not unable:
             member.holds.remove(shard)
             yield Receipt(shard.number, failure=_last_words(error))
@@ -135,19 +137,19 @@ class _Shift:
         self.serving += hired
         self._await(hired)
 
-    def _count_unable(self, member: Member, error: Exception) -> None:
+    def _count_unable(self, member: PooledActor, error: Exception) -> None:
         """Raises RunError after so many, each hired after the last had failed: many at once may be one node's end."""
         if member.hired > self.crew.failed:
             self.crew.failed = self.crew.hires
             self.crew.stillborn += 1
-        if self.crew.stillborn >= STILLBORN:
+        if self.crew.stillborn >= MAX_FAILED_STARTS:
             raise RunError(f"the workers could not run: {_last_words(error)}") from error
 
     def _given_back(self, shards: Sequence[Shard], error: Exception, died: bool) -> Iterator[Receipt]:
         """A lost worker's shards, to be done last; a receipt of those that lost too many."""
         for shard in shards:
             self.deaths[shard.number] += died
-            if self.deaths[shard.number] > DEATHS:
+            if self.deaths[shard.number] > MAX_ACTOR_DEATHS:
                 yield Receipt(shard.number, failure=f"{DIED} (Ray's last error: {_last_words(error)})")
             else:
                 self.todo.append(shard)
@@ -157,5 +159,5 @@ def _last_words(error: Exception) -> str:
     """What an error of Ray says in a line: of a call that raised, the first of its cause; of a worker that is gone, the last."""
     cause = getattr(error, "cause", None)
     lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
-    name = "" if isinstance(cause, UnableError) else f"{type(cause or error).__name__}: "
+    name = "" if isinstance(cause, LoadError) else f"{type(cause or error).__name__}: "
     return f"{name}{(lines or ['nothing'])[0 if cause else -1]}"[:500]

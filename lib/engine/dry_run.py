@@ -7,25 +7,25 @@ from typing import Protocol
 
 import numpy as np
 
-from ..cli.progress import duration
+from ..cli.progress import format_duration
 from ..data.corpus import Corpus
-from ..data.shards import Shard, count_shards, cut, heads
+from ..data.shards import Shard, count_shards, cut_shards, sample_shards
 from ..storage.folder import Folder, absolute
 from .cluster import connect
 from .job import Job, RunOptions
-from .mapper import Bundle, Verb
-from .run import Ledger
-from .workers import Workers, decide, worker_memory
+from .mapper import Mapper, Tables
+from .run import Run
+from .workers import WorkerPlan, plan_workers, worker_memory
 
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
 TIMED_ROWS = (8, 32, 128, 512, 2048)  # a worker is timed over the first of these that take it TIMED_SECONDS
 TIMED_SECONDS = 4.0
 
 
-class Measured(Verb, Protocol):
+class Measured(Mapper, Protocol):
     """A verb that can tell what it would compute."""
 
-    def lengths(self, bundle: Bundle) -> tuple[int, np.ndarray, np.ndarray]:
+    def lengths(self, bundle: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """Of a prepared shard: rows read, and of each row made from them its tokens [n] and whether it is cut [n]."""
         ...
 
@@ -42,7 +42,7 @@ class Estimate:
     truncated_share: float
     output_bytes: float
     worker_bytes: int
-    workers: Workers
+    workers: WorkerPlan
     tokens_per_second: float | None
 
     @property
@@ -68,7 +68,7 @@ class Estimate:
             ]
         assert self.tokens_per_second
         said.append(
-            f"time      about {duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s a worker, measured here"
+            f"time      about {format_duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s a worker, measured here"
         )
         if price_per_hour is not None:
             dollars = self.seconds / 3600 * self.workers.maximum * price_per_hour
@@ -84,12 +84,12 @@ def estimate(
     The job's verb must be a Measured one. Raises ShoalError as the run itself would.
     """
     connect()
-    workers = decide(options, job.weight_bytes)
+    workers = plan_workers(options, job.weight_bytes)
     rows = options.shard_rows or shard_rows(corpus, workers.maximum)
-    plan = cut(corpus, rows)
+    plan = cut_shards(corpus, rows)
     folder = Folder(absolute(options.output))
-    verb: Measured = job.verb(Ledger(folder, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
-    sample = [verb.lengths(verb.prepare(shard)[0]) for shard in heads(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]
+    verb: Measured = job.verb(Run(folder, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
+    sample = [verb.lengths(verb.prepare(shard)[0]) for shard in sample_shards(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]
     read, made = sum(rows for rows, _, _ in sample), sum(len(tokens) for _, tokens, _ in sample)
     tokens, truncated = sum(int(t.sum()) for _, t, _ in sample), sum(int(c.sum()) for _, _, c in sample)
     return Estimate(
@@ -102,11 +102,13 @@ def estimate(
         output_bytes=corpus.rows * made / max(read, 1) * bytes_a_row,
         worker_bytes=worker_memory(job.weight_bytes),
         workers=workers,
-        tokens_per_second=_rate(verb, workers, [heads(plan, 1, rows)[0] for rows in TIMED_ROWS]) if tokens else None,
+        tokens_per_second=_rate(verb, workers, [sample_shards(plan, 1, rows)[0] for rows in TIMED_ROWS])
+        if tokens
+        else None,
     )
 
 
-def _rate(verb: Measured, workers: Workers, shards: list[Shard]) -> float | None:
+def _rate(verb: Measured, workers: WorkerPlan, shards: list[Shard]) -> float | None:
     """Tokens a second of one worker, if this machine can be one: over the largest of the shards that time allows."""
     import torch
 

@@ -21,13 +21,13 @@ from .. import errors
 from ..cli.progress import Progress
 from ..data.shards import Shard
 from ..errors import RunError, ShoalError
-from .actor_pool import stand_aside, together
-from .dispatch import DEATHS, DIED, perform
-from .lease import WHOLE, Share
-from .mapper import Bundle, Direct, Prepare, Publish, Receipt, Verb, Work, pack, unpack
+from .actor_pool import release_shared_pool, shared_pool
+from .dispatch import DIED, MAX_ACTOR_DEATHS, dispatch
+from .lease import ALL, ShardSlice
+from .mapper import FusedMapper, Mapper, Prepare, Publish, Receipt, Tables, Work, pack, unpack
 from .parts import Part
-from .run import Ledger, audit, missing, write_quarantine
-from .workers import Workers, as_grown
+from .run import Run, audit, missing, write_quarantine
+from .workers import WorkerPlan, with_current_nodes
 
 ATTEMPTS = 3  # rounds over the shards that failed
 WAVE = 4000  # shards at once, at least; on each the driver spends 7 to 16 kB and 11 to 17 ms of Ray Data's, or 5 kB and 1 ms
@@ -67,13 +67,13 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def run(
-    verb: Verb,
-    ledger: Ledger,
-    workers: Workers,
+def execute(
+    verb: Mapper,
+    ledger: Run,
+    workers: WorkerPlan,
     progress: Progress,
     pending: Sequence[int],
-    share: Share = WHOLE,
+    share: ShardSlice = ALL,
     still_held: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Do the pending shards, which are all that are missing of the share; audit when no other is missing either.
@@ -84,7 +84,7 @@ def run(
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}
     todo = list(pending)
-    with progress.shown(), together():  # one crew for all waves and rounds
+    with progress.shown(), shared_pool():  # one crew for all waves and rounds
         for attempt in range(ATTEMPTS):
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
             in_flight = 1 if attempt == ATTEMPTS - 1 else 2
@@ -98,14 +98,14 @@ def run(
             if not todo:
                 break
     still_held()
-    gone = set(missing(ledger)) if reasons or share != WHOLE else set()
+    gone = set(missing(ledger)) if reasons or share != ALL else set()
     quarantined = {number: _LOG.explain(reason) for number, reason in reasons.items() if number in gone}
     elsewhere = {number for number in gone if not share.has(number)}
     write_quarantine(ledger.folder, quarantined, elsewhere)
     return Outcome([] if quarantined or elsewhere else audit(ledger, parts), quarantined, progress, len(elsewhere))
 
 
-def sample(verb: Verb, shards: Sequence[Shard], workers: Workers) -> list[Bundle]:
+def sample(verb: Mapper, shards: Sequence[Shard], workers: WorkerPlan) -> list[Tables]:
     """What the workers make of a few shards, brought to the driver and published nowhere."""
     dataset = _worked(verb, shards, workers.at_most(len(shards)), in_flight=2)
     bundles = []
@@ -132,46 +132,48 @@ def _waves(shards: Iterator[Shard], most: int, most_slices: int) -> Iterator[lis
         yield wave
 
 
-def _run_wave(verb: Verb, ledger: Ledger, workers: Workers, wave: Sequence[Shard], in_flight: int) -> Iterator[Receipt]:
+def _run_wave(
+    verb: Mapper, ledger: Run, workers: WorkerPlan, wave: Sequence[Shard], in_flight: int
+) -> Iterator[Receipt]:
     names = {shard.number: ledger.part_name(shard) for shard in wave}
-    if isinstance(verb, Direct):
-        yield from perform((verb, ledger.folder, names), wave, workers, in_flight)
+    if isinstance(verb, FusedMapper):
+        yield from dispatch((verb, ledger.folder, names), wave, workers, in_flight)
         return
-    workers = as_grown(workers).at_most(len(wave))
+    workers = with_current_nodes(workers).at_most(len(wave))
     worked = _worked(verb, wave, workers, in_flight)
     for batch in _iterate(_step(worked, Publish, (verb, ledger.folder, names), workers, in_flight)):
         for text in batch["receipt"].to_pylist():
             yield Receipt(**json.loads(text))
 
 
-def _worked(verb: Verb, shards: Sequence[Shard], workers: Workers, in_flight: int) -> Any:
+def _worked(verb: Mapper, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Any:
     """The lazy dataset up to and with the workers: one row a shard."""
     prepared = _step(_pending(shards, workers), Prepare, (verb,), workers, in_flight)
     return _by_workers(prepared, verb, workers, in_flight)
 
 
-def _pending(shards: Sequence[Shard], workers: Workers) -> Any:
+def _pending(shards: Sequence[Shard], workers: WorkerPlan) -> Any:
     import ray.data
 
-    stand_aside()
+    release_shared_pool()
     _settle_ray_data(workers)
     rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
     return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
 
 
-def _by_workers(dataset: Any, verb: Verb, workers: Workers, in_flight: int) -> Any:
+def _by_workers(dataset: Any, verb: Mapper, workers: WorkerPlan, in_flight: int) -> Any:
     return dataset.map_batches(
         Work,
         fn_constructor_args=(verb,),
         compute=_pool(workers.minimum, workers.initial, workers.maximum, in_flight),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,
-        max_task_retries=DEATHS,
+        max_task_retries=MAX_ACTOR_DEATHS,
         **ONE_SHARD,
     )
 
 
-def _step(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers, in_flight: int) -> Any:
+def _step(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: WorkerPlan, in_flight: int) -> Any:
     """A reading or writing step added to a dataset. Its process may die DEATHS times a round, then the shard waits.
 
     Tasks where CPUs are free. On nodes full of CPU workers Ray ends an idle process after a second, and a task after a
@@ -180,14 +182,14 @@ def _step(dataset: Any, kind: type, arguments: tuple[Any, ...], workers: Workers
     """
     if workers.gpus:
         step = kind(*arguments).__call__
-        return dataset.map_batches(step, num_cpus=workers.task_cpus, max_retries=DEATHS, **ONE_SHARD)
+        return dataset.map_batches(step, num_cpus=workers.task_cpus, max_retries=MAX_ACTOR_DEATHS, **ONE_SHARD)
     initial, maximum = -(-workers.initial // 2), -(-workers.maximum // 2)
     return dataset.map_batches(
         kind,
         fn_constructor_args=arguments,
         compute=_pool(initial, initial, maximum, in_flight),
         num_cpus=workers.task_cpus,
-        max_task_retries=DEATHS,
+        max_task_retries=MAX_ACTOR_DEATHS,
         **ONE_SHARD,
     )
 
@@ -200,7 +202,7 @@ def _pool(minimum: int, initial: int, maximum: int, in_flight: int) -> Any:
     )
 
 
-def _settle_ray_data(workers: Workers) -> None:
+def _settle_ray_data(workers: WorkerPlan) -> None:
     """Ray Data's settings, each for a measured reason."""
     from ray.data import DataContext
 

@@ -17,11 +17,11 @@ from ..storage.listing import covers
 from . import executor
 from .cluster import connect
 from .executor import Outcome
-from .lease import WHOLE, Share, held
-from .mapper import Verb
+from .lease import ALL, ShardSlice, hold_lease
+from .mapper import Mapper
 from .parts import read_manifest
-from .run import Ledger, missing, open_ledger, open_planned
-from .workers import ClusterOptions, Workers, decide
+from .run import Run, missing, open_ledger, open_planned
+from .workers import WorkerOptions, WorkerPlan, plan_workers
 
 TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
 SHARDS_A_WORKER = 8  # at least, so that a small corpus keeps every worker busy to the end
@@ -29,7 +29,7 @@ LEAST_SHARD_ROWS = 1000  # a shard costs about 20 ms and an object
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(CorpusOptions, ClusterOptions):
+class RunOptions(CorpusOptions, WorkerOptions):
     """What every job over shards can be told."""
 
     output: str = field(
@@ -73,11 +73,11 @@ class Job:
 
     said: str
     settings: Mapping[str, Any]
-    verb: Callable[[Ledger, Workers], Any]
-    calibrated: Callable[[Any, Ledger, Workers], Any] = lambda verb, ledger, workers: verb
+    verb: Callable[[Run, WorkerPlan], Any]
+    calibrated: Callable[[Any, Run, WorkerPlan], Any] = lambda verb, ledger, workers: verb
     model: str | None = None
     weight_bytes: int = 0
-    share: Share = WHOLE
+    share: ShardSlice = ALL
 
 
 def carry_out(
@@ -118,22 +118,22 @@ def _folder(options: RunOptions) -> Folder:
     return folder
 
 
-def _connected(job: Job, options: RunOptions) -> Workers:
+def _connected(job: Job, options: RunOptions) -> WorkerPlan:
     connect()
-    return decide(options, job.weight_bytes)
+    return plan_workers(options, job.weight_bytes)
 
 
 def _about(job: Job) -> dict[str, Any]:
     return {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")} | {"model": job.model}
 
 
-def _do_pending(job: Job, ledger: Ledger, workers: Callable[[], Workers], say: Callable[[str], None]) -> Outcome:
+def _do_pending(job: Job, ledger: Run, workers: Callable[[], WorkerPlan], say: Callable[[str], None]) -> Outcome:
     total, share = count_shards(ledger.plan), job.share
     gone = missing(ledger)
     if not gone and len(parts := read_manifest(ledger.folder)) == total:
         say(f"nothing to do: all {total} shards are in {ledger.folder.url}")
         return Outcome(parts, {}, Progress(total, total))
-    with held(ledger.folder, share, say) as still_held:
+    with hold_lease(ledger.folder, share, say) as still_held:
         gone = missing(ledger)  # another driver may have done some until now
         pending = [number for number in gone if share.has(number)]
         mine = sum(map(share.has, range(total)))
@@ -142,13 +142,13 @@ def _do_pending(job: Job, ledger: Ledger, workers: Callable[[], Workers], say: C
             say(f"nothing to do in {share}: its {mine} shards are in {ledger.folder.url}")
             return Outcome([], {}, progress, len(gone))
         pool = workers()
-        of = "" if share == WHOLE else f" in {share}"
+        of = "" if share == ALL else f" in {share}"
         say(f"{job.said}, {len(pending)} of {mine} shards to do{of}, {pool}")
-        verb: Verb = job.calibrated(job.verb(ledger, pool), ledger, pool)
-        return executor.run(verb, ledger, pool, progress, pending, share, still_held)
+        verb: Mapper = job.calibrated(job.verb(ledger, pool), ledger, pool)
+        return executor.execute(verb, ledger, pool, progress, pending, share, still_held)
 
 
-def whole(outcome: Outcome, output: str) -> Outcome:
+def require_complete(outcome: Outcome, output: str) -> Outcome:
     """Raises RunError when shards were given up on: what is made of a run with holes is wrong."""
     for number, reason in outcome.quarantined.items():
         raise RunError(

@@ -8,15 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.reader import read
+from ..data.reader import read_rows
 from ..data.shards import Shard, of_source
 from ..data.texts import as_text, compose
-from .mapper import Bundle, Direct
-from .shuffle import KEY, REASON, TEXT, attach, deal
+from .mapper import FusedMapper, Tables
+from .shuffle import KEY, REASON, TEXT, attach, partition
 
 
 @dataclass(frozen=True)
-class Deal(Direct):
+class PartitionMapper(FusedMapper):
     """A table's rows, dealt by a column: KEY, REASON, and the carried columns; with a template also TEXT."""
 
     key: str
@@ -26,16 +26,16 @@ class Deal(Direct):
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         names = dict.fromkeys([self.key, *self.carried, *(name for _, name in self.template if name)])
-        rows = read(shard, list(names), self.columns, self.storage)
+        rows = read_rows(shard, list(names), self.columns, self.storage)
         return {"rows": rows}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         table = bundle["rows"]
         keys, broken = as_key(table[self.key])
         absent = pc.if_else(pc.is_null(keys), f"null {self.key}", pa.scalar(None, pa.string()))
@@ -46,14 +46,14 @@ class Deal(Direct):
             reasons.append(unfit)
         data |= {name: table[name] for name in self.carried}
         data[REASON] = pc.coalesce(*reasons)
-        return {"rows": deal(pa.table(data), self.buckets)}
+        return {"rows": partition(pa.table(data), self.buckets)}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(bundle["rows"], bundle["rows"].num_rows)
 
 
 @dataclass(frozen=True)
-class Join(Direct):
+class JoinMapper(FusedMapper):
     """Buckets of the sources `left` and `right`: left rows with the text of their key, dealt again by another column."""
 
     left: str
@@ -64,20 +64,20 @@ class Join(Direct):
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         left, right = read_sources(shard, self.left, self.right, self.columns, self.storage)
         return {"left": left, "right": right}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         joined = attach(bundle["left"], bundle["right"], self.name)
         keys, _ = as_key(joined[self.key])
-        return {"rows": deal(joined.set_column(joined.schema.get_field_index(KEY), KEY, keys), self.buckets)}
+        return {"rows": partition(joined.set_column(joined.schema.get_field_index(KEY), KEY, keys), self.buckets)}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(bundle["rows"], shard.rows)
 
 
@@ -92,7 +92,7 @@ def read_sources(
     tables = []
     for source, names in ((left, others), (right, [KEY, TEXT, REASON])):
         mine = of_source(shard, source)
-        table = read(mine, names, columns, storage)
+        table = read_rows(mine, names, columns, storage)
         if table["_error"].null_count < table.num_rows or table.num_rows != mine.rows:
             raise RuntimeError(f"parts of {source} cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
         tables.append(table.drop_columns(["_source", "_error"]))

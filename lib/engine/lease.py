@@ -30,7 +30,7 @@ LOOK = 1.0  # seconds between two looks at another's beat
 
 
 @dataclass(frozen=True)
-class Share:
+class ShardSlice:
     """The shards that a driver does: those whose number modulo `of`, counted from 1, is `first` to `last`."""
 
     first: int = 1
@@ -40,7 +40,7 @@ class Share:
     def has(self, shard: int) -> bool:
         return self.first <= shard % self.of + 1 <= self.last
 
-    def meets(self, other: "Share") -> bool:
+    def meets(self, other: "ShardSlice") -> bool:
         """Whether some shard is in both."""
         step = gcd(self.of, other.of)
         return not {n % step for n in self._numbers()}.isdisjoint(n % step for n in other._numbers())
@@ -49,28 +49,28 @@ class Share:
         return range(self.first, self.last + 1)
 
     def __str__(self) -> str:
-        if self == WHOLE:
+        if self == ALL:
             return "the whole"
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"slice {span}/{self.of}"
 
 
-WHOLE = Share()
+ALL = ShardSlice()
 
 
-def parse_share(text: str | None) -> Share:
+def parse_slice(text: str | None) -> ShardSlice:
     """`2/4` or `1-3/4`; None is the whole. Raises UsageError."""
     if text is None:
-        return WHOLE
+        return ALL
     if found := re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text):
         first, last, of = (int(digits) for digits in found.groups(default=found[1]))
         if 1 <= first <= last <= of:
-            return Share(first, last, of)
+            return ShardSlice(first, last, of)
     raise UsageError(f"--slice {text}: write I/N or I-J/N with 1 <= I <= J <= N, as in 2/4 or 1-3/4")
 
 
 @contextmanager
-def held(run: Folder, share: Share, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def hold_lease(run: Folder, share: ShardSlice, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Hold a share of the run in `run` from here on; yields what raises RunError once another driver has taken it over.
 
     Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
@@ -92,7 +92,7 @@ def _quick(folder: Folder) -> Folder:
 
 
 class _Lease:
-    def __init__(self, folder: Folder, share: Share, generation: int):
+    def __init__(self, folder: Folder, share: ShardSlice, generation: int):
         self.folder, self.share, self.generation = folder, share, generation
         self.name = _name(share, generation)
         self.key = uuid.uuid4().hex  # a later driver's object may have the same name
@@ -130,7 +130,7 @@ class _Lease:
             self.folder.remove(self.name)
 
 
-def _take(folder: Folder, share: Share, say: Callable[[str], None]) -> _Lease:
+def _take(folder: Folder, share: ShardSlice, say: Callable[[str], None]) -> _Lease:
     while True:
         there = _holders(folder, share)
         _outlive(folder, there, say)
@@ -155,7 +155,7 @@ def _claim(lease: _Lease) -> bool:
     return False
 
 
-def _outlive(folder: Folder, there: dict[str, tuple[Share, int]], say: Callable[[str], None]) -> None:
+def _outlive(folder: Folder, there: dict[str, tuple[ShardSlice, int]], say: Callable[[str], None]) -> None:
     """Return once none of these holders lives. Raises RunError for one that does."""
     seen = {name: words for name in there if (words := _read(folder, name)) and not _ended(words)}
     if seen:
@@ -180,19 +180,19 @@ def _run(folder: Folder) -> str:
     return folder.url.removesuffix("/" + HOLDERS)
 
 
-def _holders(folder: Folder, share: Share) -> dict[str, tuple[Share, int]]:
+def _holders(folder: Folder, share: ShardSlice) -> dict[str, tuple[ShardSlice, int]]:
     """Holders of some of the share: by name, what each holds, and its number."""
     found = {name: _parsed(name) for name in folder.list()}
-    return {name: held for name, held in found.items() if held[0].meets(share)}
+    return {name: holding for name, holding in found.items() if holding[0].meets(share)}
 
 
-def _name(share: Share, generation: int) -> str:
+def _name(share: ShardSlice, generation: int) -> str:
     return f"{share.first}-{share.last}-of-{share.of}-{generation:04d}.json"
 
 
-def _parsed(name: str) -> tuple[Share, int]:
+def _parsed(name: str) -> tuple[ShardSlice, int]:
     first, last, _, of, generation = name.removesuffix(".json").split("-")
-    return Share(int(first), int(last), int(of)), int(generation)
+    return ShardSlice(int(first), int(last), int(of)), int(generation)
 
 
 def _read(folder: Folder, name: str) -> dict[str, Any] | None:

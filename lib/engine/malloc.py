@@ -8,7 +8,7 @@ APART = 1 << 20  # bytes
 KEPT, MOST_KEPT = 32 << 20, 256 << 20  # bytes of a block, the most that glibc takes, and in all
 
 
-def great_blocks_apart() -> None:
+def return_large_blocks() -> None:
     """From here on glibc gives blocks of 1 MiB and more pages of their own, which go back when the block is freed.
 
     By itself it moves that size up to 32 MiB, and the tensors of chunks that are all of another length tear the heap into
@@ -18,7 +18,7 @@ def great_blocks_apart() -> None:
     _set(M_MMAP_THRESHOLD, APART)
 
 
-def great_blocks_kept() -> None:
+def keep_large_blocks() -> None:
     """From here on glibc gives blocks of up to 32 MiB from what was freed before, and gives nothing of that back until it is 256 MiB.
 
     By itself it returns the pages of a large array to the kernel, which clears new ones for the next: time for nothing where arrays

@@ -14,32 +14,32 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ..data.shards import Shard, Slice
+from ..data.shards import FileRange, Shard
 from ..errors import ShoalError
 from ..storage.folder import Folder
 from .parts import publish_part
 
 NOT_FINITE = "that is not finite"  # in the reason of a row whose model gave NaN or an infinity
-Bundle = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer
+Tables = dict[str, pa.Table]  # what a shard is between two steps; every table travels as one buffer
 
 
-class Verb(Protocol):
+class Mapper(Protocol):
     """What one job does with a shard. Picklable: it travels to every task and actor."""
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Read and prepare, on CPUs. Also the seconds spent, by stage."""
         ...
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         """Called once in every process; what it returns is called once a shard."""
         ...
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         """The rows to publish, and counts: `rows`, `source_rows`, `errors`, `truncated`, `tokens`, ..."""
         ...
 
 
-class Direct:
+class FusedMapper:
     """Base of verbs that have nothing to overlap: the worker does the reading, and the engine does all three steps in it."""
 
 
@@ -56,7 +56,7 @@ class Receipt:
     worked_from: float | None = None  # epoch seconds at which a loaded worker took it
 
 
-def pack(receipt: Receipt, shard: Shard, bundle: Bundle) -> pa.Table:
+def pack(receipt: Receipt, shard: Shard, bundle: Tables) -> pa.Table:
     """A shard as one row: its receipt and slices as JSON, each table as one Arrow IPC buffer, not copied again."""
     columns: dict[str, pa.Array] = {
         "shard": pa.array([json.dumps([shard.number, [asdict(piece) for piece in shard.slices]])]),
@@ -72,9 +72,9 @@ def pack(receipt: Receipt, shard: Shard, bundle: Bundle) -> pa.Table:
     return pa.table(columns)
 
 
-def unpack(row: pa.Table) -> tuple[Receipt, Bundle]:
+def unpack(row: pa.Table) -> tuple[Receipt, Tables]:
     """The receipt, and the tables as views of the row's buffers."""
-    bundle: Bundle = {}
+    bundle: Tables = {}
     for name in row.column_names:
         if pa.types.is_large_binary(row.schema.field(name).type):
             bundle[name] = pa.ipc.open_stream(row[name][0].as_buffer()).read_all()
@@ -83,13 +83,13 @@ def unpack(row: pa.Table) -> tuple[Receipt, Bundle]:
 
 def _shard_of(row: pa.Table) -> Shard:
     number, slices = json.loads(row["shard"][0].as_py())
-    return Shard(number, tuple(Slice(**piece) for piece in slices))
+    return Shard(number, tuple(FileRange(**piece) for piece in slices))
 
 
 class Prepare:
     """Pending shard -> prepared bundle."""
 
-    def __init__(self, verb: Verb):
+    def __init__(self, verb: Mapper):
         self.verb = verb
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -97,7 +97,7 @@ class Prepare:
         receipt = Receipt(shard.number)
         return pack(receipt, shard, self.step(shard, receipt, {}))
 
-    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
+    def step(self, shard: Shard, receipt: Receipt, bundle: Tables) -> Tables:
         with _caught(receipt):
             bundle, seconds = self.verb.prepare(shard)
             receipt.seconds |= seconds
@@ -107,7 +107,7 @@ class Prepare:
 class Work:
     """Prepared bundle -> worked bundle, in an actor that holds the model."""
 
-    def __init__(self, verb: Verb):
+    def __init__(self, verb: Mapper):
         self.broken = Receipt(-1)  # an exception here would reach the driver after four more tries, without its words
         with _caught(self.broken):
             self.work = verb.worker()
@@ -120,7 +120,7 @@ class Work:
         bundle = self.step(shard, receipt, bundle)
         return pack(receipt, shard, {} if receipt.failure else bundle)
 
-    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
+    def step(self, shard: Shard, receipt: Receipt, bundle: Tables) -> Tables:
         began = time.perf_counter()
         receipt.worked_from = time.time()
         if self.broken.error:
@@ -135,7 +135,7 @@ class Work:
 class Publish:
     """Worked bundle -> published part -> receipt."""
 
-    def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
+    def __init__(self, verb: Mapper, folder: Folder, names: Mapping[int, str]):
         self.verb, self.folder, self.names = verb, folder, names
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -143,7 +143,7 @@ class Publish:
         self.step(_shard_of(row), receipt, bundle)
         return pa.table({"receipt": [json.dumps(asdict(receipt))]})
 
-    def step(self, shard: Shard, receipt: Receipt, bundle: Bundle) -> Bundle:
+    def step(self, shard: Shard, receipt: Receipt, bundle: Tables) -> Tables:
         began = time.perf_counter()
         if receipt.failure is None:
             with _caught(receipt):
@@ -151,7 +151,7 @@ class Publish:
                 receipt.seconds["write"] = time.perf_counter() - began
         return {}
 
-    def _publish(self, shard: Shard, bundle: Bundle, receipt: Receipt) -> None:
+    def _publish(self, shard: Shard, bundle: Tables, receipt: Receipt) -> None:
         table, counts = self.verb.finish(shard, bundle)
         if shard.rows not in (-1, counts["source_rows"]):
             raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
@@ -162,11 +162,11 @@ class Publish:
 class Whole:
     """Pending shard -> receipt, in one process."""
 
-    def __init__(self, verb: Verb, folder: Folder, names: Mapping[int, str]):
+    def __init__(self, verb: Mapper, folder: Folder, names: Mapping[int, str]):
         self.steps = Prepare(verb), Work(verb), Publish(verb, folder, names)
 
     def do(self, shard: Shard) -> Receipt:
-        receipt, bundle = Receipt(shard.number), Bundle()
+        receipt, bundle = Receipt(shard.number), Tables()
         for each in self.steps:
             bundle = each.step(shard, receipt, bundle)
         return receipt

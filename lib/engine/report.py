@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from ..cli.progress import Progress, duration
+from ..cli.progress import Progress, format_duration
 from ..errors import EXIT_QUARANTINED
 from .executor import Outcome
 from .parts import Part
@@ -44,7 +44,7 @@ def _there(parts: Sequence[Part], output: str) -> list[str]:
 def _done(progress: Progress) -> list[str]:
     """What this driver did, and where the time went."""
     elapsed = max(time.monotonic() - progress.began, 1e-9)
-    took, rate = f"{duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"
+    took, rate = f"{format_duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"
     busy = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items() if stage in progress.seconds)
     total = sum(progress.seconds.values())
     stages = f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)"

@@ -24,17 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.corpus import Corpus, CorpusOptions, list_files, measure, schema_from, schema_text
-from ..data.shards import Shard, changed_files, count_shards, cut, shards
+from ..data.shards import Shard, changed_files, count_shards, cut_shards, shards
 from ..errors import InputError, RunError
 from ..storage.folder import Folder
 from .parts import FOOTER_THREADS, MANIFEST, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
-from .run_config import claim_record, read_record, refuse_other_settings
+from .run_config import check_same_settings, create_run_config, read_run_config
 
 QUARANTINE, PLAN = "_quarantine.json", "_plan-{:04d}.parquet"
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Run:
     """An opened run: where it writes, its plan (PLAN_SCHEMA), the input's columns, its record (_run.json)."""
 
     folder: Folder
@@ -65,13 +65,13 @@ def open_ledger(
     strict: bool,
     shard_rows: Callable[[Corpus], int],
     about: Mapping[str, Any],
-) -> Ledger:
+) -> Run:
     """Start a run in `folder`, or take up the one that is there. `about` is noted in a new run and not compared.
 
     Raises RunError when the folder holds a run with other settings, InputError when a planned file has changed.
     """
     files = list_files(options, storage)
-    record, corpus = read_record(folder), None
+    record, corpus = read_run_config(folder), None
     if record is None:
         _refuse_stray_parts(folder)
         corpus = measure(files, options, storage, strict)
@@ -80,8 +80,8 @@ def open_ledger(
         if not corpus.rows:
             raise InputError(f"{options.input} has no rows")
         found = {"columns": schema_text(corpus.schema), "id_column": corpus.id_column, "shard_rows": shard_rows(corpus)}
-        record = claim_record(folder, {"settings": settings, "about": about} | found)
-    refuse_other_settings(folder, record["settings"], settings)
+        record = create_run_config(folder, {"settings": settings, "about": about} | found)
+    check_same_settings(folder, record["settings"], settings)
     tables = list(_plans(folder))
     planned = pa.concat_tables(tables) if tables else None
     if planned is not None and (complaints := changed_files(planned, files)):
@@ -92,12 +92,12 @@ def open_ledger(
         )
     if planned is None:
         corpus = corpus or measure(files, options, storage, strict)
-        plan = _claim_plan(folder, 0, cut(corpus, record["shard_rows"]))
+        plan = _claim_plan(folder, 0, cut_shards(corpus, record["shard_rows"]))
     else:
         plan = _extend(folder, record, planned, len(tables), files, options, storage, strict)
     if plan.num_rows == 0:
         raise InputError(f"{options.input} has no rows")
-    return Ledger(folder, plan, schema_from(record["columns"]), record)
+    return Run(folder, plan, schema_from(record["columns"]), record)
 
 
 def open_planned(
@@ -105,37 +105,37 @@ def open_planned(
     settings: Mapping[str, Any],
     plan: Callable[[], tuple[pa.Table, pa.Schema]],
     about: Mapping[str, Any],
-) -> Ledger:
+) -> Run:
     """Start a run over a plan that is given, with the columns it reads, or take up the one that is there.
 
     plan: called while there is none; what fixes it belongs into the settings. Raises RunError for other settings.
     """
-    record, made = read_record(folder), cache(plan)
+    record, made = read_run_config(folder), cache(plan)
     if record is not None:
-        refuse_other_settings(folder, record["settings"], settings)
+        check_same_settings(folder, record["settings"], settings)
     else:
         _refuse_stray_parts(folder)
         found = {"columns": schema_text(made()[1]), "id_column": None, "shard_rows": 0}
-        record = claim_record(folder, {"settings": settings, "about": about} | found)
-        refuse_other_settings(folder, record["settings"], settings)
+        record = create_run_config(folder, {"settings": settings, "about": about} | found)
+        check_same_settings(folder, record["settings"], settings)
     tables = list(_plans(folder)) or [_claim_plan(folder, 0, made()[0])]
-    return Ledger(folder, pa.concat_tables(tables), schema_from(record["columns"]), record)
+    return Run(folder, pa.concat_tables(tables), schema_from(record["columns"]), record)
 
 
 def read_plan(folder: Folder) -> tuple[pa.Table, pa.Schema]:
     """The plan of a run that has one, and the columns of its input."""
-    record = read_record(folder)
+    record = read_run_config(folder)
     assert record is not None, folder.url
     return pa.concat_tables(_plans(folder)), schema_from(record["columns"])
 
 
-def missing(ledger: Ledger) -> list[int]:
+def missing(ledger: Run) -> list[int]:
     """Shards without a part, by one listing of the folder."""
     there = ledger.folder.list("part-")
     return [number for number, name in ledger.part_names().items() if name not in there]
 
 
-def audit(ledger: Ledger, known: Mapping[int, Part]) -> list[Part]:
+def audit(ledger: Run, known: Mapping[int, Part]) -> list[Part]:
     """List once more; when every part is there, write the manifest. `known`: parts this driver has receipts for.
 
     Raises RunError naming what is missing, or a part whose rows are not those planned.
@@ -215,12 +215,12 @@ def _extend(
         return planned
     options = replace(options, id_column=record["id_column"])  # what names the old rows must name the new ones
     corpus = measure(new, options, storage, strict)
-    added = cut(corpus, record["shard_rows"], count_shards(planned))
+    added = cut_shards(corpus, record["shard_rows"], count_shards(planned))
     # Files without a row are looked at each time, and planned never.
     return pa.concat_tables([planned, _claim_plan(folder, plans, added)]) if added.num_rows else planned
 
 
-def _check_rows(ledger: Ledger, parts: Sequence[Part]) -> None:
+def _check_rows(ledger: Run, parts: Sequence[Part]) -> None:
     """A shard of known length must have been read whole."""
     for shard, part in zip(ledger.shards(), parts, strict=True):
         if shard.rows not in (-1, part.source_rows):

@@ -12,21 +12,21 @@ from .parts import RUN
 LETTERS = 200  # of a value that is told
 
 
-def read_record(folder: Folder) -> dict[str, Any] | None:
+def read_run_config(folder: Folder) -> dict[str, Any] | None:
     try:
         return json.loads(folder.read(RUN))
     except FileNotFoundError:
         return None
 
 
-def claim_record(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
+def create_run_config(folder: Folder, record: dict[str, Any]) -> dict[str, Any]:
     """Create _run.json unless another driver was first; what is stored is what counts."""
     key = hashlib.sha256(json.dumps(record["settings"], sort_keys=True).encode()).hexdigest()[:16]
     folder.claim(RUN, json.dumps(record | {"key": key}, indent=1, sort_keys=True).encode())
     return json.loads(folder.read(RUN))
 
 
-def refuse_other_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same_settings(folder: Folder, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     new = json.loads(json.dumps(new))
     differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     if differing:

@@ -38,7 +38,7 @@ def bucket_numbers(keys: pa.Array, buckets: int) -> np.ndarray:
     return np.where(absent, np.arange(len(keys)) % buckets, hashed)
 
 
-def deal(table: pa.Table, buckets: int) -> pa.Table:
+def partition(table: pa.Table, buckets: int) -> pa.Table:
     """The rows in the order of the buckets of their KEY, and within one as they were; GROUPS tells how many are in each."""
     numbers = bucket_numbers(table[KEY].combine_chunks(), buckets)
     groups = np.bincount(numbers, minlength=buckets)

@@ -23,7 +23,7 @@ EVERYWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CpuOptions:
+class CpuWorkerOptions:
     """How many workers on CPUs, and what each takes."""
 
     max_workers: int | None = field(
@@ -42,7 +42,7 @@ class CpuOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions(CpuOptions):
+class WorkerOptions(CpuWorkerOptions):
     """How many workers, and what each takes."""
 
     min_workers: int | None = field(default=None, metadata={"help": "Workers to keep. Default: 1.", "min": 1})
@@ -51,13 +51,13 @@ class ClusterOptions(CpuOptions):
     )
 
 
-def beside(options: ClusterOptions) -> dict[str, Any]:
+def beside(options: WorkerOptions) -> dict[str, Any]:
     """Options of a step without a model, beside or before the run that `options` are of: on CPUs, on the same nodes."""
     return {"gpus_per_worker": 0.0, "max_workers": options.max_workers, "worker_label": options.worker_label}
 
 
 @dataclass(frozen=True)
-class Workers:
+class WorkerPlan:
     """The decision: pool size, and the Ray resources of a worker and of a reading or writing process."""
 
     minimum: int
@@ -70,7 +70,7 @@ class Workers:
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that all of it runs on
     memory: int = 0  # bytes, 0 where not counted
 
-    def at_most(self, count: int) -> "Workers":
+    def at_most(self, count: int) -> "WorkerPlan":
         """No more workers than there are shards."""
         sizes = {name: min(getattr(self, name), count) for name in ("minimum", "initial", "maximum")}
         return replace(self, **sizes)
@@ -84,7 +84,7 @@ class Workers:
         )
 
 
-def most_cpus(options: CpuOptions) -> float:
+def largest_node_cpus(options: CpuWorkerOptions) -> float:
     """CPUs of the node that has most of them, of those that the options allow: what was said where none is there yet."""
     there = max((node.get("CPU", 0) for node in _nodes(parse_labels(options.worker_label))), default=0)
     return there or options.cpus_per_worker or 1.0
@@ -96,7 +96,7 @@ def largest_node(labels: Mapping[str, str]) -> float | None:
     return None if any(node.get("GPU", 0) >= 1 for node in nodes) else max(node.get("CPU", 1) for node in nodes)
 
 
-def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
+def plan_workers(options: WorkerOptions, weight_bytes: int) -> WorkerPlan:
     """Hold what was asked against the nodes there are, or may come. Raises ShoalError saying what to change."""
     labels = parse_labels(options.worker_label)
     nodes, growing = _nodes(labels), _grows()
@@ -111,15 +111,19 @@ def decide(options: ClusterOptions, weight_bytes: int) -> Workers:
     pool = _pool(options, sum(map(need.places, nodes)))
     if not growing:
         _refuse_unfit(need, pool[0], nodes)
-    return Workers(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels, need.memory)
+    return WorkerPlan(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels, need.memory)
 
 
-def _need(options: ClusterOptions, gpus: float, nodes: Sequence[Mapping[str, float]], weight_bytes: int) -> "Need":
+def _need(
+    options: WorkerOptions, gpus: float, nodes: Sequence[Mapping[str, float]], weight_bytes: int
+) -> "WorkerResources":
     if gpus:
         cpus = options.cpus_per_worker or 1.0
-        return Need(cpus, cpus, TASK_CPUS_BESIDE_GPU_WORKERS, gpus, memory=0)
+        return WorkerResources(cpus, cpus, TASK_CPUS_BESIDE_GPU_WORKERS, gpus, memory=0)
     cores = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes)
-    return Need(cores, WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, gpus=0.0, memory=worker_memory(weight_bytes))
+    return WorkerResources(
+        cores, WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, gpus=0.0, memory=worker_memory(weight_bytes)
+    )
 
 
 def _grows() -> bool:
@@ -132,13 +136,13 @@ def _grows() -> bool:
         return False
 
 
-def check_said(options: ClusterOptions, weight_bytes: int) -> None:
+def require_explicit_sizes(options: WorkerOptions, weight_bytes: int) -> None:
     """For what decides its workers late. Raises UsageError on a cluster that grows when the command does not say their sizes."""
     if _grows():
         _refuse_unsaid(options, weight_bytes)
 
 
-def _refuse_unsaid(options: ClusterOptions, weight_bytes: int) -> None:
+def _refuse_unsaid(options: WorkerOptions, weight_bytes: int) -> None:
     unsized = options.gpus_per_worker == 0 and weight_bytes and not options.cpus_per_worker
     if options.gpus_per_worker is None or options.max_workers is None or unsized:
         raise UsageError(
@@ -147,9 +151,9 @@ def _refuse_unsaid(options: ClusterOptions, weight_bytes: int) -> None:
         )
 
 
-def as_grown(workers: Workers) -> Workers:
+def with_current_nodes(workers: WorkerPlan) -> WorkerPlan:
     """With as many at first as the nodes take that are there by now."""
-    need = Need(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, workers.memory)
+    need = WorkerResources(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, workers.memory)
     places = sum(map(need.places, _nodes(workers.labels)))
     return replace(workers, initial=max(workers.initial, min(workers.maximum, places)))
 
@@ -172,7 +176,7 @@ def _has(labels: Mapping[str, str], key: str, wanted: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Need:
+class WorkerResources:
     """What a worker takes of its node, and a reading or writing task beside it. memory: bytes, 0 where not counted."""
 
     cores: float  # that it computes with
@@ -191,7 +195,7 @@ class Need:
         return max(0, int(min(limits) + 1e-6))
 
 
-def _pool(options: ClusterOptions, places: int) -> tuple[int, int, int]:
+def _pool(options: WorkerOptions, places: int) -> tuple[int, int, int]:
     """Workers at least, at first and at most, where the nodes have room for `places`."""
     minimum = options.min_workers or 1
     maximum = options.max_workers or max(places, minimum)
@@ -237,7 +241,7 @@ def _refuse_unknown_labels(labels: Mapping[str, str], nodes: Sequence[Mapping[st
         raise RunError(f"no node has the labels {asked}. There are {', '.join(there) or 'none'}: choose from these")
 
 
-def _refuse_unfit(need: Need, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
+def _refuse_unfit(need: WorkerResources, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
     """At least one worker, and `least` of them, must fit the nodes, with room beside each for a task."""
     there = "; ".join(sorted({_describe(node) for node in nodes}))
     places = sum(map(need.places, nodes))

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..engine.workers import ClusterOptions
+from ..engine.workers import WorkerOptions
 from ..errors import ModelError, UsageError
-from ..models.encoder_options import EncoderOptions, Encoding, ModelOptions, prompt_of, resolve
+from ..models.encoder_options import EncoderOptions, ModelOptions, ResolvedEncoder, prompt_of, resolve_encoder
 from ..models.files import read_json
-from ..models.reranker_options import RerankerOptions
-from ..models.reranker_options import resolve as resolve_reranker
+from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..recipes import PASSAGE_NAMES, QUERY, RerankRecipe, names
 from ..storage.folder import Folder, absolute, parse_options
@@ -27,7 +26,7 @@ SIMILARITIES = {None: True, "cosine": True, "dot": False}  # sentence-transforme
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EncoderOptions, ClusterOptions):
+class EvaluateConfig(EncoderOptions, WorkerOptions):
     """Everything `jobs/evaluate_model.py` can be told."""
 
     output: str = field(
@@ -82,11 +81,11 @@ class EvaluateConfig(EncoderOptions, ClusterOptions):
 
 
 @dataclass(frozen=True)
-class System:
+class EvaluatedModels:
     """The models read. encoder: None where only a reranker is evaluated; cosine: how its vectors are compared."""
 
     name: str
-    encoder: Encoding | None
+    encoder: ResolvedEncoder | None
     cosine: bool
     reranker: RerankSpec | None
 
@@ -97,7 +96,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Work:
+class TaskData:
     """A task with its data read. folder: of what is made from this data, named after its files. vectors: of what is made from
     the corpus alone, whatever is asked of it. data: what is judged, by whom and in which candidates, in 12 hex digits."""
 
@@ -108,7 +107,7 @@ class Work:
     data: str
 
 
-def read_system(config: EvaluateConfig) -> System:
+def read_system(config: EvaluateConfig) -> EvaluatedModels:
     """Read the models' files. Raises UsageError or ModelError for what cannot be evaluated."""
     has_encoder, has_reranker = (
         bool(a or b) for a, b in ((config.model, config.recipe), (config.reranker, config.reranker_recipe))
@@ -131,12 +130,12 @@ def read_system(config: EvaluateConfig) -> System:
         raise UsageError(
             "--instruction is a reranker's, and there is no --reranker. For an encoder write --query-prompt"
         )
-    encoder = resolve(encoder_options(config)) if has_encoder else None
+    encoder = resolve_encoder(encoder_options(config)) if has_encoder else None
     reranker = resolve_reranker(reranker_options(config)) if has_reranker else None
     if reranker:
         reranker.pair_format()  # what is wrong with its tokenizer is told now
     models = [spec for spec in (encoder and encoder.spec, reranker and reranker.model) if spec]
-    return System(
+    return EvaluatedModels(
         name=safe_name(config.name or "+".join(_short(spec.name) for spec in models)),
         encoder=encoder,
         cosine=_compared_by_cosine(encoder) if encoder else True,
@@ -144,7 +143,7 @@ def read_system(config: EvaluateConfig) -> System:
     )
 
 
-def read_works(config: EvaluateConfig, system: System, storage: Mapping[str, Any]) -> list[Work]:
+def read_works(config: EvaluateConfig, system: EvaluatedModels, storage: Mapping[str, Any]) -> list[TaskData]:
     """Every task with its data, before the first of them is computed. Raises UsageError, InputError, StorageError."""
     explicit = (config.corpus, config.queries, config.qrels)
     if any(explicit) and not all(explicit):
@@ -169,7 +168,7 @@ def reranker_options(config: EvaluateConfig) -> RerankerOptions:
     )
 
 
-def prompts_of(config: EvaluateConfig, encoding: Encoding, task: Task) -> dict[str, str]:
+def prompts_of(config: EvaluateConfig, encoding: ResolvedEncoder, task: Task) -> dict[str, str]:
     """The prompts of a task's passages and queries."""
     return {
         "passages": prompt_of(encoding, config.passage_prompt, PASSAGE_NAMES),
@@ -190,7 +189,7 @@ def _short(name: str) -> str:
     return PurePosixPath(name.rstrip("/")).name if looks_local else name
 
 
-def _compared_by_cosine(encoding: Encoding) -> bool:
+def _compared_by_cosine(encoding: ResolvedEncoder) -> bool:
     head = read_json(Path(encoding.spec.path) / "config_sentence_transformers.json", {})
     name = head.get("similarity_fn_name")
     if name not in SIMILARITIES:
@@ -218,7 +217,7 @@ def _tasks(config: EvaluateConfig) -> list[Task]:
     return chosen
 
 
-def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[str, Any]) -> Work:
+def _work(task: Task, config: EvaluateConfig, system: EvaluatedModels, storage: Mapping[str, Any]) -> TaskData:
     if config.corpus:
         tables = Tables(str(config.qrels), config.corpus, config.queries, config.candidates)
     else:
@@ -238,10 +237,10 @@ def _work(task: Task, config: EvaluateConfig, system: System, storage: Mapping[s
     if dataset.candidates is not None and not tasks.find(task.name):
         task = replace(task, kind="reranking")
     refuse_unfit(task, dataset, system)
-    return Work(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset, storage))
+    return TaskData(task, dataset, work, _folder(config, "corpus", [dataset.passages.url]), _digest(dataset, storage))
 
 
-def refuse_unfit(task: Task, dataset: Dataset, system: System) -> None:
+def refuse_unfit(task: Task, dataset: Dataset, system: EvaluatedModels) -> None:
     """Raises UsageError where the models and the data do not fit each other."""
     if dataset.candidates is None and task.kind == "reranking":
         raise UsageError(f"{task.name} is a reranking task, and its data has no candidates (top_ranked). Get it whole")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.corpus import CorpusOptions, columns_at, list_files, measure_files
-from ..data.reader import read
-from ..data.shards import cut, shards
+from ..data.reader import read_rows
+from ..data.shards import cut_shards, shards
 from ..data.texts import as_text
 from ..engine.parts import parquet_bytes
 from ..errors import InputError
@@ -89,8 +89,8 @@ def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> 
 def tables_at(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     options = CorpusOptions(input=url, text_column=columns[0], keep_columns=tuple(columns[1:]))
     corpus = measure_files(list_files(options, storage), options, storage, strict=True)
-    for shard in shards(cut(corpus, ROWS_AT_ONCE)):
-        yield read(shard, columns, corpus.schema, storage)
+    for shard in shards(cut_shards(corpus, ROWS_AT_ONCE)):
+        yield read_rows(shard, columns, corpus.schema, storage)
 
 
 def _column(url: str, there: Sequence[str], names: Iterable[str], what: str) -> str:

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..storage.folder import Folder, absolute, parse_options
-from .config import EvaluateConfig, System, Work, prompts_of, read_system, read_works
+from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, read_works
 from .dataset import Dataset
 from .metrics import NAMES
 from .metrics import evaluate as evaluate_block
-from .results import Result, averaged, refuse_other, write_result
-from .retrieve import Log, estimates, ranking
+from .results import Result, averaged, check_same_results, write_result
+from .retrieve import Log, estimates, rank_queries
 
 QUERIES_AT_ONCE = 1024  # whose measures are computed together; 60 MB of the widest lists
 VERSIONS = ("torch", "transformers", "faiss-cpu", "ray", "numpy")
@@ -43,7 +43,7 @@ def dry_run(config: EvaluateConfig) -> list[str]:
     return lines
 
 
-def ready(config: EvaluateConfig) -> tuple[System, list[Work], Folder]:
+def ready(config: EvaluateConfig) -> tuple[EvaluatedModels, list[TaskData], Folder]:
     """Models and data read, and held against what the output has already."""
     system = read_system(config)
     storage = parse_options(config.storage_option)
@@ -51,19 +51,19 @@ def ready(config: EvaluateConfig) -> tuple[System, list[Work], Folder]:
     output.probe()
     works = read_works(config, system, storage)
     for work in works:
-        refuse_other(output, system.name, work.task.name, identity(config, system, work))
+        check_same_results(output, system.name, work.task.name, identity(config, system, work))
     return system, works, output
 
 
 def evaluate_task(
-    config: EvaluateConfig, system: System, work: Work, output: Folder, say: Callable[[str], None]
+    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, output: Folder, say: Callable[[str], None]
 ) -> Result:
     """One task, from its data to the files of its result."""
     say(f"{work.task.name}: {len(work.dataset.qrels):,} judged queries, corpus {work.dataset.passages.url}")
     log = Log(notes=list(work.dataset.notes))
     for note in log.notes:
         say(f"  {note}")
-    run = ranking(config, system, work, log, say)
+    run = rank_queries(config, system, work, log, say)
     with log.timed("score"):
         values = score(work.dataset, run, work.task.ignore_identical_ids, log)
     means, bounds = averaged(values)
@@ -110,7 +110,7 @@ def score(dataset: Dataset, run: Iterable[pa.Table], ignore_identical_ids: bool,
     return values
 
 
-def identity(config: EvaluateConfig, system: System, work: Work) -> dict[str, Any]:
+def identity(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> dict[str, Any]:
     """What is evaluated, and how: two results that differ in it, names apart, are of two systems."""
     task = work.task
     said: dict[str, Any] = {"revision": system.revision, "dtype": config.dtype, "split": task.split, "data": work.data}

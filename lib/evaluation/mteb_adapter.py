@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
 from ..embedding import job as embed_job
-from ..engine.job import whole
+from ..engine.job import require_complete
 from ..engine.parts import parquet_bytes
 from ..errors import UsageError
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RUN_SCHEMA, SCORE, matrix
 from ..storage.folder import Folder, absolute, parse_options
-from .config import EvaluateConfig, System, Work, prompts_of, read_system, refuse_unfit
+from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, refuse_unfit
 from .dataset import Dataset, Passages
-from .retrieve import MOST, Log, embed_options, ranking
+from .retrieve import MOST, Log, embed_options, rank_queries
 from .tasks import Task
 
 FILE = "texts.parquet"
@@ -68,9 +68,9 @@ class MtebSearch:
         passages = Passages(vectors.path(FILE), "id", self._template())
         task, dataset = _task(task_metadata), Dataset(passages, table, {}, candidates)
         refuse_unfit(task, dataset, self._system)
-        work = Work(task, dataset, _kept(self._config, *asked), vectors, data="")
+        work = TaskData(task, dataset, _kept(self._config, *asked), vectors, data="")
         found: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
-        for run in ranking(self._config, self._system, work, Log(), _say):
+        for run in rank_queries(self._config, self._system, work, Log(), _say):
             best = run.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])
             for query, passage, score in zip(*(best[name].to_pylist() for name in RUN_SCHEMA.names), strict=True):
                 if len(found[query]) < top_k:
@@ -110,7 +110,7 @@ class MtebEncoder:
         folder = _kept(self._config, rows)
         texts_there = Passages(folder.path(FILE), "id", "{text}")
         options = embed_options(self._config, prompt, texts_there, folder, "vectors")
-        outcome = whole(embed_job.embed(options, _say), options.output)
+        outcome = require_complete(embed_job.embed(options, _say), options.output)
         vectors = np.zeros((len(texts), self._system.encoder.spec.dim), np.float32)
         for part in outcome.parts:
             with Folder(options.output, folder.options).open(part.part) as file:
@@ -133,7 +133,7 @@ class MtebEncoder:
         )
 
 
-def _meta(system: System) -> ModelMeta:
+def _meta(system: EvaluatedModels) -> ModelMeta:
     name = system.name.replace("__", "/")
     name = name if name.count("/") == 1 else f"shoal/{system.name}"
     return ModelMeta.create_empty(overwrites={"name": name, "revision": system.revision})

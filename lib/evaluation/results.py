@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..cli.progress import duration
+from ..cli.progress import format_duration
 from ..engine.parts import parquet_bytes
 from ..errors import RunError
 from ..storage.folder import Folder
@@ -67,7 +67,7 @@ def write_result(
 ) -> None:
     """Put the files of a result. Raises RunError when there are some of another identity under its name."""
     name = f"results/{result.system}/{result.task}"
-    refuse_other(folder, result.system, result.task, result.identity)
+    check_same_results(folder, result.system, result.task, result.identity)
     per_query = {"query_id": pa.array(queries, pa.large_string())} | {name: values[name] for name in NAMES}
     folder.publish(f"{name}.queries.parquet", parquet_bytes(pa.table(per_query)))
     folder.publish(f"{name}.md", markdown(result).encode())
@@ -76,7 +76,7 @@ def write_result(
     folder.publish(f"{name}.json", _json(asdict(result)))  # last: where it is, the others are
 
 
-def refuse_other(folder: Folder, system: str, task: str, identity: Mapping[str, Any]) -> None:
+def check_same_results(folder: Folder, system: str, task: str, identity: Mapping[str, Any]) -> None:
     """Raises RunError where the name of the system has a result of the task that is of another identity."""
     try:
         there = json.loads(folder.read(f"results/{system}/{task}.json"))["identity"]
@@ -130,7 +130,7 @@ def markdown(result: Result) -> str:
         lines.append(f"| {measure} | {cells} |")
     lines += ["", *(f"- {note}" for note in result.notes)]
     lines += [f"- {name}: {value!r}" for name, value in result.identity.items() if value not in (None, "")]
-    took = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in result.seconds.items())
+    took = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in result.seconds.items())
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return "\n".join([*lines, f"- time of this run: {took}", f"- versions: {versions}"]) + "\n"
 

@@ -19,17 +19,17 @@ from ..embedding import job as embed_job
 from ..embedding.mapper import EmbedConfig
 from ..engine.dry_run import Estimate
 from ..engine.executor import Outcome
-from ..engine.job import RunOptions, whole
+from ..engine.job import RunOptions, require_complete
 from ..engine.mapper import NOT_FINITE
 from ..engine.parts import parquet_bytes
-from ..engine.workers import ClusterOptions
+from ..engine.workers import WorkerOptions
 from ..errors import InputError
-from ..index.exact.job import Retrieval, fingerprint, retrieve
+from ..index.exact.job import ExactSearch, fingerprint, retrieve
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, read_run
 from ..reranking import job as rerank_job
 from ..reranking.mapper import RerankConfig
 from ..storage.folder import Folder, absolute
-from .config import EvaluateConfig, System, Work, encoder_options, prompts_of, reranker_options
+from .config import EvaluateConfig, EvaluatedModels, TaskData, encoder_options, prompts_of, reranker_options
 from .dataset import NAMED, Passages
 from .metrics import CUTS
 
@@ -53,7 +53,9 @@ class Log:
         self.seconds[stage] = round(time.monotonic() - began, 3)
 
 
-def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
+def rank_queries(
+    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, log: Log, say: Say
+) -> Iterator[pa.Table]:
     """The run, in tables of RUN_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
     _keep(work)
     if work.dataset.candidates is not None:
@@ -72,7 +74,7 @@ def ranking(config: EvaluateConfig, system: System, work: Work, log: Log, say: S
     return _reranked(config, name, work, log, say)
 
 
-def estimates(config: EvaluateConfig, system: System, work: Work) -> Iterator[tuple[str, Estimate]]:
+def estimates(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> Iterator[tuple[str, Estimate]]:
     """What the models would compute for a task, from samples; not the pairs of what is not retrieved yet."""
     _keep(work)
     if system.encoder:
@@ -91,7 +93,7 @@ def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: 
     return replace(options, output=folder.path(f"{name}-{fingerprint(job.settings)}"))
 
 
-def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[str, EmbedConfig]:
+def _embed_configs(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> dict[str, EmbedConfig]:
     assert system.encoder
     queries = Passages(work.folder.path(QUERIES_FILE), "id", "{text}")
     texts = {"passages": (work.dataset.passages, work.vectors), "queries": (queries, work.folder)}
@@ -99,17 +101,17 @@ def _embed_configs(config: EvaluateConfig, system: System, work: Work) -> dict[s
     return {name: embed_options(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
 
 
-def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say: Say) -> Retrieval:
+def _embedded(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, log: Log, say: Say) -> ExactSearch:
     """Embed passages and queries, or find them embedded; what is to be searched."""
     places = {}
     for name, options in _embed_configs(config, system, work).items():
         say(f"embedding the {name} of {work.task.name}")
         with log.timed(f"embed {name}"):
-            outcome = whole(embed_job.embed(options, say), options.output)
+            outcome = require_complete(embed_job.embed(options, say), options.output)
         log.counts[name] = sum(part.rows for part in outcome.parts)
         _note_errors(name, outcome, Folder(options.output, work.folder.options), log)
         places[name] = options.output
-    retrieval = Retrieval(
+    retrieval = ExactSearch(
         **places,
         folder=work.folder,
         most=MOST,
@@ -121,18 +123,18 @@ def _embedded(config: EvaluateConfig, system: System, work: Work, log: Log, say:
     return replace(retrieval, options=replace(retrieval.options, output=output))
 
 
-def _reranked(config: EvaluateConfig, candidates: str, work: Work, log: Log, say: Say) -> Iterator[pa.Table]:
+def _reranked(config: EvaluateConfig, candidates: str, work: TaskData, log: Log, say: Say) -> Iterator[pa.Table]:
     """The candidates with the reranker's scores."""
     options = _rerank_config(config, candidates, work)
     say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
     with log.timed("rerank"):
-        outcome = whole(rerank_job.rerank(options, say), options.output)
+        outcome = require_complete(rerank_job.rerank(options, say), options.output)
     folder = Folder(options.output, work.folder.options)
     _note_errors("pairs", outcome, folder, log)
     return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
 
 
-def _rerank_config(config: EvaluateConfig, candidates: str, work: Work) -> RerankConfig:
+def _rerank_config(config: EvaluateConfig, candidates: str, work: TaskData) -> RerankConfig:
     passages = work.dataset.passages
     options = RerankConfig(
         **(_shared(config) | vars(reranker_options(config))),
@@ -148,7 +150,7 @@ def _rerank_config(config: EvaluateConfig, candidates: str, work: Work) -> Reran
     return replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
 
 
-def _keep(work: Work) -> None:
+def _keep(work: TaskData) -> None:
     """What the models read, beside what they make of it."""
     work.folder.claim(QUERIES_FILE, parquet_bytes(work.dataset.queries))
     if work.dataset.candidates is not None:
@@ -157,7 +159,7 @@ def _keep(work: Work) -> None:
 
 def _shared(config: EvaluateConfig) -> dict[str, Any]:
     """What every stage is told."""
-    names = [each.name for each in fields(ClusterOptions)]
+    names = [each.name for each in fields(WorkerOptions)]
     return {name: getattr(config, name) for name in (*names, "token_budget", "storage_option")}
 
 

@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..cli.units import in_words
-from ..engine.actor_pool import together
+from ..cli.units import format_bytes
+from ..engine.actor_pool import shared_pool
 from ..engine.cluster import connect
-from ..engine.lease import WHOLE, held
+from ..engine.lease import ALL, hold_lease
 from ..engine.stage_log import Log, Say
-from ..engine.workers import check_said
+from ..engine.workers import require_explicit_sizes
 from ..errors import RunError
 from .build.card import write_card
-from .build.config import Build, IndexConfig, open_build
+from .build.config import IndexBuild, IndexConfig, open_index_build
 from .build.layout import TRAINED
 from .build.recall_job import measure_recall
 from .build.recall_queries import check_queries
@@ -26,8 +26,8 @@ FORESEEN = 1 << 33  # numbers in vectors: some 10 minutes of 2 cores
 def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     """The card of the finished index. Raises ShoalError before anything scales, for what cannot work; and RunError in the end where
     the index finds less than --min-recall."""
-    opened = open_build(config)
-    with held(opened.folder, WHOLE, say) as still_held, together():
+    opened = open_index_build(config)
+    with hold_lease(opened.folder, ALL, say) as still_held, shared_pool():
         card = _build(config, opened, say, still_held)
     most = max(row["recall@10"][0] for row in card["recall"])
     if config.min_recall and most < config.min_recall:
@@ -38,11 +38,11 @@ def build(config: IndexConfig, say: Say) -> dict[str, Any]:
     return card
 
 
-def _tell(opened: Build, say: Say) -> None:
+def _tell(opened: IndexBuild, say: Say) -> None:
     """What is to come. Time is told of a build that takes so long that measuring its costs, some seconds, is no loss."""
     for sentence in opened.choice.why:
         say(sentence)
-    say(f"{opened.rows:,} vectors take about {in_words(opened.choice.bytes)} of memory while the index serves")
+    say(f"{opened.rows:,} vectors take about {format_bytes(opened.choice.bytes)} of memory while the index serves")
     if opened.folder.exists(TRAINED):
         return
     if opened.rows * opened.vectors.dim < FORESEEN:
@@ -51,11 +51,11 @@ def _tell(opened: Build, say: Say) -> None:
         say(time_of(opened))
 
 
-def _build(config: IndexConfig, opened: Build, say: Say, still_held: Callable[[], None]) -> dict[str, Any]:
+def _build(config: IndexConfig, opened: IndexBuild, say: Say, still_held: Callable[[], None]) -> dict[str, Any]:
     log = Log()
     check_queries(opened)
     connect()
-    check_said(opened.options(config.input, opened.folder), weight_bytes=1)
+    require_explicit_sizes(opened.options(config.input, opened.folder), weight_bytes=1)
     _tell(opened, say)
     train(opened, log, say)
     with log.timed("encode"):

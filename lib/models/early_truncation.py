@@ -56,7 +56,7 @@ def is_local(tokenizer: Mapping[str, Any]) -> bool:
     return _local_normalizer(tokenizer.get("normalizer")) and splitter is not None and _local_pre_tokenizer(splitter)
 
 
-def cut(text: str, characters: int) -> str:
+def truncate_early(text: str, characters: int) -> str:
     """The text up to the first allowed place at or after `characters`; the whole text where there is none."""
     found = CUT.search(text, characters)
     return text[: found.start()] if found else text

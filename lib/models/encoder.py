@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ModelError, UsageError
 from . import self_test
-from .forward import Flat, check_tokens, flatten, run_packed, run_stacked
+from .forward import PackedBatch, check_tokens, flatten, run_equal_length, run_packed
 from .load import choose_dtype, load_network, position_start, vocabulary_size
 from .packing import gather, longest_first, next_cut
 from .pooling import Head, pool
@@ -95,11 +95,11 @@ class Encoder:
             _scattered(multiple, places, (len(places), head.width)),
         )
 
-    def _pooled(self, states: Tensor, batch: Flat, skip: int) -> Tensor:
+    def _pooled(self, states: Tensor, batch: PackedBatch, skip: int) -> Tensor:
         return self._head(pool(states, batch.offsets, self.spec.pooling, skip))
 
     def _batches(
-        self, tokens: Tokens, outputs: Callable[[Tensor, Flat], tuple[Tensor, ...]]
+        self, tokens: Tokens, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
     ) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
         """The documents that have tokens, longest first, and the outputs of each batch of them, in that order."""
         lengths = np.diff(tokens.offsets)
@@ -119,9 +119,11 @@ class Encoder:
             start = end
         return order, found
 
-    def _run(self, batch: Flat, outputs: Callable[[Tensor, Flat], tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    def _run(
+        self, batch: PackedBatch, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...] | None:
         """Outputs of one batch, or None when the device's memory does not hold it."""
-        run = run_packed if self.mode == "packed" else run_stacked
+        run = run_packed if self.mode == "packed" else run_equal_length
         try:
             return outputs(run(self._network, batch), batch)
         except torch.OutOfMemoryError:

@@ -47,7 +47,7 @@ class ModelOptions(EncoderOptions):
 
 
 @dataclass(frozen=True)
-class Encoding:
+class ResolvedEncoder:
     """The decision: the model's files read, the prompt, and the recipe's template if the command gave none. prompts: all
     that can be asked for by name."""
 
@@ -57,7 +57,7 @@ class Encoding:
     prompts: Mapping[str, str]
 
 
-def resolve(options: ModelOptions) -> Encoding:
+def resolve_encoder(options: ModelOptions) -> ResolvedEncoder:
     """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
     recipe = recipes.load(options.recipe) if options.recipe else None
     if isinstance(recipe, RerankRecipe):
@@ -77,10 +77,10 @@ def resolve(options: ModelOptions) -> Encoding:
     of_passages = options.prompt_name in (None, PASSAGE)
     prompts = spec.prompts | dict(known.prompts)
     prompt = _prompt(options, prompts, PASSAGE if recipe else spec.default_prompt_name)
-    return Encoding(spec, prompt, known.passage_template if of_passages else None, prompts)
+    return ResolvedEncoder(spec, prompt, known.passage_template if of_passages else None, prompts)
 
 
-def prompt_of(encoding: Encoding, requested: str | None, names: Sequence[str]) -> str:
+def prompt_of(encoding: ResolvedEncoder, requested: str | None, names: Sequence[str]) -> str:
     """The prompt of the command, else the first of `names` that recipe or model have, else their default."""
     if requested is not None:
         return requested

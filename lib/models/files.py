@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 def _bring(url: str) -> Path:
     """A model that a fine-tuning left in an object store: its files, in a folder of this machine that is kept."""
     try:
-        return directory.download(Folder(url), cache_folder())
+        return directory.download_directory(Folder(url), cache_folder())
     except FileNotFoundError as error:
         raise ModelError(
             f"{url} is not the folder of a whole model: it has no {directory.FILES}. Give the OUTPUT/model of a fine-tuning, or "

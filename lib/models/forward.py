@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Flat:
+class PackedBatch:
     """Documents laid end to end on the model's device.
 
     ids, positions: int64 [tokens]. offsets: int64 [documents + 1] on the device. borders: the same on the host.
@@ -35,23 +35,23 @@ class Flat:
     kinds: Tensor | None = None
     parents: np.ndarray | None = None
 
-    def part(self, start: int, end: int) -> "Flat":
+    def part(self, start: int, end: int) -> "PackedBatch":
         """Documents start to end, as views; without parents."""
         first, last = int(self.borders[start]), int(self.borders[end])
         offsets = self.offsets[start : end + 1] - first
         borders = self.borders[start : end + 1] - first
         kinds = None if self.kinds is None else self.kinds[first:last]
-        return Flat(self.ids[first:last], self.positions[first:last], offsets, borders, kinds)
+        return PackedBatch(self.ids[first:last], self.positions[first:last], offsets, borders, kinds)
 
 
-def flatten(ids: np.ndarray, borders: np.ndarray, padding_id: int | None, device: torch.device) -> Flat:
+def flatten(ids: np.ndarray, borders: np.ndarray, padding_id: int | None, device: torch.device) -> PackedBatch:
     """Move documents to the device, with the position of every token.
 
     ids: int [tokens]. borders: int64 [documents + 1], from 0. padding_id: see `positions`.
     """
     host = (ids, positions(ids, borders, padding_id), borders)
     moved_ids, places, offsets = (move(array, device) for array in host)
-    return Flat(moved_ids, places, offsets, borders)
+    return PackedBatch(moved_ids, places, offsets, borders)
 
 
 def check_tokens(ids: np.ndarray, lengths: np.ndarray, vocabulary: int, longest: int) -> None:
@@ -83,7 +83,7 @@ def positions(ids: np.ndarray, borders: np.ndarray, padding_id: int | None) -> n
     return (counted[1:] - before) * real + padding_id
 
 
-def run_packed(network: "PreTrainedModel", batch: Flat) -> Tensor:
+def run_packed(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
     """Hidden states [tokens, hidden] of documents end to end in one row; attention must be `attention.NAME`."""
     layout = Layout(
         offsets=batch.offsets.to(torch.int32),
@@ -96,7 +96,7 @@ def run_packed(network: "PreTrainedModel", batch: Flat) -> Tensor:
     return output.last_hidden_state[0]
 
 
-def _keys(batch: Flat) -> Keys:
+def _keys(batch: PackedBatch) -> Keys:
     """The keys of every document: those of its parent, then its own."""
     lengths = np.diff(batch.borders)
     parents = np.asarray(batch.parents)
@@ -110,7 +110,7 @@ def _keys(batch: Flat) -> Keys:
     return Keys(move(source, device), move(ends, device).to(torch.int32), int((before + lengths).max()))
 
 
-def run_stacked(network: "PreTrainedModel", batch: Flat) -> Tensor:
+def run_equal_length(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
     """Hidden states [tokens, hidden] of documents of one length, as a dense batch with neither mask nor padding."""
     documents = len(batch.borders) - 1
     kinds = {} if batch.kinds is None else {"token_type_ids": batch.kinds.view(documents, -1)}

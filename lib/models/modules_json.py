@@ -37,7 +37,7 @@ HARMLESS_OPTIONS = frozenset(
 
 
 @dataclass(frozen=True)
-class Parts:
+class StModules:
     """What modules.json and the files it names say. `pooling` is empty and `width` 0 where they say nothing."""
 
     subfolder: str = ""
@@ -51,18 +51,18 @@ class Parts:
     is_causal: bool | None = None
 
 
-def read(root: Path) -> Parts:
+def read(root: Path) -> StModules:
     """The parts of a model directory; all defaults for a checkpoint without modules.json. Raises ModelError."""
     listed = read_json(root / "modules.json", None)
     if listed is None:
-        return Parts()
+        return StModules()
     named = [(_kind(entry["type"], root), entry.get("path", "")) for entry in listed]
     kinds = [kind for kind, _ in named]
     _check_order(kinds, root)
     transformer = named[0][1]
     dense = tuple(path for kind, path in named if kind in ("Dense", "LayerNorm"))
     modes, include_prompt = _pooling(root / dict(named)["Pooling"])
-    return Parts(
+    return StModules(
         subfolder=transformer,
         pooling=modes,
         include_prompt=include_prompt,
@@ -73,11 +73,11 @@ def read(root: Path) -> Parts:
     )
 
 
-def read_reranker(root: Path) -> Parts:
+def read_reranker(root: Path) -> StModules:
     """The parts of a CrossEncoder directory, or of a plain checkpoint. Raises ModelError for modules besides the network."""
     listed = read_json(root / "modules.json", None)
     if listed is None:
-        return Parts(**_transformer(root, "sequence-classification"))
+        return StModules(**_transformer(root, "sequence-classification"))
     kinds = [entry["type"].rsplit(".", 1)[-1] for entry in listed]
     if kinds != ["Transformer"]:
         raise ModelError(
@@ -85,7 +85,7 @@ def read_reranker(root: Path) -> Parts:
             "model scores through the --recipe it belongs to."
         )
     subfolder = listed[0].get("path", "")
-    return Parts(subfolder=subfolder, **_transformer(root / subfolder, "sequence-classification"))
+    return StModules(subfolder=subfolder, **_transformer(root / subfolder, "sequence-classification"))
 
 
 def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:

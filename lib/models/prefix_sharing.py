@@ -13,7 +13,7 @@ import numpy as np
 from .packing import longest_first, offsets_of
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """One packed batch: beginnings, each followed by what continues it, and whole documents.
 
     source: int64 [tokens], places in the flat ids. offsets: int64 [pieces + 1]. parents: int64 [pieces], the piece that
@@ -35,7 +35,7 @@ class Row(NamedTuple):
         return np.arange(len(self.source)) + np.repeat(before - self.offsets[:-1], lengths)
 
 
-def shared_beginnings(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def shared_prefix_lengths(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """How many tokens each document shares with all of its group, int64 [n]; never its last one, 0 for a group of one.
 
     ids: [tokens]. offsets: int64 [n + 1]. groups: int64 [n], which documents are likely to begin alike.
@@ -62,7 +62,7 @@ def _common(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
 
 def rows(
     offsets: np.ndarray, groups: np.ndarray, shared: np.ndarray, budget: int, documents: np.ndarray, one_group: bool
-) -> Iterator[Row]:
+) -> Iterator[PackedRow]:
     """Each of `documents` in exactly one row of at most `budget` tokens, or of one document. Largest documents first.
 
     A group that exceeds the budget is cut, and its beginning laid once in each of its rows. one_group: whether a row
@@ -104,7 +104,7 @@ def _cut(members: np.ndarray, tails: np.ndarray, room: int) -> list[np.ndarray]:
     return [*parts, members[start:]]
 
 
-def _lay(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> Row:
+def _lay(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> PackedRow:
     starts: list[int] = []
     stops: list[int] = []
     parents: list[int] = []
@@ -126,4 +126,4 @@ def _lay(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> Ro
     begin = np.array(starts, dtype=np.int64)
     laid = offsets_of(np.array(stops, dtype=np.int64) - begin)
     source = np.arange(laid[-1]) + np.repeat(begin - laid[:-1], np.diff(laid))
-    return Row(source, laid, np.array(parents, np.int64), np.concatenate(parts), laid[1:][tails] - 1)
+    return PackedRow(source, laid, np.array(parents, np.int64), np.concatenate(parts), laid[1:][tails] - 1)

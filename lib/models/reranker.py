@@ -12,7 +12,7 @@ from ..errors import ModelError
 from . import prefix_sharing, self_test
 from .attention import CannotPack
 from .encoder import default_budget
-from .forward import Flat, check_tokens, move, positions, run_packed, run_stacked
+from .forward import PackedBatch, check_tokens, move, positions, run_equal_length, run_packed
 from .load import choose_dtype, load_network, position_start, vocabulary_size
 from .packing import offsets_of
 from .pair_tokenizer import Pairs
@@ -27,7 +27,7 @@ FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # of the largest score, at least
 Picker = Callable[[Tensor, Tensor], Tensor]
 
 
-class Parts(NamedTuple):
+class RerankerParts(NamedTuple):
     """A loaded reranker, for training: the network in `mode`, whose picked states the head scores."""
 
     network: torch.nn.Module
@@ -91,9 +91,9 @@ class Reranker:
         logits = self._logits(pairs, groups)
         return 1 / (1 + np.exp(-logits)) if self.spec.activation == "sigmoid" else logits
 
-    def parts(self) -> Parts:
+    def parts(self) -> RerankerParts:
         mode = "packed" if self.mode == "shared" else self.mode
-        return Parts(self._network, self._head, self._pick, mode, self._padding_id)
+        return RerankerParts(self._network, self._head, self._pick, mode, self._padding_id)
 
     def _load_language_model(self, precision: torch.dtype) -> None:
         self._network = load_network(self.spec.model, precision, self.device)
@@ -124,7 +124,7 @@ class Reranker:
         beginning does not depend on what follows. In the end all of it together must give the expected scores.
         """
         self._vocabulary, self._padding_id = vocabulary_size(self._network), position_start(self._network)
-        alone = [run_stacked(self._network, self._flat(pairs, row)) for row in self._rows(pairs, 1)]
+        alone = [run_equal_length(self._network, self._flat(pairs, row)) for row in self._rows(pairs, 1)]
         distances = [self._distance(alone, pick, expected) for pick in picks]
         self._pick = picks[int(np.argmin(distances))]
         causal = self_test.is_causal(self._network, self.device)
@@ -157,7 +157,7 @@ class Reranker:
         tokens = pairs.tokens
         shared = np.zeros(len(groups), dtype=np.int64)
         if self.mode == "shared":
-            shared = prefix_sharing.shared_beginnings(tokens.ids, tokens.offsets, groups)
+            shared = prefix_sharing.shared_prefix_lengths(tokens.ids, tokens.offsets, groups)
         else:  # nothing is shared: rows fill up best with groups of one, and exact-length needs groups of one length
             groups = np.diff(tokens.offsets) if self.mode == "exact-length" else np.arange(len(groups))
         scores = torch.full((len(groups),), float("nan"), device=self.device)
@@ -181,18 +181,18 @@ class Reranker:
             self.computed += len(row.source)
         return documents[:0]
 
-    def _run(self, pairs: Pairs, row: prefix_sharing.Row) -> Tensor | None:
+    def _run(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> Tensor | None:
         """Logits of one row, or None when the device's memory does not hold it."""
         batch = self._flat(pairs, row)
         try:
-            states = (run_stacked if self.mode == "exact-length" else run_packed)(self._network, batch)
+            states = (run_equal_length if self.mode == "exact-length" else run_packed)(self._network, batch)
             if self._pick is last_token:
                 return self._head(states[move(row.ends, self.device)])
             return self._head(self._pick(states, batch.offsets))
         except torch.OutOfMemoryError:
             return None
 
-    def _flat(self, pairs: Pairs, row: prefix_sharing.Row) -> Flat:
+    def _flat(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> PackedBatch:
         ids = pairs.tokens.ids[row.source]
         places = row.positions if self._padding_id is None else positions(ids, row.offsets, self._padding_id)
         kinds = None
@@ -201,7 +201,7 @@ class Reranker:
             kinds = move(row.positions >= second, self.device)
         parents = row.parents if (row.parents >= 0).any() else None
         moved = [move(array, self.device) for array in (ids, places, row.offsets)]
-        return Flat(moved[0], moved[1], moved[2], row.offsets, kinds, parents)
+        return PackedBatch(moved[0], moved[1], moved[2], row.offsets, kinds, parents)
 
     def _halve(self, pairs: int) -> None:
         if pairs == 1:
@@ -229,7 +229,7 @@ class Reranker:
         tokens = Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool))
         return Pairs(tokens, lengths // 2)
 
-    def _rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.Row]:
+    def _rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.PackedRow]:
         """The pairs in their order, one a row."""
         nothing = np.zeros(len(pairs.second), dtype=np.int64)
         each = (np.array([number]) for number in range(len(nothing)))

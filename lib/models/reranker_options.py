@@ -36,7 +36,7 @@ class RerankerOptions:
     )
 
 
-def resolve(options: RerankerOptions) -> RerankSpec:
+def resolve_reranker(options: RerankerOptions) -> RerankSpec:
     """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
     recipe = recipes.load(options.recipe) if options.recipe else None
     if recipe is not None and not isinstance(recipe, RerankRecipe):

@@ -65,7 +65,7 @@ def read_rerank_spec(
         answers = ()  # a language model that was turned into one: its head is the difference of the answers already
     elif not answers:
         _refuse(model, root)
-    parts = modules_json.Parts() if answers else modules_json.read_reranker(root)
+    parts = modules_json.StModules() if answers else modules_json.read_reranker(root)
     config = files.read_json(root / parts.subfolder / "config.json")
     spec = read_spec(model, revision=revision, pooling="cls", normalize=False, max_tokens=max_tokens, parts=parts)
     more = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0

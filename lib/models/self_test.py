@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from . import attention
-from .forward import Flat, flatten, run_packed, run_stacked
+from .forward import PackedBatch, flatten, run_equal_length, run_packed
 from .load import vocabulary_size
 from .packing import offsets_of
 from .spec import ModelSpec
@@ -33,7 +33,7 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
     """ "packed" or "exact-length", leaving the network set up for it. Raises ModelError when neither is exact."""
     stock = network.config._attn_implementation
     batch = _sample(network, spec, padding_id, device)
-    expected = [run_stacked(network, batch.part(i, i + 1)) for i in range(len(batch.borders) - 1)]
+    expected = [run_equal_length(network, batch.part(i, i + 1)) for i in range(len(batch.borders) - 1)]
     check_direction(network, spec, device)
     attention.register()
     error = float("inf")
@@ -44,7 +44,7 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
             return "packed"
         network.set_attn_implementation(stock)
     pair = batch.part(1, 3)
-    stacked = _error(lambda: run_stacked(network, pair), expected[1:3])
+    stacked = _error(lambda: run_equal_length(network, pair), expected[1:3])
     if stacked <= _tolerance(expected):
         return "exact-length"
     raise ModelError(
@@ -64,7 +64,7 @@ def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.d
         return
     a, b, c, d = arbitrary_ids(network, 4)
     first = [
-        run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
+        run_equal_length(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
     ]
     if torch.equal(*first):
         import transformers
@@ -80,12 +80,13 @@ def is_causal(network: "PreTrainedModel", device: torch.device) -> bool:
     """Whether the states of a beginning are the same whatever follows it."""
     a, b, c, d = arbitrary_ids(network, 4)
     seen = [
-        run_stacked(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[:2] for last in (c, d)
+        run_equal_length(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[:2]
+        for last in (c, d)
     ]
     return torch.equal(*seen)
 
 
-def _sample(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> Flat:
+def _sample(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> PackedBatch:
     """Sequences of different lengths, one of them longer than the sliding window where that is affordable."""
     window = getattr(network.config, "sliding_window", None) or 0
     long = min(spec.max_tokens, LONGEST, 2 * window + 5)

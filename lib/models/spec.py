@@ -93,7 +93,7 @@ def read_spec(
     truncate_dim: int | None = None,
     bidirectional: bool | None = None,
     append_eos: bool | None = None,
-    parts: modules_json.Parts | None = None,
+    parts: modules_json.StModules | None = None,
 ) -> ModelSpec:
     """Read a sentence-transformers directory, a plain transformers checkpoint, or a hub id.
 
@@ -197,7 +197,7 @@ def _default_pooling(config: Mapping[str, Any], bidirectional: bool) -> tuple[st
 
 
 def _bidirectional(
-    config: Mapping[str, Any], text: Mapping[str, Any], parts: modules_json.Parts, asked: bool | None, folder: Path
+    config: Mapping[str, Any], text: Mapping[str, Any], parts: modules_json.StModules, asked: bool | None, folder: Path
 ) -> bool:
     """Whether a decoder runs without its causal mask: asked for, or said by the files.
 
@@ -226,7 +226,7 @@ def _bidirectional(
 def _max_tokens(
     config: Mapping[str, Any],
     text: Mapping[str, Any],
-    parts: modules_json.Parts,
+    parts: modules_json.StModules,
     tokens: Mapping[str, Any],
     asked: int | None,
 ) -> int:

@@ -108,13 +108,15 @@ class Tokenizer:
         characters = self.limit * CHARACTERS_A_TOKEN
         if not self._cuts or self._from_the_left:
             return self._content(texts)
-        heads = [text if len(text) <= characters else early_truncation.cut(text, characters) for text in texts]
+        heads = [
+            text if len(text) <= characters else early_truncation.truncate_early(text, characters) for text in texts
+        ]
         pieces = self._content(heads)
         for i, text in enumerate(texts):
             reach = characters
             while len(heads[i]) < len(text) and len(pieces[i]) <= self.limit:
                 reach = 2 * max(reach, len(heads[i]))
-                heads[i] = early_truncation.cut(text, reach)
+                heads[i] = early_truncation.truncate_early(text, reach)
                 pieces[i] = self._content([heads[i]])[0]
         return pieces
 

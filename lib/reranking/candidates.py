@@ -14,16 +14,16 @@ from typing import Any
 import pyarrow as pa
 
 from ..data.corpus import Corpus, CorpusOptions, list_files, measure
-from ..data.reader import read
-from ..data.shards import Shard, cut, heads
+from ..data.reader import read_rows
+from ..data.shards import Shard, cut_shards, sample_shards
 from ..data.texts import compose, parse_template
-from ..engine.actor_pool import together
+from ..engine.actor_pool import shared_pool
 from ..engine.executor import Outcome
-from ..engine.job import Job, RunOptions, carry_out, carry_out_planned, whole
-from ..engine.join import Deal, Join
-from ..engine.run import Ledger
+from ..engine.job import Job, RunOptions, carry_out, carry_out_planned, require_complete
+from ..engine.join import JoinMapper, PartitionMapper
+from ..engine.run import Run
 from ..engine.shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
-from ..engine.workers import Workers, beside
+from ..engine.workers import WorkerPlan, beside
 from ..errors import InputError, RunError
 from ..storage.folder import Folder, absolute, parse_options
 from .mapper import RerankConfig
@@ -73,7 +73,7 @@ def settings(config: RerankConfig) -> dict[str, Any]:
     return found
 
 
-@together()
+@shared_pool()
 def join(config: RerankConfig, say: Callable[[str], None]) -> tuple[pa.Table, pa.Schema]:
     """Do the join, or what is left of it. The plan of its buckets and their columns, for the scoring.
 
@@ -103,7 +103,7 @@ class SampledPairs:
     storage: Mapping[str, Any]
 
     def read(self, shard: Shard) -> tuple[pa.Table, int]:
-        table = read(shard, [self.query_id], self.corpus.schema, self.storage)
+        table = read_rows(shard, [self.query_id], self.corpus.schema, self.storage)
         queries, passages = self.texts[QUERIES], self.texts[PASSAGES]
         numbers = table[self.query_id].combine_chunks().dictionary_encode().indices.fill_null(0).to_pylist()
         query = pa.array([queries[number % len(queries)] for number in numbers], pa.large_string())
@@ -119,8 +119,10 @@ def sample(config: RerankConfig) -> SampledPairs:
     texts = {}
     for table in (tables[QUERIES], tables[PASSAGES]):
         columns = [name for _, name in table.template if name]
-        shards = heads(cut(table.corpus, _sample_rows(table)), SAMPLE_SHARDS, SAMPLE_ROWS)
-        found = (compose(read(shard, columns, table.corpus.schema, storage), table.template)[0] for shard in shards)
+        shards = sample_shards(cut_shards(table.corpus, _sample_rows(table)), SAMPLE_SHARDS, SAMPLE_ROWS)
+        found = (
+            compose(read_rows(shard, columns, table.corpus.schema, storage), table.template)[0] for shard in shards
+        )
         texts[table.name] = [text for array in found for text in array.to_pylist() if text]
         if not texts[table.name]:
             raise InputError(f"no text among the first {table.name} of {table.options.input}")
@@ -201,13 +203,13 @@ def _folder(config: RerankConfig, name: str) -> Folder:
 def _deal(table: Table, buckets: int, say: Callable[[str], None]) -> Outcome:
     storage = parse_options(table.options.storage_option)
 
-    def verb(ledger: Ledger, workers: Workers) -> Deal:
-        return Deal(table.key, table.carried, table.template, buckets, ledger.columns, storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> PartitionMapper:
+        return PartitionMapper(table.key, table.carried, table.template, buckets, ledger.columns, storage)
 
     fixed = {"verb": "deal", "key": table.key, "buckets": buckets}
     job = Job(said=f"join: dealing {table.name}", settings=fixed, verb=verb)
     rows = max(1, min(MOST_ROWS, int(piece_bytes(table.bytes) / max(table.corpus.row_bytes, 1.0))))
-    return whole(carry_out(job, table.options, lambda corpus, workers: rows, say), table.options.output)
+    return require_complete(carry_out(job, table.options, lambda corpus, workers: rows, say), table.options.output)
 
 
 def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Outcome:
@@ -219,9 +221,9 @@ def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Out
         **beside(config),
     )
 
-    def verb(ledger: Ledger, workers: Workers) -> Join:
-        return Join(CANDIDATES, PASSAGES, "passage", config.query_id_column, buckets, ledger.columns, storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> JoinMapper:
+        return JoinMapper(CANDIDATES, PASSAGES, "passage", config.query_id_column, buckets, ledger.columns, storage)
 
     sources = {name: _folder(config, name) for name in (CANDIDATES, PASSAGES)}
     job = Job(said="join: passages to candidates", settings={"verb": "join", "buckets": buckets}, verb=verb)
-    return whole(carry_out_planned(job, options, lambda: bucket_plan(sources), say), options.output)
+    return require_complete(carry_out_planned(job, options, lambda: bucket_plan(sources), say), options.output)

@@ -8,16 +8,16 @@ from ..data.texts import parse_template
 from ..engine.dry_run import Estimate, estimate
 from ..engine.executor import Outcome
 from ..engine.job import Job, carry_out, carry_out_planned, even_rows, refuse_nested
-from ..engine.lease import parse_share
-from ..engine.run import Ledger
+from ..engine.lease import parse_slice
+from ..engine.run import Run
 from ..engine.shuffle import KEY, REASON, TEXT
-from ..engine.workers import Workers
+from ..engine.workers import WorkerPlan
 from ..errors import UsageError
-from ..models.reranker_options import resolve
+from ..models.reranker_options import resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..storage.folder import filesystem, parse_options
 from . import candidates
-from .mapper import CandidateRows, PairRows, PairSource, RerankConfig, Reranking
+from .mapper import CandidateRows, PairRows, PairSource, RerankConfig, RerankMapper
 
 ROW_BYTES = 16  # score, rank, tokens, truncated
 PAIRS_A_SHARD = 50_000  # at most: minutes of a GPU worker's time
@@ -48,7 +48,7 @@ def dry_run(config: RerankConfig) -> Estimate:
 def checked(config: RerankConfig) -> RerankSpec:
     """The model's files read. Raises UsageError or ModelError for a model, or options, that cannot score pairs."""
     check(config)
-    spec = resolve(config)
+    spec = resolve_reranker(config)
     spec.pair_format()  # what is wrong with the tokenizer, or too long a prompt, is told now
     return spec
 
@@ -85,19 +85,19 @@ def check(config: RerankConfig) -> None:
 def _job(
     config: RerankConfig,
     spec: RerankSpec,
-    source: Callable[[RerankConfig, Ledger], PairSource],
+    source: Callable[[RerankConfig, Run], PairSource],
     more: dict[str, Any],
 ) -> Job:
-    def verb(ledger: Ledger, workers: Workers) -> Reranking:
+    def verb(ledger: Run, workers: WorkerPlan) -> RerankMapper:
         device = "cuda" if workers.gpus else "cpu"
-        return Reranking(config, spec, source(config, ledger), workers.threads, device)
+        return RerankMapper(config, spec, source(config, ledger), workers.threads, device)
 
     name, size = spec.model.name, spec.model.weight_bytes
-    share, fixed = parse_share(config.slice), settings(config, spec) | more
+    share, fixed = parse_slice(config.slice), settings(config, spec) | more
     return Job(said=name, settings=fixed, verb=verb, model=name, weight_bytes=size, share=share)
 
 
-def _pair_rows(config: RerankConfig, ledger: Ledger) -> PairRows:
+def _pair_rows(config: RerankConfig, ledger: Run) -> PairRows:
     return PairRows(
         query_column=config.query_column or "query",
         template=tuple(parse_template(config.text_template or f"{{{config.text_column or 'passage'}}}")),
@@ -112,7 +112,7 @@ def _pair_shard_rows(corpus: Corpus, workers: int) -> int:
     return even_rows(corpus, workers, PAIRS_A_SHARD)
 
 
-def _candidate_rows(config: RerankConfig, ledger: Ledger) -> CandidateRows:
+def _candidate_rows(config: RerankConfig, ledger: Run) -> CandidateRows:
     storage = parse_options(config.storage_option)
     return CandidateRows(candidates.PAIRS, candidates.QUERIES, ledger.columns, storage)
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.reader import read
+from ..data.reader import read_rows
 from ..data.shards import Shard
 from ..data.texts import as_text, compose
 from ..engine.job import SharedRunOptions
 from ..engine.join import read_sources
-from ..engine.mapper import NOT_FINITE, Bundle
+from ..engine.mapper import NOT_FINITE, Tables
 from ..engine.shuffle import KEY, REASON, attach
 from ..errors import InputError
 from ..models.packing import offsets_of, padding_waste
@@ -81,7 +81,7 @@ class PairRows:
 
     def read(self, shard: Shard) -> tuple[pa.Table, int]:
         names = [self.query_column, *(name for _, name in self.template), self.id_column, *self.carried]
-        table = read(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
+        table = read_rows(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
         query, no_query = compose(table, [("", self.query_column)])
         passage, no_passage = compose(table, self.template)
         data = {"id": self._ids(table)} | {name: table[name] for name in self.carried}
@@ -113,7 +113,7 @@ class CandidateRows:
 
 
 @dataclass(frozen=True)
-class Reranking:
+class RerankMapper:
     """The verb that `sharded` runs: what happens to one shard. Travels to every task and actor."""
 
     config: RerankConfig
@@ -122,7 +122,7 @@ class Reranking:
     threads: int
     device: str
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Rows, each with the numbers of its pair and query, and the pairs as token ids."""
         began = time.perf_counter()
         table, source_rows = self.source.read(shard)
@@ -146,7 +146,7 @@ class Reranking:
         rows = rows.replace_schema_metadata({"source_rows": str(source_rows)})
         return {"rows": rows, "pairs": pa.table(pairs)}, seconds
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         """Load the model; what is returned turns pairs into scores."""
         from ..models.reranker import Reranker
 
@@ -159,7 +159,7 @@ class Reranking:
         )
         made = {"dtype": reranker.dtype, "mode": reranker.mode}
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             pairs = _to_pairs(bundle["pairs"])
             before = reranker.computed
             facts = {
@@ -173,12 +173,12 @@ class Reranking:
 
         return work
 
-    def lengths(self, bundle: Bundle) -> tuple[int, np.ndarray, np.ndarray]:
+    def lengths(self, bundle: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """For an estimate: rows read, and of each pair its tokens and whether it is cut."""
         tokens = _to_pairs(bundle["pairs"]).tokens
         return int(bundle["rows"].schema.metadata[b"source_rows"]), np.diff(tokens.offsets), tokens.truncated
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         """The rows as published, and their counts."""
         rows, facts = bundle["rows"], bundle["scores"]
         pair = rows["_pair"].combine_chunks()

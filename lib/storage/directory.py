@@ -13,7 +13,7 @@ from .folder import Folder
 FILES = "_files.json"  # names, sizes and checksums; written last, so a folder that has it is whole
 
 
-def upload(source: Path, target: Folder) -> None:
+def upload_directory(source: Path, target: Folder) -> None:
     """Every file below `source`, and then the list of them. Memory: the largest file."""
     files = {}
     for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != FILES):
@@ -25,11 +25,11 @@ def upload(source: Path, target: Folder) -> None:
     target.publish(FILES, json.dumps(files, indent=1).encode())
 
 
-def is_whole(target: Folder) -> bool:
+def is_complete(target: Folder) -> bool:
     return target.exists(FILES)
 
 
-def download(source: Folder, target: Path) -> Path:
+def download_directory(source: Folder, target: Path) -> Path:
     """Bring the files of a whole folder into one below `target`, named by what they hold, and return it.
 
     Raises FileNotFoundError for a folder that is not whole, StorageError for files that are not what it says.
@@ -54,7 +54,7 @@ def download(source: Folder, target: Path) -> Path:
     return place
 
 
-def remove(target: Folder) -> None:
+def remove_directory(target: Folder) -> None:
     """Take a folder away; the list of its files first, so that it is never taken for whole."""
     target.remove(FILES)
     target.remove_all()

@@ -21,7 +21,7 @@ from fsspec.core import url_to_fs
 
 from ..errors import StorageError, UsageError
 from . import atomic
-from .retry import PROBE_PATIENCE, final_reason, retrying
+from .retry import PROBE_SECONDS, final_reason, retrying
 
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
@@ -31,7 +31,7 @@ CHECKSUM_ENVIRONMENT = {
 }
 # One layer retries, this module: botocore's own attempts on top would multiply into a storm.
 PROBE_OPTIONS = {
-    "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_PATIENCE, "retries": {"total_max_attempts": 1}}
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_SECONDS, "retries": {"total_max_attempts": 1}}
 }
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
 
@@ -105,7 +105,7 @@ class Folder:
             if hasattr(fs, "call_s3"):
                 fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
             try:
-                retrying(lambda: _list_one(fs, path.split("/")[0]), self.url, PROBE_PATIENCE)
+                retrying(lambda: _list_one(fs, path.split("/")[0]), self.url, PROBE_SECONDS)
             except FileNotFoundError as error:
                 raise StorageError(f"{self.url}: no such bucket. Create it, or correct the URL") from error
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from ..errors import StorageError
 
-PATIENCE = 120.0  # seconds; a store that restarts is back in 1 to 20
-PROBE_PATIENCE = 4.0  # seconds; a wrong endpoint, which gives no answer at all, is told to a waiting person
+RETRY_SECONDS = 120.0  # seconds; a store that restarts is back in 1 to 20
+PROBE_SECONDS = 4.0  # seconds; a wrong endpoint, which gives no answer at all, is told to a waiting person
 
 T = TypeVar("T")
 
 
-def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> T:
+def retrying(attempt: Callable[[], T], url: str, patience: float = RETRY_SECONDS) -> T:
     """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over.
 
     A store that answers, be it by 503, is there: it is given PATIENCE, however little a silent one is given.
@@ -33,7 +33,7 @@ def retrying(attempt: Callable[[], T], url: str, patience: float = PATIENCE) -> 
             final = final_reason(error)
             if isinstance(error, FileNotFoundError) and not final:
                 raise
-            allowed = PATIENCE if error_code(error) else patience
+            allowed = RETRY_SECONDS if error_code(error) else patience
             if final or time.monotonic() + pause > started + allowed:
                 raise StorageError(f"{url}: {final or _passing_reason(error, allowed)}") from error
             time.sleep(pause * random.uniform(0.5, 1.5))

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .. import recipes
-from ..engine.workers import ClusterOptions
+from ..engine.workers import WorkerOptions
 from ..errors import ModelError, UsageError
-from ..models.encoder_options import ModelOptions
-from ..models.encoder_options import resolve as resolve_encoder
-from ..models.reranker_options import RerankerOptions
-from ..models.reranker_options import resolve as resolve_reranker
+from ..models.encoder_options import ModelOptions, resolve_encoder
+from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..models.spec import ModelSpec
 from ..recipes import PASSAGE_NAMES, QUERY, Recipe, RerankRecipe, Stage
@@ -25,7 +23,7 @@ LENGTH = 512  # tokens of a query and of a passage, where the model takes as man
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(ClusterOptions):
+class FinetuneConfig(WorkerOptions):
     """Everything `jobs/finetune_model.py` can be told. What is not given comes from the recipe, then from DEFAULTS."""
 
     output: str = field(metadata={"help": "Folder of the run; any fsspec URL. The same command resumes there."})
@@ -114,7 +112,7 @@ class FinetuneConfig(ClusterOptions):
 
 
 @dataclass(frozen=True)
-class Choice:
+class FinetunePlan:
     """The decisions. of: EMBEDDING | RERANKING | TEXT. stage: every number of the training. spec: the model that is trained;
     reranker: how pairs go through it. given: what the command, the recipe and the defaults said, for the record."""
 
@@ -127,7 +125,7 @@ class Choice:
     tokens: tuple[int, int]
 
 
-def choose(config: FinetuneConfig) -> Choice:
+def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     """Hold the command against recipe, losses and model. Raises UsageError and ModelError, within seconds."""
     stage = _stage(config)
     _check_numbers(config, stage)
@@ -144,12 +142,12 @@ def choose(config: FinetuneConfig) -> Choice:
     if of == RERANKING:
         reranker = resolve_reranker(RerankerOptions(model=model, recipe=name, max_tokens=stage.passage_tokens))
         limit = reranker.limit
-        return Choice(of, stage, by_dataset, reranker.model, reranker, ("", ""), (limit, limit))
+        return FinetunePlan(of, stage, by_dataset, reranker.model, reranker, ("", ""), (limit, limit))
     spec, prompts = _encoder(config, stage, model)
     if not spec.include_prompt and any(prompts):
         raise ModelError(f"{model} leaves its prompt out of the pooling, which is not trained. Give --query-prompt ''")
     tokens = tuple(_length(given, spec) for given in (stage.query_tokens, stage.passage_tokens))
-    return Choice(of, stage, by_dataset, spec, None, prompts, (tokens[0], tokens[1]))
+    return FinetunePlan(of, stage, by_dataset, spec, None, prompts, (tokens[0], tokens[1]))
 
 
 def _stage(config: FinetuneConfig) -> Stage:

@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.cluster import connect
-from ..engine.lease import WHOLE, held
-from ..engine.run_config import claim_record, read_record, refuse_other_settings
-from ..engine.workers import ClusterOptions, beside, check_said, decide, largest_node, parse_labels
+from ..engine.lease import ALL, hold_lease
+from ..engine.run_config import check_same_settings, create_run_config, read_run_config
+from ..engine.workers import WorkerOptions, beside, largest_node, parse_labels, plan_workers, require_explicit_sizes
 from ..errors import UsageError
 from ..storage import directory
 from ..storage.folder import Folder, absolute, parse_options
-from .config import Choice, FinetuneConfig, choose
-from .data.batch_reader import Order
+from .config import FinetuneConfig, FinetunePlan, plan_finetune
+from .data.batch_reader import BatchReader
 from .data.job import DataOptions, Planned, plan
-from .loop import EXPORTS, Course
+from .loop import EXPORTS, TrainRun
 from .losses import TEXT, described
 from .losses.m3_unified import M3Unified
 from .metrics import read_metrics, tensorboard
 from .model_card import write_card
-from .models.bge_m3 import Unified
+from .models.bge_m3 import BgeM3Trainable
 from .models.embedder import Embedder
 from .models.reranker import PairScorer
 from .models.retromae import Pretraining
-from .preflight import rehearse
+from .preflight import try_largest_batch
 from .ray_train import Pool, environment
 from .report import page
 from .step.optimizer import Optimization
-from .step.trainable import ALL_LINEAR, Adapters, Subject
-from .train_and_evaluate import best_of, check_evaluation, train_legs
+from .step.trainable import ALL_LINEAR, Adapters, Trainable
+from .train_and_evaluate import best_of, check_evaluation, train_and_evaluate
 
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
@@ -54,33 +54,37 @@ class Finetuned:
 def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
     """Do the run, or what is left of it. Raises ShoalError before anything scales, for what cannot work."""
     output = Folder(absolute(config.output), parse_options(config.storage_option))
-    choice = choose(config)
+    choice = plan_finetune(config)
     output.probe()
-    with held(output, WHOLE, say) as still_held:
+    with hold_lease(output, ALL, say) as still_held:
         return _finetune(config, choice, output, say, still_held)
 
 
 def _finetune(
-    config: FinetuneConfig, choice: Choice, output: Folder, say: Callable[[str], None], still_held: Callable[[], None]
+    config: FinetuneConfig,
+    choice: FinetunePlan,
+    output: Folder,
+    say: Callable[[str], None],
+    still_held: Callable[[], None],
 ) -> Finetuned:
     settings = _settings(config, choice)
-    found = read_record(output)
+    found = read_run_config(output)
     if found is not None:
-        refuse_other_settings(output, found["settings"], settings)
+        check_same_settings(output, found["settings"], settings)
     check_evaluation(config, choice)
     environment()
     planned = plan(_data(config, choice), config.output, config.storage_option, say)
     _tell(planned, say)
-    order = Order(planned.url, output.options)
+    order = BatchReader(planned.url, output.options)
     _check_names(config, order)
-    rehearse(order, choice.losses, choice.spec.dim, config.learn_temperature)
+    try_largest_batch(order, choice.losses, choice.spec.dim, config.learn_temperature)
     connect()
     pool = _pool(config, choice)
     about = {name: version(name) for name in VERSIONS}
-    record = found or claim_record(output, {"settings": settings, "about": about} | _decided(config, pool))
-    refuse_other_settings(output, record["settings"], settings)
+    record = found or create_run_config(output, {"settings": settings, "about": about} | _decided(config, pool))
+    check_same_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record)
-    scores = train_legs(config, choice, course, _at_most(pool, record["slices"]), say, still_held)
+    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["slices"]), say, still_held)
     still_held()
     return _finish(config, choice, planned, course, record, scores)
 
@@ -97,7 +101,7 @@ def _tell(planned: Planned, say: Callable[[str], None]) -> None:
         say(f"data: {note}")
 
 
-def _check_names(config: FinetuneConfig, order: Order) -> None:
+def _check_names(config: FinetuneConfig, order: BatchReader) -> None:
     """Raises UsageError for a loss of a dataset that there is not."""
     there = list(order.first_steps())
     for text in config.dataset_loss:
@@ -115,7 +119,7 @@ def _decided(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
     return {"slices": pool.maximum, "dtype": dtype, "token_budget": budget}
 
 
-def _settings(config: FinetuneConfig, choice: Choice) -> dict[str, Any]:
+def _settings(config: FinetuneConfig, choice: FinetunePlan) -> dict[str, Any]:
     """What fixes every loss and every weight, but the data, which its plan holds to the same."""
     names = ["data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel"]
     names += ["evaluate_on", "evaluate_steps"]
@@ -126,7 +130,7 @@ def _settings(config: FinetuneConfig, choice: Choice) -> dict[str, Any]:
     return found | {"pooling": choice.spec.pooling, "checkpoint_steps": config.checkpoint_steps}
 
 
-def _data(config: FinetuneConfig, choice: Choice) -> DataOptions:
+def _data(config: FinetuneConfig, choice: FinetunePlan) -> DataOptions:
     stage = choice.stage
     return DataOptions(
         data=config.data,
@@ -140,23 +144,23 @@ def _data(config: FinetuneConfig, choice: Choice) -> DataOptions:
     )
 
 
-def _pool(config: FinetuneConfig, choice: Choice) -> Pool:
+def _pool(config: FinetuneConfig, choice: FinetunePlan) -> Pool:
     """Workers that the cluster has room for. Raises UsageError for a number that does not divide the batch."""
     batch, asked = choice.stage.batch, config.max_workers or config.min_workers
     if asked and batch % asked:
         near = max(count for count in range(1, asked + 1) if batch % count == 0)
         raise UsageError(f"{asked} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
-    check_said(config, choice.spec.weight_bytes)
+    require_explicit_sizes(config, choice.spec.weight_bytes)
     labels = parse_labels(config.worker_label)
     cores = None if config.gpus_per_worker else largest_node(labels)  # None where there are GPUs
-    options = ClusterOptions(
+    options = WorkerOptions(
         min_workers=config.min_workers or config.max_workers,
         max_workers=config.max_workers,
         cpus_per_worker=config.cpus_per_worker or (max(1.0, cores // (asked or 1)) if cores else None),
         gpus_per_worker=config.gpus_per_worker,
         worker_label=config.worker_label,
     )
-    workers = decide(options, STATES * choice.spec.weight_bytes)
+    workers = plan_workers(options, STATES * choice.spec.weight_bytes)
     room = config.max_workers or workers.initial
     most = max(count for count in range(1, room + 1) if batch % count == 0)
     least = min(config.min_workers or most, most)
@@ -169,10 +173,10 @@ def _at_most(pool: Pool, slices: int) -> Pool:
 
 
 def _course(
-    config: FinetuneConfig, choice: Choice, planned: Planned, output: Folder, pool: Pool, record: dict[str, Any]
-) -> Course:
+    config: FinetuneConfig, choice: FinetunePlan, planned: Planned, output: Folder, pool: Pool, record: dict[str, Any]
+) -> TrainRun:
     stage = choice.stage
-    return Course(
+    return TrainRun(
         subject=_subject(choice, config.seed),
         losses=choice.losses,
         plan=Folder(planned.url, output.options),
@@ -196,7 +200,7 @@ def _course(
     )
 
 
-def _subject(choice: Choice, seed: int) -> Subject:
+def _subject(choice: FinetunePlan, seed: int) -> Trainable:
     """What the losses train. Adapters where a rank is given."""
     stage, adapters = choice.stage, None
     if stage.lora_rank:
@@ -208,14 +212,14 @@ def _subject(choice: Choice, seed: int) -> Subject:
     if choice.reranker is not None:
         return PairScorer(choice.reranker, adapters)
     of_tokens = any(isinstance(loss, M3Unified) for loss in choice.losses.values())
-    return (Unified if of_tokens else Embedder)(choice.spec, choice.prompts, choice.tokens, adapters)
+    return (BgeM3Trainable if of_tokens else Embedder)(choice.spec, choice.prompts, choice.tokens, adapters)
 
 
 def _finish(
     config: FinetuneConfig,
-    choice: Choice,
+    choice: FinetunePlan,
     planned: Planned,
-    course: Course,
+    course: TrainRun,
     record: dict[str, Any],
     scores: list[dict[str, Any]],
 ) -> Finetuned:
@@ -233,9 +237,9 @@ def _finish(
         "losses": json.dumps({name or "all": described(loss) for name, loss in course.losses.items()}),
     }
     with tempfile.TemporaryDirectory() as temporary:
-        folder = directory.download(output.below(f"{EXPORTS}/step-{best['step']:07d}"), Path(temporary))
+        folder = directory.download_directory(output.below(f"{EXPORTS}/step-{best['step']:07d}"), Path(temporary))
         write_card(folder, config, choice, facts, planned, scores, record["about"])
-        directory.upload(folder, target)
+        directory.upload_directory(folder, target)
     measured = [row for row in scores if "measure" in row]
     evaluations = [{"step": row["step"], row["measure"]: row[row["measure"]]} for row in measured]
     measure = measured[0]["measure"] if measured else "ndcg_at_10"

@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..engine.malloc import great_blocks_apart
-from ..storage.directory import upload
+from ..engine.malloc import return_large_blocks
+from ..storage.directory import upload_directory
 from ..storage.folder import Folder
 from . import checkpoint
-from .data.batch_reader import Order
+from .data.batch_reader import BatchReader
 from .data.tensors import rows_of
 from .metrics import publish_metrics
-from .step.chunks import Cutter
-from .step.collectives import Place, average
-from .step.grad_cache import Work, seed_of
+from .step.chunks import Chunker
+from .step.collectives import Rank, average
+from .step.grad_cache import StepInputs, seed_of
 from .step.optimizer import Optimization
-from .step.parallel import Alone, wrapped
-from .step.trainable import Inputs, Subject, Trainee
+from .step.parallel import SingleProcess, wrapped
+from .step.trainable import Inputs, LoadedModel, Trainable
 
 FAILURE, EXPORTS = "_failure.json", "exports"
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
@@ -38,7 +38,7 @@ NAMED = 5  # rows of a batch that a failure names
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainRun:
     """A run, or a leg of it, as a worker needs to know it.
 
     losses: by dataset, "" for all others. steps: of the whole run; until: of this leg; epoch_steps: of one pass over the
@@ -46,7 +46,7 @@ class Course:
     between two checkpoints.
     """
 
-    subject: Subject
+    subject: Trainable
     losses: Mapping[str, Any]
     plan: Folder
     output: Folder
@@ -75,14 +75,14 @@ class Trained(torch.nn.Module):
 
 
 @dataclass
-class Run:
+class Trainer:
     """A rank's state."""
 
-    course: Course
-    place: Place
+    course: TrainRun
+    place: Rank
     device: torch.device
-    trainee: Trainee
-    network: Alone
+    trainee: LoadedModel
+    network: SingleProcess
     optimizer: torch.optim.Optimizer
     trained: "Trained"
     steps: Mapping[str, Any]
@@ -94,17 +94,17 @@ class Run:
         return self.place.rank == 0
 
 
-def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
+def work(course: TrainRun, said: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
     """The loop of one worker inside Ray Train. said: what the first rank tells of its steps while they are done."""
     from ray import train
 
     course = replace(course, subject=course.subject.here())
     _sweep(course)
     context = train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
+    place = Rank(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
     device = _device()
     if device.type == "cpu":
-        great_blocks_apart()
+        return_large_blocks()
     run = start(course, place, device)
     found = train.get_checkpoint()
     if found is not None:
@@ -119,7 +119,7 @@ def work(course: Course, said: Callable[[list[dict[str, Any]]], None] = lambda r
     export(run)
 
 
-def start(course: Course, place: Place, device: torch.device) -> Run:
+def start(course: TrainRun, place: Rank, device: torch.device) -> Trainer:
     """Load and wrap the network. Raises ModelError."""
     if course.threads:
         torch.set_num_threads(course.threads)
@@ -131,16 +131,16 @@ def start(course: Course, place: Place, device: torch.device) -> Run:
     network = wrapped(trainee.network, course.parallel, device, place.world)
     sharpness = torch.nn.Parameter(torch.zeros((), device=device)) if course.learn_temperature else None
     trained = Trained(trainee.network, sharpness)
-    cutter = Cutter(course.token_budget, device, trainee.padding_id)
+    cutter = Chunker(course.token_budget, device, trainee.padding_id)
     autocast = _autocast(course.dtype, device)
     steps = {
         name: course.subject.step()(network, loss, cutter, autocast, sharpness) for name, loss in course.losses.items()
     }
     optimizer = course.optimization.optimizer(trained)
-    return Run(course, place, device, trainee, network, optimizer, trained, steps)
+    return Trainer(course, place, device, trainee, network, optimizer, trained, steps)
 
 
-def advance(run: Run) -> Iterator[dict[str, Any]]:
+def advance(run: Trainer) -> Iterator[dict[str, Any]]:
     """Do the steps that are left of the leg; what is told of each. Ends before a step whose gradients are not finite."""
     course = run.course
     with Reader(course, run.place) as reader:
@@ -171,7 +171,7 @@ def advance(run: Run) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _totals(run: Run, value: float, tokens: int) -> tuple[float, int]:
+def _totals(run: Trainer, value: float, tokens: int) -> tuple[float, int]:
     """The mean of the ranks' losses, and the sum of their tokens."""
     both = average(torch.tensor([value, float(tokens)], dtype=torch.float64, device=run.device))
     return float(both[0]), round(float(both[1]) * run.place.world)
@@ -183,7 +183,7 @@ def _peak(device: torch.device) -> float:
     return next((peak for part, peak in PEAKS.items() if part in name), 0.0)
 
 
-def export(run: Run) -> None:
+def export(run: Trainer) -> None:
     """Write the model as it is after this step to OUTPUT/exports/step-N; the file that says it is whole comes last."""
     weights = checkpoint.whole_weights(run.trainee.network)
     if not run.first:
@@ -194,7 +194,7 @@ def export(run: Run) -> None:
     del weights
     with tempfile.TemporaryDirectory() as temporary:
         course.subject.save(fresh.network.eval(), Path(temporary))
-        upload(Path(temporary), course.output.below(f"{EXPORTS}/step-{run.step:07d}"))
+        upload_directory(Path(temporary), course.output.below(f"{EXPORTS}/step-{run.step:07d}"))
 
 
 @dataclass(frozen=True)
@@ -208,17 +208,17 @@ class Read:
     def dataset(self) -> str:
         return self.table["dataset"][0].as_py()
 
-    def work(self, place: Place, seed: int, device: torch.device) -> Work:
+    def work(self, place: Rank, seed: int, device: torch.device) -> StepInputs:
         count = len(place.own_slices()) * place.length
         rows = rows_of(self.table, place.first, count, place.world, device)
-        return Work(replace(rows, slice_rows=place.length), place, self.inputs, seed)
+        return StepInputs(replace(rows, slice_rows=place.length), place, self.inputs, seed)
 
 
 class Reader:
     """Batches in the plan's order, read and tokenised by a thread ahead of their use."""
 
-    def __init__(self, course: Course, place: Place) -> None:
-        self._order = Order(course.plan.url, course.plan.options)
+    def __init__(self, course: TrainRun, place: Rank) -> None:
+        self._order = BatchReader(course.plan.url, course.plan.options)
         self._texts = course.subject.texts()
         self._place, self._until = place, course.until
         self._thread = ThreadPoolExecutor(1)
@@ -261,7 +261,7 @@ def _autocast(dtype: str, device: torch.device) -> Callable[[], AbstractContextM
     return lambda: torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
-def _save(run: Run) -> None:
+def _save(run: Trainer) -> None:
     """Metrics first: what a checkpoint is of is told before it can be resumed from."""
     from ray import train
     from ray.train import CheckpointUploadMode
@@ -279,18 +279,18 @@ def _save(run: Run) -> None:
     )
 
 
-def _prefix(course: Course) -> str:
+def _prefix(course: TrainRun) -> str:
     """Of this run's folders on a worker's disk."""
     return f"shoal-checkpoint-{hashlib.sha256(course.output.url.encode()).hexdigest()[:12]}-"
 
 
-def _sweep(course: Course) -> None:
+def _sweep(course: TrainRun) -> None:
     """Remove what killed workers left: nothing is being uploaded while workers start."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_prefix(course)}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fail(run: Run, batch: Read, loss: float, norm: float) -> None:
+def _fail(run: Trainer, batch: Read, loss: float, norm: float) -> None:
     """Every rank sees the same numbers, and so comes here; the first one tells the driver."""
     if run.first:
         sources = batch.table["source"].to_pylist()

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..cli.progress import LINE_SECONDS, LIVE_SECONDS, duration
+from ..cli.progress import LINE_SECONDS, LIVE_SECONDS, format_duration
 from ..engine.parts import parquet_bytes
 from ..storage.folder import Folder
 
@@ -60,11 +60,11 @@ def line(
     if flops_per_token and peak_flops:
         parts.append(f"MFU {100 * rate * flops_per_token / peak_flops:.0f} %")
     left = max(0, total_steps - last["step"]) * seconds / len(rows)
-    return "  ".join([*parts, f"ETA {duration(left)}"])
+    return "  ".join([*parts, f"ETA {format_duration(left)}"])
 
 
 @dataclass
-class Watch:
+class TrainingProgress:
     """The line of a run, drawn by a thread between `start` and `stop`. Holds the last steps only."""
 
     total_steps: int

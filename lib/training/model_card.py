@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import recipes
-from .config import Choice, FinetuneConfig
+from .config import FinetuneConfig, FinetunePlan
 from .data.job import Planned
 from .losses import RERANKING
 
@@ -27,7 +27,7 @@ CALLS = {
 def write_card(
     folder: Path,
     config: FinetuneConfig,
-    choice: Choice,
+    choice: FinetunePlan,
     facts: Mapping[str, Any],
     planned: Planned,
     scores: Sequence[Mapping[str, Any]],
@@ -57,7 +57,7 @@ def _task(kind: str) -> str:
     return "text-ranking" if kind == "CrossEncoder" else "sentence-similarity"
 
 
-def _about(choice: Choice) -> str:
+def _about(choice: FinetunePlan) -> str:
     spec, stage = choice.spec, choice.stage
     if choice.of == RERANKING:
         return f"Scores pairs of at most {choice.tokens[1]} tokens."
@@ -73,7 +73,7 @@ def _datasets(planned: Planned) -> list[tuple[Any, ...]]:
     return [(name, f"{each.rows:,}", f"{each.batches:,}") for name, each in planned.counts.datasets.items()]
 
 
-def _numbers(choice: Choice) -> list[tuple[str, Any]]:
+def _numbers(choice: FinetunePlan) -> list[tuple[str, Any]]:
     """Every number of the stage; those that no source gives are marked."""
     stage = choice.stage
     said = [(each.name, getattr(stage, each.name)) for each in fields(stage)]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .data.batch_reader import Order
+from .data.batch_reader import BatchReader
 from .data.tensors import rows_of
 from .losses import RERANKING, TEXT, Batch, Scores
 from .losses.m3_unified import M3Unified
@@ -14,7 +14,7 @@ from .losses.m3_unified import M3Unified
 ROWS = 1024  # of the first batch of a dataset
 
 
-def rehearse(order: Order, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
+def try_largest_batch(order: BatchReader, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
     """Raises InputError, as the losses do, for data without the scores or negatives that its loss asks for."""
     cpu = torch.device("cpu")
     for dataset, step in order.first_steps().items():

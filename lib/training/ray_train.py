@@ -11,7 +11,7 @@ import torch
 from .. import errors
 from ..errors import RunError, ShoalError, StorageError
 from ..storage.folder import Folder, filesystem
-from .loop import Course
+from .loop import TrainRun
 from .loop import work as work_here
 
 # Ray Train's own, where the user has not set them. A report is taken once a poll; a group that does not come up with what
@@ -55,7 +55,7 @@ def environment() -> None:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
 
 
-def run_leg(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+def run_interval(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """Train to `course.until`. heard: called with the steps that are done, a few at a time.
 
     Raises RunError when the workers cannot run, and what a worker raised of ShoalError.

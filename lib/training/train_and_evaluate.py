@@ -13,20 +13,20 @@ from ..models.files import cache_folder
 from ..models.spec import flops_per_token
 from ..storage import directory
 from ..storage.folder import Folder
-from .config import Choice, FinetuneConfig, recipe_of
-from .loop import EXPORTS, FAILURE, Course
+from .config import FinetuneConfig, FinetunePlan, recipe_of
+from .loop import EXPORTS, FAILURE, TrainRun
 from .losses import RERANKING
-from .metrics import Watch, read_metrics
-from .ray_train import Pool, run_leg
+from .metrics import TrainingProgress, read_metrics
+from .ray_train import Pool, run_interval
 
 SCORES = "scores.json"
 BACKWARD = 3  # FLOP of a training step over those of a forward pass
 
 
-def train_legs(
+def train_and_evaluate(
     config: FinetuneConfig,
-    choice: Choice,
-    course: Course,
+    choice: FinetunePlan,
+    course: TrainRun,
     pool: Pool,
     say: Callable[[str], None],
     still_held: Callable[[], None],
@@ -36,12 +36,12 @@ def train_legs(
     scores = _read_scores(output)
     done = {row["step"] for row in scores}
     say(f"train {choice.spec.name}, {course.steps:,} steps of {course.global_batch:,} rows, {pool}")
-    watch = Watch(course.steps, BACKWARD * flops_per_token(choice.spec, sum(choice.tokens) // 4))
+    watch = TrainingProgress(course.steps, BACKWARD * flops_per_token(choice.spec, sum(choice.tokens) // 4))
     for until in _legs(course.steps, config.evaluate_steps if config.evaluate_on else None):
         if until in done:
             continue
         export = output.below(f"{EXPORTS}/step-{until:07d}")
-        if not directory.is_whole(export):
+        if not directory.is_complete(export):
             _leg(course, until, pool, config.keep, watch)
         still_held()
         row: dict[str, Any] = {"step": until}
@@ -54,14 +54,14 @@ def train_legs(
     return scores
 
 
-def _leg(course: Course, until: int, pool: Pool, keep: int, watch: Watch) -> None:
+def _leg(course: TrainRun, until: int, pool: Pool, keep: int, watch: TrainingProgress) -> None:
     """Train to a step. Raises RunError naming step, rows and last checkpoint when the loss is no number any more."""
     output = course.output
     if output.exists(FAILURE):
         output.publish(FAILURE, b"")
     watch.start()
     try:
-        run_leg(replace(course, until=until), pool, keep, watch.add)
+        run_interval(replace(course, until=until), pool, keep, watch.add)
     finally:
         watch.stop()
     failure = output.read(FAILURE) if output.exists(FAILURE) else b""
@@ -78,24 +78,26 @@ def _leg(course: Course, until: int, pool: Pool, keep: int, watch: Watch) -> Non
 
 
 def _score(
-    config: FinetuneConfig, choice: Choice, export: Folder, step: int, say: Callable[[str], None]
+    config: FinetuneConfig, choice: FinetunePlan, export: Folder, step: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """The main measure of an exported model on the held-out queries, by the evaluate verb."""
     model = (
-        export.url if export.is_local or not config.storage_option else str(directory.download(export, cache_folder()))
+        export.url
+        if export.is_local or not config.storage_option
+        else str(directory.download_directory(export, cache_folder()))
     )
     (result,) = evaluate(_evaluation(config, choice, model, f"step-{step:07d}"), say)
     say(f"step {step}: {result.main_score} {result.main:.4f}")
     return {"measure": result.main_score, result.main_score: result.main}
 
 
-def check_evaluation(config: FinetuneConfig, choice: Choice) -> None:
+def check_evaluation(config: FinetuneConfig, choice: FinetunePlan) -> None:
     """Read the held-out data as an evaluation would, before anything is trained. Raises ShoalError as it would."""
     if config.evaluate_on:
         ready(_evaluation(config, choice, choice.spec.name, "step-0000000"))
 
 
-def _evaluation(config: FinetuneConfig, choice: Choice, model: str, name: str) -> EvaluateConfig:
+def _evaluation(config: FinetuneConfig, choice: FinetunePlan, model: str, name: str) -> EvaluateConfig:
     of: dict[str, Any] = {"model": model}
     if choice.of == RERANKING:
         of = {"reranker": model, "reranker_recipe": recipe_of(config)}
@@ -129,4 +131,4 @@ def _drop_worse(output: Folder, scores: Sequence[dict[str, Any]]) -> None:
     best = best_of(scores)["step"]
     for row in scores:
         if row["step"] != best:
-            directory.remove(output.below(f"{EXPORTS}/step-{row['step']:07d}"))
+            directory.remove_directory(output.below(f"{EXPORTS}/step-{row['step']:07d}"))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.corpus import CorpusOptions, list_files, measure_files
-from lib.data.reader import read
-from lib.data.shards import changed_files, cut, shards
+from lib.data.reader import read_rows
+from lib.data.shards import changed_files, cut_shards, shards
 from lib.data.texts import parse_template
 from lib.errors import InputError, UsageError
 from tests.support.files import ROWS, WRITERS, everything, write_jsonl, write_parquet, write_text
@@ -156,7 +156,7 @@ def test_an_id_may_be_part_of_the_text(tmp_path):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in ROWS))
     options = CorpusOptions(input=str(tmp_path), text_template="{id} {text}")
     corpus = measure_files(list_files(options, {}), options, {}, False)
-    tables = [read(shard, ["id", "text"], corpus.schema, {}) for shard in shards(cut(corpus, 500))]
+    tables = [read_rows(shard, ["id", "text"], corpus.schema, {}) for shard in shards(cut_shards(corpus, 500))]
 
     assert sum(map(len, tables)) == 2000
     assert pa.concat_tables(tables)["_error"].null_count == 2000
@@ -182,13 +182,13 @@ def test_a_changed_file_is_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl")
     options = CorpusOptions(input=str(tmp_path))
     corpus = measure_files(list_files(options, {}), options, {}, False)
-    plan = cut(corpus, 100)
+    plan = cut_shards(corpus, 100)
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"text": "more"}\n')
 
     assert "a.jsonl has changed" in changed_files(plan, list_files(options, {}))[0]
     with pytest.raises(InputError, match="has changed since the plan"):
-        read(next(shards(plan)), ["text"], corpus.schema, {})
+        read_rows(next(shards(plan)), ["text"], corpus.schema, {})
 
 
 def test_the_plan_depends_on_the_files_alone(tmp_path):

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.data.corpus import CorpusOptions, list_files, measure_files
-from lib.data.reader import read
-from lib.data.shards import cut, shards
+from lib.data.reader import read_rows
+from lib.data.shards import cut_shards, shards
 from lib.errors import InputError
 from tests.support.files import ROWS, everything, write_parquet
 
@@ -113,14 +113,14 @@ def test_a_failing_disk_or_network_makes_no_bad_rows(tmp_path, monkeypatch, erro
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
     corpus = measure_files(list_files(options, {}), options, {}, False)
-    (shard,) = shards(cut(corpus, 1000))
+    (shard,) = shards(cut_shards(corpus, 1000))
 
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
     with pytest.raises(OSError, match=str(error.args[-1])):
-        read(shard, ["text"], corpus.schema, {})
+        read_rows(shard, ["text"], corpus.schema, {})
     monkeypatch.setattr("lib.data.formats.parquet.open_file", fail)
     with pytest.raises(InputError, match="cannot read"):
         measure_files(list_files(options, {}), options, {}, False)

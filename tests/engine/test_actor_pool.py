@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from lib.engine import dispatch
-from lib.engine.actor_pool import stand_aside, together
+from lib.engine.actor_pool import release_shared_pool, shared_pool
 from lib.errors import RunError
 from tests.support.crewed import begun, done, pids, told, workers
 
@@ -29,11 +29,11 @@ def gone(pid):
 
 def test_the_workers_of_a_stage_serve_the_next(stage):
     """Within `together` no process starts anew for a stage like the last; after it, and without it, they end with it."""
-    with together():
+    with shared_pool():
         first = pids(stage(4, TWO, meet=2))
         again = pids(stage(4, TWO, meet=2))
         fewer = pids(stage(1, TWO))
-        with together():
+        with shared_pool():
             inner = pids(stage(4, TWO, meet=2))
     alone = pids(stage(1, TWO))
 
@@ -47,7 +47,7 @@ def test_the_workers_of_a_stage_serve_the_next(stage):
 def test_a_stage_of_all_cores_takes_a_worker_whose_neighbours_idle(stage):
     """Two workers of a core each have what one of two cores asks for; then both go on. Where its memory leaves none for them
     they are dismissed for one of its own."""
-    with together():
+    with shared_pool():
         first = pids(stage(4, TWO, meet=2))
         whole = pids(stage(1, WHOLE))
         after = pids(stage(4, TWO, meet=2))
@@ -62,7 +62,7 @@ def test_a_stage_of_all_cores_takes_a_worker_whose_neighbours_idle(stage):
 def test_a_lent_worker_that_dies_is_replaced_by_one_of_its_own_cores(stage, monkeypatch):
     """The neighbours, who hold them, go; else it would wait for ever."""
     monkeypatch.setattr(dispatch, "DEATHS", 1)
-    with together():
+    with shared_pool():
         stage(4, TWO, meet=2)
         (receipt,) = stage(1, WHOLE, poison=(0,))
         after = stage(4, TWO)
@@ -73,9 +73,9 @@ def test_a_lent_worker_that_dies_is_replaced_by_one_of_its_own_cores(stage, monk
 
 def test_whoever_is_kept_stands_aside(stage):
     """What needs the CPUs otherwise, as Ray Data, has them."""
-    with together():
+    with shared_pool():
         first = pids(stage(4, TWO, meet=2))
-        stand_aside()
+        release_shared_pool()
         assert all(map(gone, first))
         assert len(stage(3, TWO)) == 3
 
@@ -83,7 +83,7 @@ def test_whoever_is_kept_stands_aside(stage):
 def test_whoever_idles_long_beside_the_last_makes_room(stage, monkeypatch):
     """Others may need its CPUs. Lent ones are in use."""
     monkeypatch.setattr(dispatch, "PATIENCE", 0.3)
-    with together():
+    with shared_pool():
         first = pids(stage(4, TWO, meet=2))
         stage(1, WHOLE, slow=1.5)
         assert all(map(psutil.pid_exists, first))
@@ -137,7 +137,7 @@ def test_some_workers_that_cannot_load_are_replaced(stage):
 
 def test_who_gives_up_leaves_no_one_at_work(cluster, tmp_path):
     """Where the driver stops listening, the shards that it gave out are not done on, in `together` either."""
-    with together():
+    with shared_pool():
         receipts = begun(tmp_path, 9, TWO, seconds=0.3)
         pid = next(receipts).counts["pid"]
         receipts.close()

@@ -14,12 +14,12 @@ import lib.engine.executor
 import lib.engine.workers
 from lib.cli.progress import Progress
 from lib.data.corpus import CorpusOptions
-from lib.data.reader import read
-from lib.engine.executor import run
-from lib.engine.mapper import Direct
+from lib.data.reader import read_rows
+from lib.engine.executor import execute
+from lib.engine.mapper import FusedMapper
 from lib.engine.parts import publish_part, read_manifest
 from lib.engine.run import audit, missing, open_ledger
-from lib.engine.workers import ClusterOptions, Workers, as_grown, decide
+from lib.engine.workers import WorkerOptions, WorkerPlan, plan_workers, with_current_nodes
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
 from lib.storage.folder import Folder
 
@@ -34,7 +34,7 @@ class Upper:
     trouble: dict = field(default_factory=dict)
 
     def prepare(self, shard):
-        rows = read(shard, ["id", "text"], self.columns, {})
+        rows = read_rows(shard, ["id", "text"], self.columns, {})
         self._befall("prepare", rows)
         return {"rows": rows}, {"read": 0.0}
 
@@ -59,7 +59,7 @@ class Upper:
 
 
 @dataclass(frozen=True)
-class Itself(Direct, Upper):
+class Itself(FusedMapper, Upper):
     """Its worker reads: the same process does all steps of a shard, or the shard fails."""
 
     def prepare(self, shard):
@@ -83,7 +83,7 @@ class Unloadable(Upper):
 
 
 @dataclass(frozen=True)
-class UnloadableItself(Direct, Unloadable):
+class UnloadableItself(FusedMapper, Unloadable):
     """Nor can that of a verb whose worker reads."""
 
 
@@ -104,8 +104,8 @@ def opened(corpus, tmp_path):
 def done(ledger, kind=Upper, **trouble):
     pending = missing(ledger)
     progress = Progress(len(pending))
-    workers = decide(ClusterOptions(), 0)
-    return run(kind(ledger.columns, trouble.get("trouble", {})), ledger, workers, progress, pending)
+    workers = plan_workers(WorkerOptions(), 0)
+    return execute(kind(ledger.columns, trouble.get("trouble", {})), ledger, workers, progress, pending)
 
 
 def texts(tmp_path):
@@ -256,14 +256,14 @@ def test_a_cluster_without_room_is_told_at_once(cluster, options, said):
     """Ray Data would wait for ever without a word; the driver says what does not fit, and what to change."""
     began = time.monotonic()
     with pytest.raises(RunError, match=said):
-        decide(ClusterOptions(**options), 0)
+        plan_workers(WorkerOptions(**options), 0)
     assert time.monotonic() - began < 5
 
 
 def test_a_model_larger_than_the_nodes_is_told(cluster):
     """A worker that no node has the memory for is refused with both figures."""
     with pytest.raises(RunError, match="GiB"):
-        decide(ClusterOptions(), 10**13)
+        plan_workers(WorkerOptions(), 10**13)
 
 
 def test_on_a_cluster_that_grows_the_user_says_how_far(monkeypatch):
@@ -271,34 +271,36 @@ def test_on_a_cluster_that_grows_the_user_says_how_far(monkeypatch):
     will have Ray does not tell, so a command that does not say it is refused. Without one, what no node has is refused."""
     monkeypatch.setattr(lib.engine.workers, "_nodes", lambda labels=None: [{"CPU": 0.0}])
     monkeypatch.setattr(lib.engine.workers, "_grows", lambda: True)
-    workers = decide(ClusterOptions(max_workers=16, gpus_per_worker=1, worker_label=("ray.io/accelerator-type=L4",)), 0)
+    workers = plan_workers(
+        WorkerOptions(max_workers=16, gpus_per_worker=1, worker_label=("ray.io/accelerator-type=L4",)), 0
+    )
     assert (workers.minimum, workers.initial, workers.maximum, workers.gpus) == (1, 1, 16, 1)
-    for options in (ClusterOptions(max_workers=16), ClusterOptions(gpus_per_worker=1)):
+    for options in (WorkerOptions(max_workers=16), WorkerOptions(gpus_per_worker=1)):
         with pytest.raises(UsageError, match="--max-workers, and --gpus-per-worker"):
-            decide(options, 0)
+            plan_workers(options, 0)
 
     monkeypatch.setattr(lib.engine.workers, "_grows", lambda: False)
     with pytest.raises(RunError, match="no node has 1 GPU"):
-        decide(ClusterOptions(gpus_per_worker=1, max_workers=16), 0)
+        plan_workers(WorkerOptions(gpus_per_worker=1, max_workers=16), 0)
 
 
 def test_a_wave_starts_with_the_nodes_that_have_come(monkeypatch):
     """Of a pool that began with one worker, the next wave starts as many as the nodes of now have room for."""
     monkeypatch.setattr(lib.engine.workers, "_nodes", lambda labels=None: [{"CPU": 8.0, "GPU": 1.0}] * 5)
-    one = Workers(minimum=1, initial=1, maximum=4, threads=1, cpus=1.0, gpus=1.0, task_cpus=1.0)
+    one = WorkerPlan(minimum=1, initial=1, maximum=4, threads=1, cpus=1.0, gpus=1.0, task_cpus=1.0)
 
-    assert as_grown(one).initial == 4
-    assert as_grown(replace(one, maximum=16)).initial == 5
+    assert with_current_nodes(one).initial == 4
+    assert with_current_nodes(replace(one, maximum=16)).initial == 5
 
 
 def test_no_more_workers_than_the_memory_and_the_tasks_allow(monkeypatch):
     """Workers of a large model stop at the node's memory; workers of a quarter GPU leave a CPU to the readers."""
     gib = 2.0**30
     monkeypatch.setattr(lib.engine.workers, "_nodes", lambda labels=None: [{"CPU": 16.0, "memory": 32 * gib}])
-    assert decide(ClusterOptions(cpus_per_worker=1), int(5 * gib)).maximum == 3  # of 9.5 GiB each
+    assert plan_workers(WorkerOptions(cpus_per_worker=1), int(5 * gib)).maximum == 3  # of 9.5 GiB each
 
     monkeypatch.setattr(lib.engine.workers, "_nodes", lambda labels=None: [{"CPU": 4.0, "GPU": 1.0}])
-    assert decide(ClusterOptions(gpus_per_worker=0.25), 0).maximum == 3
+    assert plan_workers(WorkerOptions(gpus_per_worker=0.25), 0).maximum == 3
 
 
 @pytest.mark.parametrize("kind", [ModelError, RuntimeError])
@@ -308,7 +310,7 @@ def test_a_worker_that_cannot_load_is_told(cluster, corpus, tmp_path, kind):
     for verb in (Unloadable, UnloadableItself):
         broken = verb(ledger.columns, error=kind("the weights are damaged"))
         with pytest.raises(ShoalError, match="the weights are damaged"):
-            run(broken, ledger, decide(ClusterOptions(), 0), Progress(1), missing(ledger))
+            execute(broken, ledger, plan_workers(WorkerOptions(), 0), Progress(1), missing(ledger))
 
 
 def test_parts_go_to_the_folder_of_the_run_only(corpus, tmp_path):
@@ -320,4 +322,4 @@ def test_parts_go_to_the_folder_of_the_run_only(corpus, tmp_path):
 def test_more_workers_at_least_than_at_most_is_a_usage_error(cluster):
     """--min-workers over --max-workers is told."""
     with pytest.raises(UsageError, match="--min-workers 3"):
-        decide(ClusterOptions(min_workers=3, max_workers=2), 0)
+        plan_workers(WorkerOptions(min_workers=3, max_workers=2), 0)

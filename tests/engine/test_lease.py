@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from lib.engine import lease
-from lib.engine.lease import HOLDERS, WHOLE, Share, held, parse_share
+from lib.engine.lease import ALL, HOLDERS, ShardSlice, hold_lease, parse_slice
 from lib.errors import RunError, UsageError
 from lib.storage.folder import Folder
 
@@ -44,29 +44,31 @@ def quiet(sentence: str) -> None:
 
 def shares():
     return some.integers(1, 12).flatmap(
-        lambda of: some.tuples(some.integers(1, of), some.integers(1, of)).map(lambda ends: Share(*sorted(ends), of))
+        lambda of: some.tuples(some.integers(1, of), some.integers(1, of)).map(
+            lambda ends: ShardSlice(*sorted(ends), of)
+        )
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [(None, WHOLE), ("2/4", Share(2, 2, 4)), ("1-3/4", Share(1, 3, 4)), ("1/1", WHOLE)]
+    ("text", "share"), [(None, ALL), ("2/4", ShardSlice(2, 2, 4)), ("1-3/4", ShardSlice(1, 3, 4)), ("1/1", ALL)]
 )
 def test_slices_are_read(text, share):
     """I/N and I-J/N name slices; without any, a driver does the whole."""
-    assert parse_share(text) == share
+    assert parse_slice(text) == share
 
 
 @pytest.mark.parametrize("text", ["", "2", "0/4", "5/4", "3-2/4", "1/0", "a/b", "1-/4", "1/2/3"])
 def test_slices_that_are_none_are_refused(text):
     """What is no slice is refused with the two forms."""
     with pytest.raises(UsageError, match="I/N or I-J/N"):
-        parse_share(text)
+        parse_slice(text)
 
 
 @given(some.integers(1, 30), some.integers(0, 1000))
 def test_each_shard_is_in_one_slice(of, shard):
     """The N slices 1/N to N/N have every shard once."""
-    assert sum(Share(n, n, of).has(shard) for n in range(1, of + 1)) == 1
+    assert sum(ShardSlice(n, n, of).has(shard) for n in range(1, of + 1)) == 1
 
 
 @given(shares(), shares())
@@ -79,25 +81,25 @@ def test_slices_meet_where_they_have_a_shard_in_common(one, other):
 
 def test_a_second_driver_is_told_who_is_at_work(run):
     """While a driver lives, another of the same run, or of a slice of it, is refused and told the holder's process."""
-    with held(run, WHOLE, quiet) as still_held:
-        for share in (WHOLE, Share(2, 2, 4)):
+    with hold_lease(run, ALL, quiet) as still_held:
+        for share in (ALL, ShardSlice(2, 2, 4)):
             began = time.monotonic()
-            with pytest.raises(RunError, match=r"held by process \d+ on"), held(run, share, quiet):
+            with pytest.raises(RunError, match=r"held by process \d+ on"), hold_lease(run, share, quiet):
                 pass
             assert time.monotonic() - began < lease.DEAD
         still_held()
 
-    with held(run, WHOLE, quiet):  # free again at once
+    with hold_lease(run, ALL, quiet):  # free again at once
         pass
     assert run.below(HOLDERS).list() == {}
 
 
 def test_slices_are_held_beside_each_other(run):
     """Drivers of different slices do not hinder each other; one of a slice that another has a part of is refused."""
-    with held(run, Share(1, 2, 4), quiet), held(run, Share(4, 4, 4), quiet):
-        with pytest.raises(RunError, match="slice 1-2/4"), held(run, Share(2, 3, 4), quiet):
+    with hold_lease(run, ShardSlice(1, 2, 4), quiet), hold_lease(run, ShardSlice(4, 4, 4), quiet):
+        with pytest.raises(RunError, match="slice 1-2/4"), hold_lease(run, ShardSlice(2, 3, 4), quiet):
             pass
-        with held(run, Share(3, 3, 4), quiet):
+        with hold_lease(run, ShardSlice(3, 3, 4), quiet):
             pass
 
 
@@ -106,7 +108,7 @@ def test_a_dead_driver_of_another_machine_is_waited_for_and_replaced(run):
     leave(run, ELSEWHERE)
     said: list[str] = []
     began = time.monotonic()
-    with held(run, WHOLE, said.append):
+    with hold_lease(run, ALL, said.append):
         assert time.monotonic() - began >= lease.DEAD
         assert list(run.below(HOLDERS).list()) == ["1-1-of-1-0001.json"]
 
@@ -119,7 +121,7 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run):
     leave(run, {"host": "here", "processes": lease._processes(), "pid": no_process, "key": "its own", "beat": 0})
     said: list[str] = []
     began = time.monotonic()
-    with held(run, WHOLE, said.append):
+    with hold_lease(run, ALL, said.append):
         assert time.monotonic() - began < lease.DEAD
 
     assert said == []
@@ -131,14 +133,14 @@ def test_what_a_dead_driver_was_writing_goes_with_it(run, generation):
     leave(run, {"host": "here", "processes": lease._processes(), "pid": 2**22 + 1, "key": "its own", "beat": 0})
     half = Path(run.below(HOLDERS).url) / f".1-1-of-1-{generation:04d}.json.{'0' * 32}.unfinished"
     half.write_bytes(b"{")
-    with held(run, WHOLE, quiet):
+    with hold_lease(run, ALL, quiet):
         assert not half.exists()
 
 
 def test_a_holder_that_was_given_up_learns_it(run, monkeypatch):
     """A driver that could not beat for DEAD seconds, and was replaced, stops once it can again."""
     real, thawed = Folder.read, threading.Event()
-    with held(run, WHOLE, quiet) as still_held:
+    with hold_lease(run, ALL, quiet) as still_held:
         (beating,) = (thread for thread in threading.enumerate() if thread.name == "lease")
 
         def hangs_for_one(folder, name):
@@ -148,7 +150,7 @@ def test_a_holder_that_was_given_up_learns_it(run, monkeypatch):
 
         monkeypatch.setattr(Folder, "read", hangs_for_one)
         time.sleep(4 * lease.BEAT)
-        with held(run, WHOLE, quiet):
+        with hold_lease(run, ALL, quiet):
             still_held()  # it cannot know yet
             thawed.set()
             time.sleep(6 * lease.BEAT)
@@ -167,7 +169,7 @@ def test_of_many_that_find_a_dead_driver_one_takes_over(bucket, monkeypatch):
     def driver(number: int) -> bool:
         gathered.wait(30)
         try:
-            with held(run, WHOLE, quiet):
+            with hold_lease(run, ALL, quiet):
                 return over.wait(10)
         except RunError as error:
             return "held by process" not in str(error)

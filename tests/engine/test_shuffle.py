@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib.data.reader import read
+from lib.data.reader import read_rows
 from lib.data.shards import shards
 from lib.engine.join import as_key
 from lib.engine.parts import RUN, groups_of, publish_part, write_manifest
-from lib.engine.shuffle import KEY, REASON, TEXT, attach, bucket_numbers, bucket_plan, deal
+from lib.engine.shuffle import KEY, REASON, TEXT, attach, bucket_numbers, bucket_plan, partition
 from lib.storage.folder import Folder
 
 
@@ -42,13 +42,13 @@ def test_buckets_of_many_parts_hold_every_row_once(tmp_path):
     parts = []
     for number in range(3):
         table = pa.table({KEY: keys(40, number * 40), "place": range(number * 40, number * 40 + 40)})
-        parts.append(publish_part(folder, f"part-{number}.parquet", number, deal(table, 50), {"rows": 40}))
+        parts.append(publish_part(folder, f"part-{number}.parquet", number, partition(table, 50), {"rows": 40}))
     write_manifest(folder, parts)
     plan, columns = bucket_plan({"left": folder})
 
     places = []
     for shard in shards(plan):
-        rows = read(shard, ["place", KEY], columns, {})
+        rows = read_rows(shard, ["place", KEY], columns, {})
         assert len(set(bucket_numbers(rows[KEY].combine_chunks(), 50))) == 1
         assert rows["place"].to_pylist() == sorted(rows["place"].to_pylist())
         assert len(rows) == shard.rows
@@ -63,7 +63,7 @@ def test_a_part_keeps_buckets_in_row_groups_of_their_own(tmp_path):
 
     folder = Folder(str(tmp_path))
     folder.publish(RUN, b"{}")
-    publish_part(folder, "part-0.parquet", 0, deal(pa.table({KEY: keys(100)}), 9), {"rows": 100})
+    publish_part(folder, "part-0.parquet", 0, partition(pa.table({KEY: keys(100)}), 9), {"rows": 100})
     with pq.ParquetFile(os.path.join(tmp_path, "part-0.parquet")) as parquet:
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         groups = groups_of(parquet.schema_arrow)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import lib.engine.workers
-from lib.engine.workers import ClusterOptions, decide, parse_labels
+from lib.engine.workers import WorkerOptions, parse_labels, plan_workers
 from lib.errors import UsageError
 from lib.reranking import candidates
 from lib.reranking.mapper import RerankConfig
@@ -37,7 +37,7 @@ def test_the_steps_before_a_run_keep_to_its_workers(lines, tmp_path):
     steps = [table.options for table in candidates._tables(reranked).values()]
     pairs = lines("pairs.jsonl", {"query": "a", "pos": ["b"]})
     steps.append(
-        open_entry("pairs", pairs, str(tmp_path / "out"), (), ClusterOptions(gpus_per_worker=1.0, **SAID)).options
+        open_entry("pairs", pairs, str(tmp_path / "out"), (), WorkerOptions(gpus_per_worker=1.0, **SAID)).options
     )
 
     assert [(step.gpus_per_worker, step.max_workers, step.worker_label) for step in steps] == [
@@ -49,11 +49,11 @@ def test_on_a_cluster_that_grows_workers_with_a_model_say_their_cpus(monkeypatch
     """No node is there whose memory would tell how many CPUs a worker of a model needs; a step without a model needs one."""
     monkeypatch.setattr(lib.engine.workers, "_nodes", lambda labels=None: [])
     monkeypatch.setattr(lib.engine.workers, "_grows", lambda: True)
-    options = ClusterOptions(gpus_per_worker=0, max_workers=2)
+    options = WorkerOptions(gpus_per_worker=0, max_workers=2)
     with pytest.raises(UsageError, match="--cpus-per-worker"):
-        decide(options, weight_bytes=10**9)
+        plan_workers(options, weight_bytes=10**9)
 
-    assert decide(options, weight_bytes=0).cpus == pytest.approx(0.9)
+    assert plan_workers(options, weight_bytes=0).cpus == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("words", [("a",), ("a=",), ("=b",), ("a=b", "a=c")])

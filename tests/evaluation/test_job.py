@@ -16,7 +16,7 @@ from lib.evaluation.compare import CompareConfig, compare
 from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import dry_run
 from lib.evaluation.metrics import NAMES
-from lib.index.exact.job import Retrieval, retrieve
+from lib.index.exact.job import ExactSearch, retrieve
 from lib.storage.folder import Folder, filesystem
 from tests.evaluation.test_dataset import write_parquet, write_tsv
 from tests.support import tiny
@@ -200,7 +200,7 @@ def test_what_is_not_a_number_raises(here, data, tmp_path, encoder):
     places = [str(tmp_path / "vectors" / name) for name in ("queries", "passages")]
     options = RunOptions(input=str(tmp_path), output=str(tmp_path / "run"))
     with pytest.raises(InputError, match="a vector of the passages is not finite"):
-        retrieve(Retrieval(*places, Folder(str(tmp_path)), 2, False, None, options), print)
+        retrieve(ExactSearch(*places, Folder(str(tmp_path)), 2, False, None, options), print)
 
 
 def write_table(path, columns):

@@ -15,10 +15,10 @@ import pytest
 from lib.data.corpus import Corpus
 from lib.data.formats import Measure
 from lib.errors import UsageError
-from lib.index.build.codec import Coder, fill, load_index, misfit, open_merged, open_piece
+from lib.index.build.codec import Coder, fill, load_index, open_merged, open_piece, quantization_error
 from lib.index.build.config import IndexConfig
 from lib.index.build.sample import sample_plan
-from lib.index.build.stage_parts import drawn, matrix
+from lib.index.build.stage_parts import matrix, read_training_vectors
 from lib.index.build.train import shares
 from lib.index.build_job import build
 from lib.index.kinds import efforts, names, parse
@@ -123,7 +123,7 @@ def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_pat
     given = []
 
     def told(*args):
-        given.append(drawn(*args))
+        given.append(read_training_vectors(*args))
         return given[-1]
 
     monkeypatch.setattr("lib.index.build.train.drawn", told)
@@ -211,7 +211,7 @@ def test_what_turns_vectors_turns_centroids(here, source, tmp_path, vectors):
         built(source, tmp_path / str(number), kind=kind, lists=LISTS)
         index = load_index((tmp_path / str(number) / "trained.faiss").read_bytes())
         coder, unit = Coder(parse(kind), index), vectors / np.linalg.norm(vectors, axis=1)[:, None]
-        errors.append(misfit(coder.errors(unit, coder.encode(unit)[0])))
+        errors.append(quantization_error(coder.errors(unit, coder.encode(unit)[0])))
 
     assert errors == pytest.approx([errors[0]] * 3, rel=1e-3)
     assert errors[0] < 0.9

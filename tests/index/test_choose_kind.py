@@ -7,7 +7,7 @@ from lib.errors import UsageError
 from lib.index.build.card import _advice
 from lib.index.build.choose_kind import choose, default_lists, size_of
 from lib.index.build.recall import Measured, enough
-from lib.index.kinds import ID_BYTES, described, efforts, names, parse
+from lib.index.kinds import ID_BYTES, efforts, names, parse, to_spec
 from tests.support.indexed import DIM, built, clustered, write_many
 
 ROWS = 3000
@@ -33,9 +33,9 @@ def test_auto_keeps_to_memory_and_recall():
     million = 1_000_000
 
     def pick(memory: str | None, recall: float) -> str:
-        return described(choose("auto", None, million, 1024, memory, recall).kind)
+        return to_spec(choose("auto", None, million, 1024, memory, recall).kind)
 
-    assert described(choose("auto", None, 5000, 1024, None, 0.9).kind) == "flat"
+    assert to_spec(choose("auto", None, 5000, 1024, None, 0.9).kind) == "flat"
     assert pick(None, 0.9) == "ivf-rabitq:bits=4"
     assert pick(None, 0.95) == "ivf-sq8"
     assert pick(None, 0.5) == "ivf-rabitq:bits=1"
@@ -73,7 +73,7 @@ def test_efforts_are_a_ladder_to_an_eighth_of_the_lists():
 def test_kinds_name_themselves():
     """Every kind is parsed from its own description."""
     for name in names():
-        assert parse(described(parse(name))) == parse(name)
+        assert parse(to_spec(parse(name))) == parse(name)
 
 
 def test_memory_counts_the_centroids_of_every_piece():

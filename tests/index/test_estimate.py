@@ -12,7 +12,7 @@ import pytest
 from lib.engine.stage_log import Log
 from lib.engine.workers import WORKER_BASE
 from lib.errors import InputError, RunError, UsageError
-from lib.index.build.config import IndexConfig, open_build
+from lib.index.build.config import IndexConfig, open_index_build
 from lib.index.build.segments_job import encode, read_manifest
 from lib.index.build.train_job import train
 from lib.index.build_job import build
@@ -131,7 +131,7 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     out, stages = tmp_path / "index", {stage.name: stage for stage in found.stages}
     assert stages["encode"].shards == parts_in(out / "rows")
     assert stages["sample"].shards == parts_in(out / "_build" / "sample")
-    generations = read_manifest(open_build(real(tmp_path, **settings)))["generations"]
+    generations = read_manifest(open_index_build(real(tmp_path, **settings)))["generations"]
     assert stages["assemble"].shards == len(found.pieces) == len(generations[0]["pieces"]) > 2
     assert sum(found.pieces) == pytest.approx(sum(piece["bytes"] for piece in generations[0]["pieces"]), rel=0.1)
     assert found.given.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
@@ -143,7 +143,7 @@ def test_seconds_of_encoding(tmp_path):
     """The seconds of a core that encoding is expected to take are those it takes, within a factor of 4."""
     write(tmp_path / "in", rows=100_000, dim=64)
     expected = {stage.name: stage.seconds for stage in foresee(real(tmp_path)).stages}["encode"]
-    opened = open_build(real(tmp_path))
+    opened = open_index_build(real(tmp_path))
     train(opened, Log(), lambda sentence: None)
     began = time.process_time()
     encode(opened, lambda sentence: None)
@@ -170,7 +170,7 @@ def test_every_kind(kind, metric, tmp_path):
     """Every kind is forecast, its empty index to 1 % of its true bytes."""
     write(tmp_path / "in", rows=4000)
     found = foresee(real(tmp_path, kind=kind, metric=metric))
-    opened = open_build(real(tmp_path, kind=kind, metric=metric))
+    opened = open_index_build(real(tmp_path, kind=kind, metric=metric))
     train(opened, Log(), lambda sentence: None)
 
     assert found.given.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)

@@ -12,7 +12,7 @@ import pytest
 
 from lib.errors import RunError, UsageError
 from lib.index import build_job
-from lib.index.build.config import IndexConfig, open_build
+from lib.index.build.config import IndexConfig, open_index_build
 from lib.index.build.segments_job import encode
 from lib.index.export.job import export
 from lib.index.export.mappers import lance_options, lance_url, metadata
@@ -62,7 +62,7 @@ def build(corpus, tmp_path, here):
         given = {"kind": "ivf-flat", "lists": 8, "metric": "l2", "shard_rows": 500, "recall_queries": 10}
         config = IndexConfig(input=str(corpus), output=str(tmp_path / "index"), **(given | options))
         build_job.build(config, lambda text: None)
-        opened = open_build(config)
+        opened = open_index_build(config)
         export(opened, encode(opened, lambda text: None), said.append)
         return said
 
@@ -256,7 +256,7 @@ def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
     corrected command has its way."""
 
     def opened(**options):
-        return open_build(IndexConfig(input=str(corpus), output=str(tmp_path / "other"), **options))
+        return open_index_build(IndexConfig(input=str(corpus), output=str(tmp_path / "other"), **options))
 
     with pytest.raises(UsageError, match="flat has no lists"):
         opened(kind="flat", exports=("centroids",))

@@ -4,16 +4,16 @@ import faiss
 import numpy as np
 import pytest
 
-from lib.index.build.codec import Coder, fill, turned
+from lib.index.build.codec import Coder, fill, rotate
 from lib.index.build.train import give_centroids
-from lib.index.kinds import Metric, faiss_codes, lists_of, parse, untrained
+from lib.index.kinds import Metric, empty_index, faiss_codes, lists_of, parse
 from tests.support.indexed import clustered
 
 LISTS, ROWS = 16, 3000
 
 
 def trained(bits: int, metric: Metric, vectors: np.ndarray) -> faiss.Index:
-    index = untrained(parse(f"ivf-rabitq:bits={bits}"), vectors.shape[1], LISTS, metric)
+    index = empty_index(parse(f"ivf-rabitq:bits={bits}"), vectors.shape[1], LISTS, metric)
     faiss.downcast_VectorTransform(index.chain.at(0)).train(vectors)
     give_centroids(index, vectors[:LISTS])
     index.is_trained = lists_of(index).is_trained = True
@@ -24,7 +24,7 @@ def both(bits: int, metric: Metric, vectors: np.ndarray) -> tuple[np.ndarray, np
     """Codes, ours and faiss's."""
     index = trained(bits, metric, vectors)
     lists, codes = Coder(parse(f"ivf-rabitq:bits={bits}"), index).encode(vectors)
-    return codes, faiss_codes(lists_of(index), turned(index, vectors), lists)
+    return codes, faiss_codes(lists_of(index), rotate(index, vectors), lists)
 
 
 def off(index: faiss.Index, vectors: np.ndarray, queries: np.ndarray) -> float:

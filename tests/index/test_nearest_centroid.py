@@ -12,7 +12,7 @@ from lib.index.build import nearest_centroid as module
 from lib.index.build import threads
 from lib.index.build.kmeans import ITERATIONS, kmeans
 from lib.index.build.nearest_centroid import Centroids
-from lib.index.build.threads import Turn
+from lib.index.build.threads import Rotation
 from lib.models import load
 
 
@@ -257,5 +257,5 @@ def test_vectors_are_turned_as_float32_turns_them(known, monkeypatch):
     exact = points.double() @ matrix.double()
 
     for count in (0, 1, 70, 300):
-        found = Turn(matrix)(points[:count])
+        found = Rotation(matrix)(points[:count])
         np.testing.assert_allclose(found, exact[:count], atol=1e-5 * float(exact.abs().max()))

@@ -16,7 +16,7 @@ from tests.support.reference import TEXTS, assert_close, reference
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen2-window"])
 def test_gradients_of_packed_attention_equal_those_of_texts_alone(kind: str, build: Any) -> None:
     """Training runs through the same function: gradients of a packed batch equal those of its texts one by one."""
-    from lib.models.forward import flatten, run_packed, run_stacked
+    from lib.models.forward import flatten, run_equal_length, run_packed
     from lib.models.load import load_network, position_start
 
     spec = read_spec(str(build(kind)))
@@ -31,7 +31,7 @@ def test_gradients_of_packed_attention_equal_those_of_texts_alone(kind: str, bui
             run_packed(network, batch).pow(2).sum().backward()
         else:
             for i in range(5):
-                run_stacked(network, batch.part(i, i + 1)).pow(2).sum().backward()
+                run_equal_length(network, batch.part(i, i + 1)).pow(2).sum().backward()
         gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
 
     assert gradients[0].keys() == gradients[1].keys()

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen
 from lib import recipes
 from lib.errors import UsageError
 from lib.models.encoder import Encoder
-from lib.models.encoder_options import ModelOptions, resolve
+from lib.models.encoder_options import ModelOptions, resolve_encoder
 from lib.models.tokenizer import Tokenizer
 from tests.support import tiny
 
@@ -117,7 +117,7 @@ def test_a_recipe_equals_the_loop_of_its_card(
     card = CARDS[name]
     folder = checkpoints(card.kind)
     texts = mixed_texts()
-    encoding = resolve(ModelOptions(model=str(folder), recipe=name, prompt_name=prompt))
+    encoding = resolve_encoder(ModelOptions(model=str(folder), recipe=name, prompt_name=prompt))
     tokenizer = Tokenizer(encoding.spec)
     tokens = tokenizer([encoding.prompt + text for text in texts])
 
@@ -138,22 +138,22 @@ def test_a_corpus_takes_the_passage_prompt(name: str, checkpoints: Callable[[str
     """Without --prompt and --prompt-name the texts are passages; --prompt '' takes the recipe's prompt away."""
     folder = str(checkpoints(CARDS[name].kind))
 
-    assert resolve(ModelOptions(model=folder, recipe=name)).prompt == CARDS[name].prompts["passage"]
-    assert resolve(ModelOptions(model=folder, recipe=name, prompt="")).prompt == ""
+    assert resolve_encoder(ModelOptions(model=folder, recipe=name)).prompt == CARDS[name].prompts["passage"]
+    assert resolve_encoder(ModelOptions(model=folder, recipe=name, prompt="")).prompt == ""
 
 
 def test_passages_of_360_have_a_title_and_queries_have_not(checkpoints: Callable[[str], Path]) -> None:
     """The template of two columns is for passages only."""
     options = {"model": str(checkpoints("bert")), "recipe": "zhinao-search"}
 
-    assert resolve(ModelOptions(**options)).text_template == "{title} {text}"
-    assert resolve(ModelOptions(**options, prompt_name="query")).text_template is None
+    assert resolve_encoder(ModelOptions(**options)).text_template == "{title} {text}"
+    assert resolve_encoder(ModelOptions(**options, prompt_name="query")).text_template is None
 
 
 def test_an_unknown_prompt_is_told(checkpoints: Callable[[str], Path]) -> None:
     """The prompts there are, are named."""
     with pytest.raises(UsageError, match=r"no prompt 'document'.*query, passage, query-spaced"):
-        resolve(ModelOptions(model=str(checkpoints("bert")), recipe="piccolo-zh", prompt_name="document"))
+        resolve_encoder(ModelOptions(model=str(checkpoints("bert")), recipe="piccolo-zh", prompt_name="document"))
 
 
 def test_brought_model_code_is_not_run(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_brought_model_code_is_not_run(checkpoints: Callable[[str], Path], tmp_p
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}))
-    encoding = resolve(ModelOptions(model=str(folder), recipe="zhihui-llm-embedding"))
+    encoding = resolve_encoder(ModelOptions(model=str(folder), recipe="zhihui-llm-embedding"))
 
     assert encoding.spec.bidirectional
     assert encoding.spec.append_eos
@@ -179,7 +179,7 @@ def test_ids_of_the_prompts(tmp_path: Path) -> None:
     characters_tokenizer(characters).save_pretrained(tmp_path)
 
     def ids(recipe: str, prompt: str) -> list[int]:
-        encoding = resolve(ModelOptions(model=str(tmp_path), recipe=recipe, prompt_name=prompt))
+        encoding = resolve_encoder(ModelOptions(model=str(tmp_path), recipe=recipe, prompt_name=prompt))
         return Tokenizer(encoding.spec)([encoding.prompt + "鱼"]).ids.tolist()
 
     fish = characters.index("鱼")

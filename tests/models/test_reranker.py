@@ -17,7 +17,7 @@ from lib import recipes
 from lib.errors import ModelError
 from lib.models import prefix_sharing
 from lib.models.reranker import Reranker
-from lib.models.reranker_options import RerankerOptions, resolve
+from lib.models.reranker_options import RerankerOptions, resolve_reranker
 from lib.models.reranker_spec import RerankSpec, read_rerank_spec
 from tests.support import tiny
 
@@ -204,7 +204,9 @@ def test_only_the_passage_is_cut(kind: str, build: Callable[..., Path]) -> None:
 
 def test_a_language_model_turned_into_a_classifier_keeps_its_prompt(build: Callable[..., Path]) -> None:
     """Under its recipe: the template is the recipe's, the head the file's own."""
-    spec = resolve(RerankerOptions(model=str(build("qwen3-classifier")), recipe="qwen3-reranker", max_tokens=512))
+    spec = resolve_reranker(
+        RerankerOptions(model=str(build("qwen3-classifier")), recipe="qwen3-reranker", max_tokens=512)
+    )
 
     assert spec.answers == ()
     assert spec.segments[-1] == ANSWER
@@ -227,7 +229,7 @@ def test_rows_hold_every_document_once() -> None:
         texts = [np.concatenate([heads[g], chosen.integers(50, 99, chosen.integers(1, 9))]) for g in groups]
         offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
         ids = np.concatenate(texts)
-        shared = prefix_sharing.shared_beginnings(ids, offsets, groups)
+        shared = prefix_sharing.shared_prefix_lengths(ids, offsets, groups)
         seen: list[int] = []
         for row in prefix_sharing.rows(offsets, groups, shared, budget, np.arange(40), False):
             assert len(row.source) <= budget or len(row.documents) == 1

@@ -87,7 +87,7 @@ def test_tokens_of_a_cut_text_are_a_prefix_of_those_of_the_whole(make: Any) -> N
     for text in nasty_texts(50):
         whole = backend.encode(text, add_special_tokens=False).ids
         for characters in range(0, len(text), max(1, len(text) // 10)):
-            head = early_truncation.cut(text, characters)
+            head = early_truncation.truncate_early(text, characters)
             ids = backend.encode(head, add_special_tokens=False).ids
             cuts += len(head) < len(text)
             assert ids == whole[: len(ids)]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.errors import InputError, ModelError, UsageError
-from lib.models.reranker_options import resolve
+from lib.models.reranker_options import resolve_reranker
 from lib.reranking.job import dry_run, pair_job, rerank
 from lib.reranking.mapper import RerankConfig, ranks
 from tests.support import tiny
@@ -56,7 +56,7 @@ def run(data, directory, **changes):
 
 def run_here(data, directory, **changes):
     options = config(data, directory, **changes)
-    publish_here(pair_job(options, resolve(options)), options)
+    publish_here(pair_job(options, resolve_reranker(options)), options)
 
 
 def joined(data, model, **changes):

@@ -23,14 +23,14 @@ def measure(count: int) -> dict[str, float]:
     """Seconds of forward and backward, and the most bytes that this process had beside vectors and their gradients."""
     import torch
 
-    from lib.training.losses import Batch, Rows
+    from lib.training.losses import Batch, BatchKeys
     from lib.training.losses.infonce import InfoNCE
 
     random = torch.Generator().manual_seed(0)
     queries = torch.randn(count, DIM, generator=random).requires_grad_()
     passages = torch.randn(count, GROUP, DIM, generator=random).requires_grad_()
     keys = torch.arange(count * GROUP).view(count, GROUP)
-    rows = Rows(torch.arange(count), keys, keys[:, :1].clone(), None, True, 0, count, 1)
+    rows = BatchKeys(torch.arange(count), keys, keys[:, :1].clone(), None, True, 0, count, 1)
     small = Batch(_first(rows, 64), queries[:64].detach(), passages[:64].detach(), lambda local: local)
     InfoNCE()(small)  # what is imported, and the threads, are there before
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

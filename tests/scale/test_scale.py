@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 
 from lib.cli.progress import Progress
 from lib.data.corpus import CorpusOptions
-from lib.data.reader import read
+from lib.data.reader import read_rows
 from lib.data.shards import PLAN_SCHEMA, count_shards
 from lib.embedding.job import embed
 from lib.embedding.mapper import EmbedConfig
 from lib.engine.cluster import connect
-from lib.engine.executor import run
+from lib.engine.executor import execute
 from lib.engine.run import missing, open_ledger
-from lib.engine.workers import ClusterOptions, decide
+from lib.engine.workers import WorkerOptions, plan_workers
 from lib.storage.folder import Folder
 
 SHARDS, SHARD_ROWS, FILES = 200_000, 50, 100
@@ -36,7 +36,7 @@ class Copy:
     columns: pa.Schema
 
     def prepare(self, shard):
-        return {"rows": read(shard, ["text"], self.columns, {})}, {}
+        return {"rows": read_rows(shard, ["text"], self.columns, {})}, {}
 
     def worker(self):
         return lambda bundle: bundle
@@ -89,7 +89,7 @@ def drive(folder: str) -> None:
     print("pending", len(pending))
     os.environ["RAY_ADDRESS"] = "local"
     connect()
-    outcome = run(Copy(ledger.columns), ledger, decide(ClusterOptions(), 0), Progress(SHARDS), pending)
+    outcome = execute(Copy(ledger.columns), ledger, plan_workers(WorkerOptions(), 0), Progress(SHARDS), pending)
     print("parts", len(outcome.parts))
     print(f"resuming_seconds {time.monotonic() - began:.1f}")
     print(f"seconds {planned + time.monotonic() - began:.1f}")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib.engine.job import RunOptions
-from lib.index.exact.job import Retrieval, retrieve
+from lib.index.exact.job import ExactSearch, retrieve
 from lib.storage.folder import Folder
 from tests.scale.memory import memory_watched
 
@@ -25,7 +25,7 @@ def test_a_thousand_nearest_of_100_000_within_4_gb(cluster, tmp_path):
         for number, piece in enumerate(np.array_split(np.arange(len(vectors)), parts)):
             _write(tmp_path / name / f"part-{number:06d}.parquet", name[0], piece, vectors[piece])
     options = RunOptions(input=str(tmp_path), output=str(tmp_path / "run"))
-    search = Retrieval(
+    search = ExactSearch(
         str(tmp_path / "queries"), str(tmp_path / "passages"), Folder(str(tmp_path)), MOST, True, None, options
     )
     began = time.monotonic()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lib.errors import ModelError, StorageError
-from lib.models.encoder_options import ModelOptions, resolve
+from lib.models.encoder_options import ModelOptions, resolve_encoder
 from lib.storage import directory
 from lib.storage.folder import Folder
 from tests.conftest import use
@@ -24,40 +24,40 @@ def source(tmp_path):
 def test_what_went_up_comes_down(source, store, tmp_path):
     """Every file below the folder, under the same name, on every store; the list of files comes last and is ours."""
     target = Folder(f"{store}/model")
-    directory.upload(source, target)
-    back = directory.download(target, tmp_path / "cache")
+    directory.upload_directory(source, target)
+    back = directory.download_directory(target, tmp_path / "cache")
 
-    assert directory.is_whole(target)
+    assert directory.is_complete(target)
     assert sorted(json.loads(target.read(directory.FILES))) == ["1_Pooling/config.json", "config.json"]
     assert (back / "1_Pooling" / "config.json").read_text() == '{"pooling_mode": "cls"}'
-    directory.remove(target)
-    assert not directory.is_whole(target)
+    directory.remove_directory(target)
+    assert not directory.is_complete(target)
 
 
 def test_other_content_is_another_copy(source, tmp_path):
     """A folder that was uploaded again is not mistaken for the copy of the earlier one."""
     target, cache = Folder(str(tmp_path / "target")), tmp_path / "cache"
-    directory.upload(source, target)
-    first = directory.download(target, cache)
+    directory.upload_directory(source, target)
+    first = directory.download_directory(target, cache)
     (source / "config.json").write_text("[]")
-    directory.upload(source, target)
+    directory.upload_directory(source, target)
 
-    assert directory.download(target, cache) != first
-    assert (directory.download(target, cache) / "config.json").read_text() == "[]"
+    assert directory.download_directory(target, cache) != first
+    assert (directory.download_directory(target, cache) / "config.json").read_text() == "[]"
 
 
 def test_half_a_folder_is_none(source, tmp_path):
     """Without its list nothing is read; a file that is not what the list says, or lies outside, is refused."""
     target = Folder(str(tmp_path / "target"))
     with pytest.raises(FileNotFoundError):
-        directory.download(target, tmp_path / "cache")
-    directory.upload(source, target)
+        directory.download_directory(target, tmp_path / "cache")
+    directory.upload_directory(source, target)
     target.publish("config.json", b"other")
     with pytest.raises(StorageError, match=r"config\.json is not what"):
-        directory.download(target, tmp_path / "cache")
+        directory.download_directory(target, tmp_path / "cache")
     target.publish(directory.FILES, json.dumps({"../outside": {"sha256": ""}}).encode())
     with pytest.raises(StorageError, match="outside"):
-        directory.download(target, tmp_path / "cache")
+        directory.download_directory(target, tmp_path / "cache")
 
 
 def test_a_model_is_read_from_a_store(build, ceph, tmp_path, monkeypatch):
@@ -65,8 +65,8 @@ def test_a_model_is_read_from_a_store(build, ceph, tmp_path, monkeypatch):
     use(ceph.environment(), monkeypatch)
     monkeypatch.setenv("SHOAL_MODELS", str(tmp_path / "models"))
     ceph.create_bucket("models")
-    directory.upload(build("bert"), Folder("s3://models/tiny"))
+    directory.upload_directory(build("bert"), Folder("s3://models/tiny"))
 
-    assert resolve(ModelOptions(model="s3://models/tiny")).spec.dim == 32
+    assert resolve_encoder(ModelOptions(model="s3://models/tiny")).spec.dim == 32
     with pytest.raises(ModelError, match="s3://models/nothing is not the folder of a whole model"):
-        resolve(ModelOptions(model="s3://models/nothing"))
+        resolve_encoder(ModelOptions(model="s3://models/nothing"))

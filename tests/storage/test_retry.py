@@ -10,7 +10,7 @@ import pytest
 from lib.errors import StorageError
 from lib.storage.folder import Folder
 from lib.storage.listing import find
-from lib.storage.retry import PROBE_PATIENCE
+from lib.storage.retry import PROBE_SECONDS
 from tests.conftest import misbehaving, same, use
 
 MB = 1 << 20
@@ -75,7 +75,7 @@ def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypat
 def test_a_busy_store_is_no_missing_one(server, bucket, monkeypatch):
     """A store that answers 503 to all for longer than a missing one is waited for is waited for: it is there."""
     with misbehaving(server, monkeypatch, error_rate=1.0) as proxy:
-        threading.Timer(PROBE_PATIENCE + 2, setattr, (proxy, "error_rate", 0.0)).start()
+        threading.Timer(PROBE_SECONDS + 2, setattr, (proxy, "error_rate", 0.0)).start()
         assert find(f"{bucket}/store", {}) == []
     assert proxy.errors > 0
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lib.data.shards import Shard, Slice
-from lib.engine.actor_pool import together
-from lib.engine.dispatch import perform
-from lib.engine.mapper import Direct
-from lib.engine.workers import Workers
+from lib.data.shards import FileRange, Shard
+from lib.engine.actor_pool import shared_pool
+from lib.engine.dispatch import dispatch
+from lib.engine.mapper import FusedMapper
+from lib.engine.workers import WorkerPlan
 from lib.storage.folder import Folder
 
 
@@ -24,7 +24,7 @@ class Odd(BaseException):
 
 
 @dataclass(frozen=True)
-class Told(Direct):
+class Told(FusedMapper):
     """place: where processes meet. seconds: of each shard, slow: of shard 0 alone. meet: so many processes must be there before one
     goes on; last: a shard that waits for all others. poison: shards that kill their process, odd: that raise what no step catches.
     unable: processes that cannot load, from the first on."""
@@ -76,7 +76,7 @@ class Told(Direct):
 
 def workers(count, cpus, **more):
     given = {"threads": 1, "gpus": 0.0, "task_cpus": 0.001} | more
-    return Workers(minimum=1, initial=count, maximum=count, cpus=cpus, **given)
+    return WorkerPlan(minimum=1, initial=count, maximum=count, cpus=cpus, **given)
 
 
 def begun(root, count, workers, **told):
@@ -85,9 +85,9 @@ def begun(root, count, workers, **told):
     place.mkdir()
     folder = Folder(str(root))
     folder.publish("_run.json", b"{}")
-    shards = [Shard(i, (Slice("none", "none", i, i + 1, 1, count, "", None),)) for i in range(count)]
+    shards = [Shard(i, (FileRange("none", "none", i, i + 1, 1, count, "", None),)) for i in range(count)]
     given = (Told(str(place), **told), folder, {number: f"part-{number}" for number in range(count)})
-    return perform(given, shards, workers, 2)
+    return dispatch(given, shards, workers, 2)
 
 
 def done(root, count, workers, **told):
@@ -153,7 +153,7 @@ def one_after_many(root):
     """A stage of a single shard after one of many, on two nodes: the CPUs that are free in the end."""
     import ray
 
-    with nodes(4, 4), together():
+    with nodes(4, 4), shared_pool():
         done(root, 16, workers(8, 1.0), meet=8)
         done(root, 1, workers(8, 1.0))
         time.sleep(2)  # until Ray tells of it

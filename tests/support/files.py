@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib.data.corpus import CorpusOptions, first_rows, list_files, measure_files, wanted_columns
-from lib.data.reader import read
-from lib.data.shards import cut, shards
+from lib.data.reader import read_rows
+from lib.data.shards import cut_shards, shards
 
 ROWS = [{"id": str(i), "text": f"text {i} " + "x" * (i % 50)} for i in range(1000)]
 
@@ -64,5 +64,5 @@ def everything(folder, shard_rows=100, **options):
     corpus = measure_files(list_files(options, {}), options, {}, strict=False)
     if options.limit:
         corpus = first_rows(corpus, options.limit, {})
-    plan = cut(corpus, shard_rows)
-    return plan, [read(shard, wanted_columns(options), corpus.schema, {}) for shard in shards(plan)]
+    plan = cut_shards(corpus, shard_rows)
+    return plan, [read_rows(shard, wanted_columns(options), corpus.schema, {}) for shard in shards(plan)]

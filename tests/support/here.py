@@ -9,13 +9,13 @@ from lib import errors
 from lib.cli.progress import Progress
 from lib.engine.executor import Outcome
 from lib.engine.job import Job, RunOptions
-from lib.engine.mapper import Prepare, Publish, Receipt, Verb, Work, pack
+from lib.engine.mapper import Mapper, Prepare, Publish, Receipt, Work, pack
 from lib.engine.parts import Part
-from lib.engine.run import Ledger, audit, missing, open_ledger
-from lib.engine.workers import Workers
+from lib.engine.run import Run, audit, missing, open_ledger
+from lib.engine.workers import WorkerPlan
 from lib.storage.folder import Folder, parse_options
 
-ONE = Workers(minimum=1, initial=1, maximum=1, threads=2, cpus=1.0, gpus=0.0, task_cpus=0.001)
+ONE = WorkerPlan(minimum=1, initial=1, maximum=1, threads=2, cpus=1.0, gpus=0.0, task_cpus=0.001)
 
 
 def publish_here(job: Job, options: RunOptions) -> None:
@@ -28,7 +28,7 @@ def publish_here(job: Job, options: RunOptions) -> None:
     steps(job.verb(ledger, ONE), ledger, missing(ledger))
 
 
-def steps(verb: Verb, ledger: Ledger, pending: Sequence[int]) -> dict[int, Part]:
+def steps(verb: Mapper, ledger: Run, pending: Sequence[int]) -> dict[int, Part]:
     """Take the pending shards through all three steps. Raises the first failure."""
     three, parts = (Prepare(verb), Work(verb), Publish(verb, ledger.folder, ledger.part_names())), {}
     for shard in ledger.shards(pending):
@@ -46,7 +46,7 @@ def steps(verb: Verb, ledger: Ledger, pending: Sequence[int]) -> dict[int, Part]
 def here(monkeypatch):
     """Every job of the test runs its shards in this process, one after the other, without Ray."""
 
-    def run(verb: Verb, ledger: Ledger, workers: Workers, progress: Progress, pending: Sequence[int], *_) -> Outcome:
+    def run(verb: Mapper, ledger: Run, workers: WorkerPlan, progress: Progress, pending: Sequence[int], *_) -> Outcome:
         return Outcome(audit(ledger, steps(verb, ledger, pending)), {}, progress)
 
     monkeypatch.setattr("lib.engine.job._connected", lambda job, options: ONE)
@@ -56,4 +56,4 @@ def here(monkeypatch):
     monkeypatch.setattr("lib.index.build.train_job.most_cpus", lambda options: 2.0)
     monkeypatch.setattr("lib.engine.dry_run.connect", lambda: None)
     monkeypatch.setattr("lib.engine.dry_run.decide", lambda options, weight_bytes: ONE)
-    monkeypatch.setattr("lib.engine.executor.run", run)
+    monkeypatch.setattr("lib.engine.executor.execute", run)

@@ -25,17 +25,17 @@ import torch.distributed as dist
 from lib.models.packing import offsets_of
 from lib.models.spec import Tokens, read_spec
 from lib.training import losses
-from lib.training.losses import EMBEDDING, RERANKING, TEXT, Batch, Rows, Scores
+from lib.training.losses import EMBEDDING, RERANKING, TEXT, Batch, BatchKeys, Scores
 from lib.training.losses.matryoshka import Matryoshka
-from lib.training.models.bge_m3 import UnifiedNetwork, token_outputs_of
+from lib.training.models.bge_m3 import BgeM3Network, token_outputs_of
 from lib.training.models.networks import VectorNetwork, load_backbone
 from lib.training.models.retromae import TextNetwork
 from lib.training.models.retromae_model import RetroMAE
 from lib.training.step import grad_cache as step_module
-from lib.training.step.chunks import Cutter
-from lib.training.step.collectives import Place
-from lib.training.step.grad_cache import OnePass, TwoPass, Work
-from lib.training.step.parallel import Alone, Replicated, Sharded, layers_of
+from lib.training.step.chunks import Chunker
+from lib.training.step.collectives import Rank
+from lib.training.step.grad_cache import AccumulatingStep, GradCacheStep, StepInputs
+from lib.training.step.parallel import DDPModel, FSDPModel, SingleProcess, layers_of
 from lib.training.step.trainable import Inputs
 
 ROWS, GROUP, SLICES = 8, 3, 4
@@ -97,7 +97,7 @@ def network_of(case: Case, model: Path):
         return network.train(), network.retromae.padding_id
     backbone = deepcopy(backbone)
     torch.manual_seed(3)
-    network = UnifiedNetwork(spec, backbone) if case.loss == UNIFIED else VectorNetwork(spec, backbone)
+    network = BgeM3Network(spec, backbone) if case.loss == UNIFIED else VectorNetwork(spec, backbone)
     network = network if of == EMBEDDING else PairScores(network)
     return (network.double() if case.double else network).train(), padding_id
 
@@ -111,12 +111,12 @@ def inputs_of(case: Case) -> Inputs:
     return Inputs(Tokens(ids, offsets, np.zeros(texts, dtype=bool)))
 
 
-def rows_of(world: int, first: int, count: int, device: torch.device) -> Rows:
+def rows_of(world: int, first: int, count: int, device: torch.device) -> BatchKeys:
     """A duplicate of another row's positive among the negatives, and graded teacher scores."""
     rng = np.random.default_rng(2)
     passages = torch.arange(100, 100 + ROWS * GROUP).view(ROWS, GROUP).clone()
     passages[0, 1] = passages[5, 0]
-    return Rows(
+    return BatchKeys(
         query_keys=torch.arange(ROWS, device=device),
         passage_keys=passages.to(device),
         positive_keys=passages[:, :1].to(device),
@@ -129,7 +129,7 @@ def rows_of(world: int, first: int, count: int, device: torch.device) -> Rows:
     )
 
 
-def local(inputs: Inputs, place: Place, of: str) -> Inputs:
+def local(inputs: Inputs, place: Rank, of: str) -> Inputs:
     """The texts of a rank's rows, as the loop tokenises them."""
     rows = np.arange(place.first, place.first + place.counts()[place.rank])
     shift = ROWS if of == EMBEDDING else 0
@@ -143,9 +143,9 @@ def local(inputs: Inputs, place: Place, of: str) -> Inputs:
     )
 
 
-def work_of(case: Case, place: Place, device: torch.device = CPU) -> Work:
+def work_of(case: Case, place: Rank, device: torch.device = CPU) -> StepInputs:
     rows = rows_of(place.world, place.first, place.counts()[place.rank], device)
-    return Work(rows, place, local(inputs_of(case), place, loss_of(case).of), 7)
+    return StepInputs(rows, place, local(inputs_of(case), place, loss_of(case).of), 7)
 
 
 def gradients(network) -> torch.Tensor:
@@ -157,8 +157,8 @@ def gradients(network) -> torch.Tensor:
 def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
     """One backward over everything at once: every chunk's graph is kept, there is one rank, and nothing is gathered."""
     network, padding_id = network_of(case, model)
-    place, loss = Place(0, 1, case.slices, ROWS), loss_of(case)
-    work, cutter = work_of(case, place), Cutter(case.budget, CPU, padding_id)
+    place, loss = Rank(0, 1, case.slices, ROWS), loss_of(case)
+    work, cutter = work_of(case, place), Chunker(case.budget, CPU, padding_id)
     if loss.of != EMBEDDING:
         group = GROUP if loss.of == RERANKING else 1
         cuts = cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
@@ -186,17 +186,17 @@ def step_of(case: Case, model: Path, rank: int, device: torch.device = CPU) -> d
     """One step of this rank."""
     network, padding_id = network_of(case, model)
     network.to(device)
-    place, loss = Place(rank, case.world, case.slices, ROWS), loss_of(case)
+    place, loss = Rank(rank, case.world, case.slices, ROWS), loss_of(case)
     counted = Counter()
-    wrapped = Alone(network)
+    wrapped = SingleProcess(network)
     if case.world > 1 and case.parallel == "ddp":
-        wrapped = Replicated(network)
+        wrapped = DDPModel(network)
         wrapped.ddp.register_comm_hook(counted, _counting_hook)
     elif case.world > 1:
-        wrapped = Sharded(network, layers_of(network), CPU)
-    kind = TwoPass if loss.of == EMBEDDING else OnePass
-    kind = partial(TwoPass, assemble=token_outputs) if case.loss == UNIFIED else kind
-    step = kind(wrapped, loss, Cutter(case.budget, device, padding_id))
+        wrapped = FSDPModel(network, layers_of(network), CPU)
+    kind = GradCacheStep if loss.of == EMBEDDING else AccumulatingStep
+    kind = partial(GradCacheStep, assemble=token_outputs) if case.loss == UNIFIED else kind
+    step = kind(wrapped, loss, Chunker(case.budget, device, padding_id))
     with _broken(case.broken), _counting(counted):
         value = step(work_of(case, place, device))
     shares = torch.tensor([float(value)], dtype=torch.float64)
@@ -225,7 +225,7 @@ def _counting(counted: Counter):
         yield
 
 
-def _detached(place: Place, tensor: torch.Tensor) -> torch.Tensor:
+def _detached(place: Rank, tensor: torch.Tensor) -> torch.Tensor:
     """What a plain all-gather gives: others' rows without a gradient."""
     everywhere = [torch.zeros_like(tensor) for _ in range(place.world)]
     dist.all_gather(everywhere, tensor.detach())
@@ -237,8 +237,8 @@ def _detached(place: Place, tensor: torch.Tensor) -> torch.Tensor:
 def _broken(mistake: str):
     patches = {
         "no replay": mock.patch.object(step_module, "sow"),
-        "detached": mock.patch.object(Place, "gather", _detached),
-        "no factor": mock.patch.object(Rows, "mean", lambda rows, values: values.sum() / len(rows.query_keys)),
+        "detached": mock.patch.object(Rank, "gather", _detached),
+        "no factor": mock.patch.object(BatchKeys, "mean", lambda rows, values: values.sum() / len(rows.query_keys)),
     }
     with patches[mistake] if mistake else ExitStack():
         yield

@@ -13,10 +13,10 @@ import torch
 from lib.training import checkpoint
 from lib.training.config import FinetuneConfig
 from lib.training.job import Finetuned, finetune
-from lib.training.loop import Course, advance, export, start
+from lib.training.loop import TrainRun, advance, export, start
 from lib.training.metrics import publish_metrics
 from lib.training.ray_train import Pool
-from lib.training.step.collectives import Place
+from lib.training.step.collectives import Rank
 from tests.support.here import ONE
 
 WORDS = [
@@ -59,9 +59,9 @@ def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, *
     return file
 
 
-def leg_here(course: Course, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+def leg_here(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
-    run = start(course, Place(0, 1, course.slices, course.global_batch), torch.device("cpu"))
+    run = start(course, Rank(0, 1, course.slices, course.global_batch), torch.device("cpu"))
     folder = Path(course.output.url) / "here"
     if folder.exists():
         run.step = checkpoint.load(folder, run.trained, run.optimizer)

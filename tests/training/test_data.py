@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.data.shards import Shard, Slice
+from lib.data.shards import FileRange, Shard
 from lib.engine.shuffle import REASON
 from lib.errors import InputError, RunError, UsageError
 from lib.storage.folder import Folder
-from lib.training.data.batch_reader import Order
-from lib.training.data.batches import MakeBatches, draw, generator, pack
+from lib.training.data.batch_reader import BatchReader
+from lib.training.data.batches import BatchesMapper, draw, generator, pack
 from lib.training.data.job import DataOptions, plan
 from lib.training.data.pairs import PAIRS, SUMMARY, checked, text_keys
 from lib.training.data.schedule import Stream, make_order
@@ -56,7 +56,7 @@ def make(tmp_path, here):  # noqa: F811
 
 
 def steps(planned):
-    order = Order(planned.url)
+    order = BatchReader(planned.url)
     return [order.read(step) for step in range(order.steps)]
 
 
@@ -544,12 +544,12 @@ def test_a_bucket_that_fills_no_batch_has_an_empty_part(tmp_path):
     """A part without a row group is published and read like any other."""
     from lib.engine.parts import RUN, Part, publish_part
 
-    verb = MakeBatches(0, 8, 2, frozenset(), PAIRS, {})
+    verb = BatchesMapper(0, 8, 2, frozenset(), PAIRS, {})
     place = {b"shoal.place": json.dumps(["a", "0", "0"])}
     bundle = verb._work({"rows": PAIRS.empty_table().replace_schema_metadata(place)})
     folder = Folder(str(tmp_path))
     folder.publish(RUN, b"{}")
-    shard = Shard(0, (Slice("x", "a/0/0/x", 0, 3, 3, 1, "", None),))
+    shard = Shard(0, (FileRange("x", "a/0/0/x", 0, 3, 3, 1, "", None),))
     part = publish_part(folder, "part-0.parquet", 0, *verb.finish(shard, bundle))
 
     assert isinstance(part, Part)
@@ -562,7 +562,7 @@ def test_threads_may_read_the_order_and_few_parts_stay_open(make, small_buckets)
     from concurrent.futures import ThreadPoolExecutor
 
     planned = make({"a": pairs(400)})
-    alone, order = steps(planned), Order(planned.url)
+    alone, order = steps(planned), BatchReader(planned.url)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(order.read, range(order.steps)))
 
@@ -576,7 +576,7 @@ def test_threads_may_read_the_order_and_few_parts_stay_open(make, small_buckets)
 def test_an_unfinished_plan_cannot_be_read(tmp_path):
     """A folder without an order says what to do."""
     with pytest.raises(RunError, match=r"not finished\. Start its command again"):
-        Order(str(tmp_path))
+        BatchReader(str(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"group": 3}, {"epochs": 2}, {"weight": ("a=2",)}, {"max_steps": 1}])

@@ -10,7 +10,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from lib import recipes
 from lib.errors import InputError, ModelError, RunError, ShoalError, UsageError
 from lib.models.encoder import Encoder
-from lib.models.encoder_options import ModelOptions, resolve
+from lib.models.encoder_options import ModelOptions, resolve_encoder
 from lib.models.reranker import Reranker
 from lib.models.reranker_spec import read_rerank_spec
 from lib.models.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def embedder_for(recipe: str, folder: Path) -> Path:
 
 def encoded(folder: str, texts: list[str]) -> np.ndarray:
     """By our embed job's encoder, as the directory alone says."""
-    spec = resolve(ModelOptions(model=folder)).spec
+    spec = resolve_encoder(ModelOptions(model=folder)).spec
     return Encoder(spec, dtype="float32").encode(Tokenizer(spec)(texts))
 
 
@@ -63,7 +63,7 @@ def test_every_embedding_recipe_trains_and_reloads(recipe, tmp_path, train_here)
 
 
 def encoded_before(model: Path, recipe: str) -> np.ndarray:
-    spec = resolve(ModelOptions(model=str(model), recipe=recipes.stages()[recipe])).spec
+    spec = resolve_encoder(ModelOptions(model=str(model), recipe=recipes.stages()[recipe])).spec
     return Encoder(spec, dtype="float32").encode(Tokenizer(spec)(TEXTS))
 
 

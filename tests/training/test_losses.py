@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.errors import InputError, UsageError
 from lib.training import losses
-from lib.training.losses import Batch, Rows, Scores, Sum, described, names, parse
+from lib.training.losses import Batch, BatchKeys, Scores, Sum, described, names, parse
 from lib.training.losses.classification import Classification
 from lib.training.losses.cosent import CoSENT
 from lib.training.losses.focal_infonce import FocalInfoNCE
@@ -38,7 +38,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 class Case:
     """A global batch and the leaves that gradients are asked of."""
 
-    rows: Rows
+    rows: BatchKeys
     queries: Tensor
     passages: Tensor
     scores: Tensor
@@ -81,7 +81,7 @@ def case(
         positive_keys[5] = passage_keys[5, 0]
     teacher = torch.randint(0, 4, (ROWS, GROUP), generator=random) / 4
     teacher[:, 0] = torch.tensor([0.25, 1.0, 0.5, 0.5, 0.0, 1.0, 0.75, 0.25])
-    rows = Rows(query_keys, passage_keys, positive_keys, teacher, in_batch, 0, ROWS, 1)
+    rows = BatchKeys(query_keys, passage_keys, positive_keys, teacher, in_batch, 0, ROWS, 1)
     tokens = TokenOutputs(texts(random, dtype, ROWS), texts(random, dtype, ROWS * GROUP), (0, 2))
     found = Case(rows, queries, passages, draw(ROWS, GROUP), torch.tensor(-0.5, dtype=dtype), tokens)
     for leaf in found.leaves:

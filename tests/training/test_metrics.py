@@ -17,7 +17,7 @@ import pytest
 
 from lib.storage.folder import Folder
 from lib.training import metrics
-from lib.training.metrics import SCHEMA, Watch, line, publish_metrics, read_metrics, tensorboard
+from lib.training.metrics import SCHEMA, TrainingProgress, line, publish_metrics, read_metrics, tensorboard
 from lib.training.report import POINTS, page, smooth, thin
 
 VOID = {"meta", "br", "hr", "link", "img"}
@@ -49,7 +49,7 @@ def test_the_line_says_where_the_run_is() -> None:
 
 def test_rates_are_of_the_last_steps() -> None:
     """Slow first steps are forgotten after the window."""
-    seen = Watch(100, stream=io.StringIO())
+    seen = TrainingProgress(100, stream=io.StringIO())
     seen.add([row(1, seconds=1000.0), *rows(2, 21)])
 
     assert "3,210 tokens/s" in seen.line()
@@ -58,7 +58,7 @@ def test_rates_are_of_the_last_steps() -> None:
 def test_a_restart_is_said_once_and_its_steps_count_once() -> None:
     """After a restart the line goes on from the earlier step, with the rates of what was kept and done again."""
     stream = io.StringIO()
-    seen = Watch(40, stream=stream)
+    seen = TrainingProgress(40, stream=stream)
     seen.add(rows(1, 20))
     seen.add([row(17, seconds=4.0)])
     seen.add(rows(18, 21, seconds=4.0))
@@ -74,7 +74,7 @@ def test_a_restart_is_said_once_and_its_steps_count_once() -> None:
 def test_a_step_that_was_given_up_is_told() -> None:
     """Its row has no speed, and does not enter the line."""
     stream = io.StringIO()
-    seen = Watch(40, stream=stream)
+    seen = TrainingProgress(40, stream=stream)
     seen.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
     seen.stop()
 
@@ -88,7 +88,7 @@ def test_the_line_is_drawn_while_the_run_goes_on(live: bool, monkeypatch: pytest
     monkeypatch.setattr(stream, "isatty", lambda: live)
     monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.01)
     monkeypatch.setattr(metrics, "LINE_SECONDS", 0.01)
-    seen = Watch(9, stream=stream)
+    seen = TrainingProgress(9, stream=stream)
     seen.start()
     time.sleep(0.1)
     seen.add(rows(1, 9))

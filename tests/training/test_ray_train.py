@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.models.encoder import Encoder
-from lib.models.encoder_options import ModelOptions, resolve
+from lib.models.encoder_options import ModelOptions, resolve_encoder
 from lib.models.tokenizer import Tokenizer
 from lib.training.config import FinetuneConfig
 from lib.training.job import finetune
@@ -38,7 +38,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def vectors(model: str) -> np.ndarray:
-    spec = resolve(ModelOptions(model=model)).spec
+    spec = resolve_encoder(ModelOptions(model=model)).spec
     return Encoder(spec, dtype="float32").encode(Tokenizer(spec)(["a shoal of fish", "fox", "查询 quick brown"]))
 
 

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModel, AutoTokenizer
 
 from lib.errors import ModelError, UsageError
-from lib.models.forward import Flat, flatten, run_stacked
+from lib.models.forward import PackedBatch, flatten, run_equal_length
 from lib.models.spec import ModelSpec, Tokens, read_spec
 from lib.models.tokenizer import Tokenizer
 from lib.training.models import retromae_model, word_masking
@@ -33,7 +33,7 @@ def seeds_of(texts: int, step: int = 0) -> np.ndarray:
     return np.array([[7, step, row] for row in range(texts)])
 
 
-def drawn(model: RetroMAE, tokens: Tokens, rows: list[int], step: int = 0) -> tuple[Flat, Drawn]:
+def drawn(model: RetroMAE, tokens: Tokens, rows: list[int], step: int = 0) -> tuple[PackedBatch, Drawn]:
     """The rows of the tokens as a batch, with the masks that they have in the whole."""
     parts = [tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]] for row in rows]
     borders = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
@@ -149,7 +149,7 @@ def test_a_position_never_sees_its_own_token(kind: str, build: Any) -> None:
         for place in (1, 5, int(batch.borders[1]) + 2):
             ids = batch.ids.clone()
             ids[place] = 50 if ids[place] != 50 else 51
-            after = model.decode(heads, Flat(ids, batch.positions, batch.offsets, batch.borders), masks)
+            after = model.decode(heads, PackedBatch(ids, batch.positions, batch.offsets, batch.borders), masks)
             changed = (after - before).abs().amax(1) > 1e-7
 
             assert not changed[place]
@@ -256,7 +256,7 @@ def test_the_encoder_is_saved_and_reloads(kind: str, build: Any, tmp_path: Path)
     with torch.no_grad():
         mine = retromae_model.run_packed(model.network, batch)
 
-        torch.testing.assert_close(run_stacked(again, batch), mine, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(run_equal_length(again, batch), mine, rtol=1e-5, atol=1e-5)
 
 
 def test_the_head_of_the_checkpoint_is_used(build: Any, tmp_path: Path) -> None:

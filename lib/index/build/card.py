@@ -6,11 +6,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ...cli.charts import curve
-from ...cli.units import in_words
+from ...cli.units import format_bytes
 from ...engine.parts import Part, read_manifest
 from ...engine.stage_log import Log
-from ..kinds import by_products, described
-from .config import Build
+from ..kinds import to_spec, uses_inner_product
+from .config import IndexBuild
 from .kmeans import ITERATIONS
 from .layout import CARD
 from .recall import CUTS, Measured, enough
@@ -48,7 +48,7 @@ MERGED_ONES = "merged/*.faiss", "faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_
 
 
 def write_card(
-    build: Build, manifest: Manifest, parts: Sequence[Part], rows: Sequence[Measured], queries: int, log: Log
+    build: IndexBuild, manifest: Manifest, parts: Sequence[Part], rows: Sequence[Measured], queries: int, log: Log
 ) -> dict[str, Any]:
     """Write CARD, README and CURVE; the card."""
     config, pieces = build.config, pieces_of(manifest)
@@ -56,7 +56,7 @@ def write_card(
     size = sum(piece["bytes"] for piece in pieces)
     advised = enough(rows, config.recall)
     card = {
-        "kind": described(build.kind),
+        "kind": to_spec(build.kind),
         "why": list(build.choice.why),
         "lists": lists_in(build),
         "metric": config.metric,
@@ -71,7 +71,7 @@ def write_card(
         "bytes": size,
         "bytes_per_vector": size / max(vectors, 1),
         "sample": _sample(build),
-        "ranks_by": "products" if by_products(build.kind, config.metric) else "distances",
+        "ranks_by": "products" if uses_inner_product(build.kind, config.metric) else "distances",
         "effort": build.kind.effort,
         "advised": advised.effort,
         "recall": [_recall(row) for row in rows],
@@ -93,7 +93,7 @@ def _recall(row: Measured) -> dict[str, Any]:
     return {"effort": row.effort, "core_ms": row.seconds * 1000} | found
 
 
-def drift(build: Build, manifest: Manifest) -> dict[str, Any]:
+def drift(build: IndexBuild, manifest: Manifest) -> dict[str, Any]:
     """How far the vectors of each generation lie from the centroids, over what the training sample does."""
     (trained,) = _trained(build)
     base = trained["error"]
@@ -107,7 +107,7 @@ def drift(build: Build, manifest: Manifest) -> dict[str, Any]:
     return {"sample_error": base, "generations": [round(ratio, 4) for ratio in ratios], "rebuild": reasons}
 
 
-def _sample(build: Build) -> dict[str, int]:
+def _sample(build: IndexBuild) -> dict[str, int]:
     """What centroids and codec were trained on: as the first card has it, for _build may be gone since."""
     try:
         return json.loads(build.folder.read(CARD))["sample"]
@@ -118,7 +118,7 @@ def _sample(build: Build) -> dict[str, int]:
         return {"rows": sum(part.rows for part in parts) - held, "iterations": ITERATIONS if build.kind.lists else 0}
 
 
-def _fewer(build: Build) -> list[str]:
+def _fewer(build: IndexBuild) -> list[str]:
     """Where there are fewer lists than were chosen."""
     there = lists_in(build)
     if there >= build.choice.lists:
@@ -126,12 +126,12 @@ def _fewer(build: Build) -> list[str]:
     return [f"{there:,} lists and not {build.choice.lists:,}: the sample had no more vectors to train them on"]
 
 
-def _trained(build: Build) -> list[dict[str, Any]]:
+def _trained(build: IndexBuild) -> list[dict[str, Any]]:
     folder = build.stage("train")
     return facts_of(folder, read_manifest(folder))
 
 
-def _seconds(build: Build, log: Log) -> dict[str, float]:
+def _seconds(build: IndexBuild, log: Log) -> dict[str, float]:
     """By stage, over all commands that came to an end."""
     try:
         before = json.loads(build.folder.read(CARD))["seconds"]
@@ -171,7 +171,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
         "trained on": f"{sample['rows']:,} vectors"
         + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
-        "size": f"{in_words(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
+        "size": f"{format_bytes(card['bytes'])}, {card['bytes_per_vector']:.1f} bytes a vector, centroids included",
         "drift": f"{card['drift']['generations']} x the sample's error",
     }
     lines = [f"# An index of {card['vectors']:,} vectors, built with Shoal", "", "| | |", "|---|---|"]

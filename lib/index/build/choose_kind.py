@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from ...cli.units import in_words, parse_bytes, pieces_for
+from ...cli.units import format_bytes, parse_bytes, pieces_for
 from ...errors import UsageError
-from ..kinds import FLAT_LISTS, GRAPH, ID_BYTES, Kind, described, parse
+from ..kinds import FLAT_LISTS, GRAPH, ID_BYTES, IndexKind, parse, to_spec
 from .train import LEAST_CODEC, LEAST_POINTS, POINTS
 
 AUTO = "auto"
@@ -17,10 +17,10 @@ LARGE_GRAPH = 10_000_000  # vectors, from which on a graph of them is told to be
 
 
 @dataclass(frozen=True)
-class Choice:
+class IndexPlan:
     """kind, and its lists (0 where it has none). why: sentences. bytes: of the whole index in memory."""
 
-    kind: Kind
+    kind: IndexKind
     lists: int
     why: tuple[str, ...]
     bytes: float
@@ -28,12 +28,12 @@ class Choice:
 
 def choose(
     text: str, lists: int | None, rows: float, dim: int, memory: str | None, recall: float, merge: int | None = None
-) -> Choice:
+) -> IndexPlan:
     """text: --kind. rows: vectors there are. merge: indexes that the pieces become. Raises UsageError for what cannot be."""
     given = parse_bytes(memory) if memory else math.inf
     if text != AUTO:
         kind = parse(text)
-        why = [f"{described(kind)}: as asked", *_warned(kind, rows)]
+        why = [f"{to_spec(kind)}: as asked", *_warned(kind, rows)]
     else:
         kind, why = _pick(rows, dim, given, recall, merge)
     kind.check(dim)
@@ -41,15 +41,15 @@ def choose(
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
         merged = kind.merges and one < size and one <= given
-        repeated = f", or give --merge 1, with which it takes {in_words(one)}" if merged else ""
+        repeated = f", or give --merge 1, with which it takes {format_bytes(one)}" if merged else ""
         raise UsageError(
-            f"{described(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {in_words(size)}, over --memory {memory}. Raise it "
-            f"to {in_words(size)}, or let --kind auto choose{repeated}"
+            f"{to_spec(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {format_bytes(size)}, over --memory {memory}. Raise it "
+            f"to {format_bytes(size)}, or let --kind auto choose{repeated}"
         )
-    return Choice(kind, count, (*why, *said), size)
+    return IndexPlan(kind, count, (*why, *said), size)
 
 
-def size_of(kind: Kind, lists: int, rows: float, dim: int, merge: int | None = None) -> float:
+def size_of(kind: IndexKind, lists: int, rows: float, dim: int, merge: int | None = None) -> float:
     """Bytes in memory while it serves: codes and numbers, and in each piece, or in each of the `merge` indexes that these become,
     centroids and the links between them."""
     codes = rows * (kind.bytes(dim) + ID_BYTES)
@@ -57,13 +57,13 @@ def size_of(kind: Kind, lists: int, rows: float, dim: int, merge: int | None = N
     return codes + (merge or pieces_for(codes, repeated)) * repeated
 
 
-def _warned(kind: Kind, rows: float) -> list[str]:
+def _warned(kind: IndexKind, rows: float) -> list[str]:
     if kind.lists or not kind.effort or rows <= LARGE_GRAPH:
         return []
     return [f"a graph of {rows:,.0f} vectors takes days to build and all of them in memory: an ivf kind is for so many"]
 
 
-def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None) -> tuple[Kind, list[str]]:
+def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None) -> tuple[IndexKind, list[str]]:
     if rows <= EXACT_ROWS and size_of(parse("flat"), 0, rows, dim) <= memory:
         return parse("flat"), [f"flat: exact search of {rows:,.0f} vectors takes about a millisecond"]
     sizes = {parse(name): size_of(parse(name), default_lists(rows), rows, dim, merge) for name in CANDIDATES}
@@ -71,11 +71,11 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
     if not fitting:
         small, least = next(iter(sizes.items()))
         raise UsageError(
-            f"{rows:,.0f} vectors of {dim} dimensions take {in_words(least)} at least ({described(small)}). Raise --memory, cut the "
+            f"{rows:,.0f} vectors of {dim} dimensions take {format_bytes(least)} at least ({to_spec(small)}). Raise --memory, cut the "
             "dimensions (embed with --truncate-dim), or build several indexes"
         )
     kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
-    why = [f"{described(kind)}: {_reason(kind, in_words(sizes[kind]), memory, recall)}"]
+    why = [f"{to_spec(kind)}: {_reason(kind, format_bytes(sizes[kind]), memory, recall)}"]
     if kind.recall < recall:
         why.append(
             f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates"
@@ -83,10 +83,10 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
     return kind, why
 
 
-def _reason(kind: Kind, size: str, memory: float, recall: float) -> str:
+def _reason(kind: IndexKind, size: str, memory: float, recall: float) -> str:
     if kind.recall >= recall:
         return f"the smallest ({size}) that is expected to reach recall@10 {recall:g} (about {kind.recall:g})"
-    return f"the most precise that fits {in_words(memory)} ({size})"
+    return f"the most precise that fits {format_bytes(memory)} ({size})"
 
 
 def default_lists(rows: float) -> int:
@@ -96,14 +96,14 @@ def default_lists(rows: float) -> int:
     return max(1, min(wanted, trained))
 
 
-def _lists(kind: Kind, asked: int | None, rows: float) -> tuple[int, list[str]]:
+def _lists(kind: IndexKind, asked: int | None, rows: float) -> tuple[int, list[str]]:
     if not kind.lists:
         if asked:
-            raise UsageError(f"--lists {asked}: {described(kind)} has no lists. Leave it out, or choose an ivf kind")
+            raise UsageError(f"--lists {asked}: {to_spec(kind)} has no lists. Leave it out, or choose an ivf kind")
         return 0, []
     if rows < LEAST_CODEC:
         raise UsageError(
-            f"{rows:,.0f} vectors are too few to train {described(kind)}, which takes {LEAST_CODEC} at least. Use --kind flat"
+            f"{rows:,.0f} vectors are too few to train {to_spec(kind)}, which takes {LEAST_CODEC} at least. Use --kind flat"
         )
     if asked is None:
         count = default_lists(rows)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..kinds import Kind, centroids_of, lists_of
+from ..kinds import IndexKind, centroids_of, lists_of
 from .nearest_centroid import Centroids
-from .threads import Turn, as_tensor
+from .threads import Rotation, as_tensor
 
 CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
 
@@ -41,7 +41,7 @@ def open_merged(path: str) -> Any:
     return faiss.read_index(path, faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
-def turns(index: Any) -> list[Any]:
+def transforms_of(index: Any) -> list[Any]:
     """What an index does to vectors before its lists see them: its rotation, where it has one."""
     import faiss
 
@@ -49,23 +49,23 @@ def turns(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())] if chain else []
 
 
-def turned(index: Any, vectors: np.ndarray) -> np.ndarray:
+def rotate(index: Any, vectors: np.ndarray) -> np.ndarray:
     """The vectors as the lists of the index see them: as faiss turns them, but for a sum's rounding."""
     import faiss
 
-    for turn in turns(index):
+    for turn in transforms_of(index):
         assert not turn.have_bias, "a rotation"
         matrix = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
-        vectors = Turn(as_tensor(matrix.T))(as_tensor(vectors)).numpy()
+        vectors = Rotation(as_tensor(matrix.T))(as_tensor(vectors)).numpy()
     return np.ascontiguousarray(vectors)
 
 
-def checked(count: int) -> slice:
+def error_stride(count: int) -> slice:
     """Of so many vectors those that are held against their centroids."""
     return slice(None, None, max(1, count // CHECKED))
 
 
-def misfit(errors: np.ndarray) -> float:
+def quantization_error(errors: np.ndarray) -> float:
     """Of `Coder.errors`: 0 at best, about 1 where the centroids say nothing of the vectors."""
     return float(errors[0] / errors[1]) if errors[1] else 0.0
 
@@ -73,14 +73,14 @@ def misfit(errors: np.ndarray) -> float:
 class Coder:
     """A trained index as a function of vectors."""
 
-    def __init__(self, kind: Kind, index: Any) -> None:
+    def __init__(self, kind: IndexKind, index: Any) -> None:
         self._kind, self._index = kind, index
         self._lists: Any = lists_of(index) if kind.lists else None
         self._nearest = nearest_of(self._lists.quantizer) if self._lists is not None else None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """vectors: float32 [n, dim]. Lists, int64 [n], zeros where the kind has none; and codes, uint8 [n, code]."""
-        points = turned(self._index, vectors)
+        points = rotate(self._index, vectors)
         lists = self._nearest(points) if self._nearest else np.zeros(len(points), np.int64)
         return lists, self._kind.codes(self._lists, points, lists)
 
@@ -89,7 +89,7 @@ class Coder:
         finds them), and of their own squares. Of an index without lists 0."""
         if self._nearest is None or not len(vectors):
             return np.zeros(2)
-        points = turned(self._index, vectors)
+        points = rotate(self._index, vectors)
         near = centroids_of(self._lists)[lists]
         return np.array([np.sum((points - near) ** 2, dtype=np.float64), np.sum(points**2, dtype=np.float64)])
 
@@ -105,7 +105,7 @@ def nearest_of(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:
     return lambda vectors: np.ascontiguousarray(quantizer.search(vectors, 1)[1][:, 0])
 
 
-def fill(kind: Kind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
+def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
     """Add encoded vectors to an index. numbers: what faiss will call them, int64 [n]."""
     import faiss
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from ...data.corpus import Corpus, list_files, measure
 from ...engine.job import refuse_nested
-from ...engine.run_config import claim_record, read_record, refuse_other_settings
-from ...engine.workers import CpuOptions
+from ...engine.run_config import check_same_settings, create_run_config, read_run_config
+from ...engine.workers import CpuWorkerOptions
 from ...errors import InputError, UsageError
 from ...storage.folder import Folder, absolute, filesystem, parse_options
-from ..kinds import Kind, Metric, described, names, parse
-from .choose_kind import AUTO, Choice, choose
-from .layout import CARD, CODE, LIST, MANIFEST, PIECES, ROWS, STAGES, TRAINED, VECTOR
+from ..kinds import IndexKind, Metric, names, parse, to_spec
+from .choose_kind import AUTO, IndexPlan, choose
+from .layout import CARD, CODE, LIST, MANIFEST, ROWS, SEGMENTS, STAGES, TRAINED, VECTOR
 from .vector_source import VectorOptions, Vectors, check_ids, describe, unlike
 
 RESERVED = {"id", LIST, CODE, "error"}
@@ -22,7 +22,7 @@ EXPORTS = ("centroids", "milvus", "pinecone", "lance")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(CpuOptions):
+class IndexConfig(CpuWorkerOptions):
     """Everything `jobs/build_index.py` can be told."""
 
     input: str = field(
@@ -78,14 +78,14 @@ class IndexConfig(CpuOptions):
 
 
 @dataclass(frozen=True)
-class Build:
+class IndexBuild:
     """An opened build. rows: vectors at its first command, which kind and lists were chosen for. `choice` is as it was then, and so
     is `held`: how many vectors the sample leaves out to ask for."""
 
     config: IndexConfig
     folder: Folder
     vectors: Vectors
-    choice: Choice
+    choice: IndexPlan
     rows: int
     held: int
     id_column: str | None
@@ -96,7 +96,7 @@ class Build:
         return self.folder.options
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> IndexKind:
         return self.choice.kind
 
     def stage(self, name: str) -> Folder:
@@ -104,12 +104,12 @@ class Build:
 
     def options(self, input: str, output: Folder, **more: Any) -> VectorOptions:
         """How a stage runs: on CPUs, wherever there are some."""
-        shared = {each.name: getattr(self.config, each.name) for each in fields(CpuOptions)}
+        shared = {each.name: getattr(self.config, each.name) for each in fields(CpuWorkerOptions)}
         shared |= {"gpus_per_worker": 0.0, "storage_option": self.config.storage_option}
         return VectorOptions(**(shared | more), input=input, output=output.url)
 
 
-def open_build(config: IndexConfig) -> Build:
+def open_index_build(config: IndexConfig) -> IndexBuild:
     """Read the input's footers; start the build, or take up the one that is there. Raises ShoalError, within seconds."""
     check(config)
     folder = Folder(absolute(config.output), parse_options(config.storage_option))
@@ -117,9 +117,9 @@ def open_build(config: IndexConfig) -> Build:
     options = corpus_options(config)
     files = list_files(options, folder.options)
     vectors = describe(files, config.vector_column, folder.options)
-    record = read_record(folder)
+    record = read_run_config(folder)
     if record is None:
-        left = [folder.below(name) for name in (PIECES, ROWS)]
+        left = [folder.below(name) for name in (SEGMENTS, ROWS)]
         if stray := [name for name in (CARD, MANIFEST, TRAINED) if folder.exists(name)] + [
             f"{each.url}/{name}" for each in left for name in each.list()
         ]:
@@ -130,12 +130,12 @@ def open_build(config: IndexConfig) -> Build:
         about: dict[str, Any] = {
             "rows": int(corpus.rows),
             "id_column": corpus.id_column,
-            "kind": described(choice.kind),
+            "kind": to_spec(choice.kind),
         }
         about |= {"lists": choice.lists, "why": list(choice.why), "bytes": choice.bytes, "vectors": dict(vectors.made)}
         about |= {"dim": vectors.dim, "held": config.recall_queries}
-        record = claim_record(folder, {"settings": settings(config, folder.options)} | about)
-    refuse_other_settings(folder, record["settings"], settings(config, folder.options))
+        record = create_run_config(folder, {"settings": settings(config, folder.options)} | about)
+    check_same_settings(folder, record["settings"], settings(config, folder.options))
     said = unlike(record["vectors"], vectors.made)
     if record["dim"] != vectors.dim or said:
         raise InputError(
@@ -145,8 +145,10 @@ def open_build(config: IndexConfig) -> Build:
         )
     kind = parse(record["kind"])
     refuse_for_kind(config, kind)
-    choice = Choice(kind, record["lists"], tuple(record["why"]), record["bytes"])
-    return Build(config, folder, vectors, choice, record["rows"], record["held"], record["id_column"], record["key"])
+    choice = IndexPlan(kind, record["lists"], tuple(record["why"]), record["bytes"])
+    return IndexBuild(
+        config, folder, vectors, choice, record["rows"], record["held"], record["id_column"], record["key"]
+    )
 
 
 def corpus_options(config: IndexConfig) -> VectorOptions:
@@ -162,7 +164,7 @@ def corpus_options(config: IndexConfig) -> VectorOptions:
     )
 
 
-def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> Choice:
+def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> IndexPlan:
     if not corpus.rows:
         raise InputError(f"{config.input} has no rows")
     choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
@@ -170,16 +172,16 @@ def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> Choice:
     return choice
 
 
-def refuse_for_kind(config: IndexConfig, kind: Kind) -> None:
+def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
     """Raises UsageError for a merge or an export that this kind of index, or this machine, cannot make."""
     if config.merge and not kind.merges:
         raise UsageError(
-            f"--merge {config.merge}: faiss cannot merge {described(kind)} on disk. Its pieces are searched as they are: leave "
+            f"--merge {config.merge}: faiss cannot merge {to_spec(kind)} on disk. Its pieces are searched as they are: leave "
             "--merge out, or choose ivf-pq, ivf-rabitq, ivf-sq8 or ivf-flat"
         )
     if "centroids" in config.exports and not kind.lists:
         raise UsageError(
-            f"--exports centroids: {described(kind)} has no lists, hence no centroids. Leave it out, or choose a --kind that begins "
+            f"--exports centroids: {to_spec(kind)} has no lists, hence no centroids. Leave it out, or choose a --kind that begins "
             "with ivf"
         )
     if "lance" not in config.exports:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.shards import Shard
-from ...engine.mapper import Bundle
+from ...engine.mapper import Tables
 from ...storage.folder import Folder
-from ..kinds import Kind
-from .codec import Coder, checked, load_index, misfit
+from ..kinds import IndexKind
+from .codec import Coder, error_stride, load_index, quantization_error
 from .layout import CODE, FACTS, LIST, TRAINED
 from .stage_parts import PATHS, OfParts, column, shard_of
 from .threads import compute_with
@@ -19,33 +19,33 @@ from .vector_source import Rows, Source
 
 
 @dataclass(frozen=True)
-class Encode(OfParts):
+class EncodeMapper(OfParts):
     """The verb. A part's rows are `id`, the carried columns, LIST, CODE and `error`; FACTS tells how well the centroids fit."""
 
     source: Source
-    kind: Kind
+    kind: IndexKind
     folder: Folder  # of TRAINED
     threads: int
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         compute_with(self.threads)
         coder = Coder(self.kind, load_index(self.folder.read(TRAINED)))
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             tables, errors, count = [], np.zeros(2), 0
             for rows in self.source.batches(shard_of(bundle[PATHS])):
                 vectors = rows.vectors if rows.good.all() else rows.vectors[rows.good]  # no copy where all have one
                 lists, codes = coder.encode(vectors)
                 tables.append(_coded(rows, lists, codes))
-                some = checked(len(vectors))
+                some = error_stride(len(vectors))
                 errors += coder.errors(vectors[some], lists[some])
                 count += len(vectors)
-            facts = json.dumps({"error": misfit(errors), "vectors": count})
+            facts = json.dumps({"error": quantization_error(errors), "vectors": count})
             return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         table, counts = super().finish(shard, bundle)
         return table, counts | {"source_rows": table.num_rows, "errors": table.num_rows - table["error"].null_count}
 

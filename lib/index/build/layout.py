@@ -11,7 +11,7 @@ OUTPUT/card.json, README.md what it is, and its measured recall
 """
 
 TRAINED, MANIFEST, CARD = "trained.faiss", "manifest.json", "card.json"
-ROWS, PIECES, MERGED, STAGES = "rows", "pieces", "merged", "_build"
+ROWS, SEGMENTS, MERGED, STAGES = "rows", "pieces", "merged", "_build"
 LIST, CODE, VECTOR, NUMBER = "list", "code", "vector", "number"  # columns of what the stages leave
 FILE, ROW, HELD = "file", "row", "held"
 FACTS = b"shoal.facts"  # in a part's metadata: what its shard found out, as JSON

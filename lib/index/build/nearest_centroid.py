@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .threads import Turn, as_tensor, by_threads
+from .threads import Rotation, as_tensor, by_threads
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Centroids:
         self._type = choose_dtype("auto", torch.device("cpu"))
         self._unit = ROUNDING[_name(self._type)]
         self._longest = float(lengths.max())
-        self._axes: Turn | None = None  # where the product is cut short
+        self._axes: Rotation | None = None  # where the product is cut short
         self._decided = self._rows.numel() < LEAST_CUT
         self._columns = self._factors()
 
@@ -84,13 +84,13 @@ class Centroids:
         axes = torch.linalg.eigh(self._rows.T @ self._rows).eigenvectors.flip(1)  # those of the greatest variance first
         costs = {0: float(count * dim)}
         for kept in {int(dim * share) for share in SHARES} - {0}:
-            costs[kept] = (count + turn * dim) * kept + pair * dim * (1 + self._near(points, Turn(axes[:, :kept])))
+            costs[kept] = (count + turn * dim) * kept + pair * dim * (1 + self._near(points, Rotation(axes[:, :kept])))
         if kept := min(costs, key=costs.__getitem__):
-            self._axes = Turn(axes[:, :kept])
+            self._axes = Rotation(axes[:, :kept])
             self._columns = self._factors()
         self._decided = True
 
-    def _near(self, points: "Tensor", axes: Turn) -> float:
+    def _near(self, points: "Tensor", axes: Rotation) -> float:
         """Centroids of a vector, on average, that are to be scored in full where only these axes are kept."""
         found, columns = 0, _folded(self._rows, axes).T
         for part in points.split(LEAST_PART):
@@ -193,7 +193,7 @@ class Centroids:
         return torch.cat([torch.from_numpy(each.numpy().argmax(1)) for each in scores])
 
 
-def _folded(points: "Tensor", axes: Turn) -> "Tensor":
+def _folded(points: "Tensor", axes: Rotation) -> "Tensor":
     """[n, kept + 1]: along the axes, and the length of the rest, at least."""
     import torch
 

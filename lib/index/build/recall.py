@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.shards import Shard
-from ...engine.mapper import Bundle
+from ...engine.mapper import Tables
 from ...storage.folder import Folder, download
 from ...storage.scratch import Scratch
 from ..exact.topk import nearest
-from ..kinds import Kind, Metric, scores_of, set_effort
+from ..kinds import IndexKind, Metric, scores_of, set_effort
 from .codec import open_piece
 from .layout import FACTS, NUMBER, VECTOR
 from .stage_parts import PATHS, OfParts, column, matrix, read_parts
@@ -40,7 +40,7 @@ LISTED = ("effort", "query", NUMBER, "score")
 
 
 @dataclass(frozen=True)
-class Truth(OfParts):
+class GroundTruthMapper(OfParts):
     """The verb: of a shard's vectors the nearest to each query, and the scores of those that were found, with what rounding may
     have taken off. firsts: the number of each shard's first row. found: a file in `folder` of `query` and NUMBER, in its order."""
 
@@ -51,14 +51,14 @@ class Truth(OfParts):
     firsts: tuple[int, ...]
     threads: int
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         rows = self.source.read(shard)
         places = np.flatnonzero(rows.good)
         table = pa.table({VECTOR: column(rows.vectors[places]), NUMBER: self.firsts[shard.number] + places})
         return {"rows": table}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         search = nearest("cpu", self.threads)
         queries = matrix(pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[VECTOR])
         middle = queries.mean(axis=0)
@@ -66,7 +66,7 @@ class Truth(OfParts):
         found = pq.read_table(pa.BufferReader(self.folder.read(self.found)))[PAIR].to_numpy()
         number, query = np.divmod(found, len(queries))
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             numbers = bundle["rows"][NUMBER].to_numpy()
             vectors = as_products(matrix(bundle["rows"][VECTOR]), middle, self.metric, queries=False)
             scores, places = search(asked, vectors, np.arange(len(vectors)), MOST + 1)
@@ -89,23 +89,23 @@ def _at_most(queries: np.ndarray, asked: np.ndarray, vectors: np.ndarray, held: 
 
 
 @dataclass(frozen=True)
-class Probe(OfParts):
+class ProbeSegment(OfParts):
     """The verb: what a piece finds for each query at each effort, and the seconds that it takes, on one shard a piece."""
 
-    kind: Kind
+    kind: IndexKind
     metric: Metric
     efforts: tuple[int, ...]
     folder: Folder  # of QUERIES
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         import faiss
 
         faiss.omp_set_num_threads(self.threads)
         queries = matrix(pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[VECTOR])
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             (path,) = bundle[PATHS]["path"].to_pylist()
             tables, seconds = [], {}
             with Scratch("probe") as place:
@@ -129,11 +129,11 @@ class Shorten(OfParts):
     folder: Folder  # of QUERIES
     storage: Mapping[str, Any] = field(repr=False)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         own = pq.read_table(pa.BufferReader(self.folder.read(QUERIES)))[NUMBER].to_numpy()
 
-        def work(bundle: Bundle) -> Bundle:
-            best, scored = gone_through(read_parts(bundle[PATHS], LISTED, self.storage), own)
+        def work(bundle: Tables) -> Tables:
+            best, scored = merge_top_k(read_parts(bundle[PATHS], LISTED, self.storage), own)
             return {"rows": pa.concat_tables([*(_lists(*best[effort], effort) for effort in sorted(best)), *scored])}
 
         return work
@@ -169,7 +169,7 @@ class Measured:
 Lists = tuple[np.ndarray, np.ndarray]  # scores, float32, and numbers, int64: [queries, MOST], -1 where there are fewer
 
 
-def gone_through(
+def merge_top_k(
     tables: Iterable[pa.Table], own: np.ndarray, wanted: np.ndarray | None = None
 ) -> tuple[dict[int, Lists], list[pa.Table]]:
     """By effort the MOST best of each query over all tables; and the rows of SCORED, of the wanted `pairs` or of all.

@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...engine.job import Job, carry_out_planned, whole
+from ...engine.job import Job, carry_out_planned, require_complete
 from ...engine.parts import Part, parquet_bytes
-from ...engine.run import Ledger, read_plan
+from ...engine.run import Run, read_plan
 from ...engine.stage_log import Say
-from ...engine.workers import Workers
+from ...engine.workers import WorkerPlan
 from ...errors import InputError
 from ...storage.folder import Folder
 from ..kinds import efforts
-from .config import Build, digest
+from .config import IndexBuild, digest
 from .layout import NUMBER, ROWS, TRAINED
 from .recall import (
     LISTED,
@@ -23,13 +23,13 @@ from .recall import (
     PARTS_AT_ONCE,
     QUERIES,
     Exact,
+    GroundTruthMapper,
     Lists,
     Measured,
-    Probe,
+    ProbeSegment,
     Shorten,
-    Truth,
-    gone_through,
     measured,
+    merge_top_k,
     pairs,
 )
 from .recall_queries import fixed, queries_of
@@ -38,7 +38,7 @@ from .stage_parts import File, facts_of, files_of, files_plan, read_parts, some_
 from .train_job import source
 
 
-def measure_recall(build: Build, manifest: Manifest, say: Say) -> tuple[list[Measured], int]:
+def measure_recall(build: IndexBuild, manifest: Manifest, say: Say) -> tuple[list[Measured], int]:
     """By effort; and how many queries it is measured with. Only what new generations hold is searched again."""
     plan, columns = read_plan(build.folder.below(ROWS))
     name = digest(build.key, fixed(build), build.config.recall_queries)
@@ -80,13 +80,13 @@ def _found(key: str) -> str:
 
 
 def _lists(
-    build: Build, files: Sequence[File], own: np.ndarray, wanted: np.ndarray | None = None
+    build: IndexBuild, files: Sequence[File], own: np.ndarray, wanted: np.ndarray | None = None
 ) -> tuple[dict[int, Lists], list[pa.Table]]:
     paths = pa.table({"path": [file.path for file in files]})
-    return gone_through(read_parts(paths, LISTED, build.storage), own, wanted)
+    return merge_top_k(read_parts(paths, LISTED, build.storage), own, wanted)
 
 
-def _shortened(build: Build, place: Folder, files: list[File], say: Say) -> list[File]:
+def _shortened(build: IndexBuild, place: Folder, files: list[File], say: Say) -> list[File]:
     """The same lists in few enough parts for the driver to go through."""
     if len(files) <= PARTS_AT_ONCE:
         return files
@@ -95,38 +95,46 @@ def _shortened(build: Build, place: Folder, files: list[File], say: Say) -> list
     job = Job("shortening the lists", {"verb": "lists", "key": key}, _shorten(build, place))
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]
     outcome = carry_out_planned(job, build.options(place.url, folder), lambda: files_plan(groups), say)
-    return _shortened(build, place, files_of(folder, whole(outcome, folder.url).parts), say)
+    return _shortened(build, place, files_of(folder, require_complete(outcome, folder.url).parts), say)
 
 
-def _shorten(build: Build, place: Folder) -> Callable[[Ledger, Workers], Shorten]:
+def _shorten(build: IndexBuild, place: Folder) -> Callable[[Run, WorkerPlan], Shorten]:
     return lambda ledger, workers: Shorten(place, build.storage)
 
 
 def _truth(
-    build: Build, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any], say: Say
+    build: IndexBuild,
+    place: Folder,
+    key: str,
+    shards: pa.Table,
+    columns: pa.Schema,
+    generation: dict[str, Any],
+    say: Say,
 ) -> list[File]:
     """The parts of nearest vectors, and of the scores of what was found."""
     rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     start = generation["pieces"][0]["first"]
     firsts = tuple((start + np.cumsum(rows) - rows).tolist())
 
-    def verb(ledger: Ledger, workers: Workers) -> Truth:
-        return Truth(source(build, ledger.columns), build.config.metric, place, _found(key), firsts, workers.threads)
+    def verb(ledger: Run, workers: WorkerPlan) -> GroundTruthMapper:
+        return GroundTruthMapper(
+            source(build, ledger.columns), build.config.metric, place, _found(key), firsts, workers.threads
+        )
 
     folder = build.stage(f"truth-{key}")
     job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)
     options = build.options(build.config.input, folder)
-    outcome = whole(carry_out_planned(job, options, lambda: (shards, columns), say), folder.url)
+    outcome = require_complete(carry_out_planned(job, options, lambda: (shards, columns), say), folder.url)
     return files_of(folder, outcome.parts)
 
 
 def _probe(
-    build: Build, place: Folder, key: str, generation: dict[str, Any], wanted: Sequence[int], say: Say
+    build: IndexBuild, place: Folder, key: str, generation: dict[str, Any], wanted: Sequence[int], say: Say
 ) -> list[Part]:
     """The parts of what the generation's pieces find."""
 
-    def verb(ledger: Ledger, workers: Workers) -> Probe:
-        return Probe(build.kind, build.config.metric, tuple(wanted), place, workers.threads, build.storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> ProbeSegment:
+        return ProbeSegment(build.kind, build.config.metric, tuple(wanted), place, workers.threads, build.storage)
 
     folder, files = build.stage(f"probe-{key}"), piece_files(build, generation["pieces"])
     job = Job(
@@ -137,9 +145,9 @@ def _probe(
     )
     options = build.options(place.url, folder)
     outcome = carry_out_planned(job, options, lambda: files_plan([[file] for file in files]), say)
-    return whole(outcome, folder.url).parts
+    return require_complete(outcome, folder.url).parts
 
 
-def _trained(build: Build) -> int:
+def _trained(build: IndexBuild) -> int:
     """Bytes of the empty index, which every piece repeats and a reader of one holds."""
     return build.folder.list(TRAINED)[TRAINED]

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.corpus import list_files, measure
-from ...data.shards import cut, heads
+from ...data.shards import cut_shards, sample_shards
 from ...engine.parts import FOOTER_THREADS, read_manifest
 from ...engine.stage_log import Say
 from ...errors import InputError
 from ...storage.folder import open_file
 from ...storage.listing import InputFile
-from .config import Build, digest
+from .config import IndexBuild, digest
 from .layout import FILE, HELD, NUMBER, ROW, VECTOR
 from .stage_parts import column, matrix
 from .train_job import draw, source
@@ -26,7 +26,7 @@ BLOCKS = 32  # of a file of queries, evenly over it
 BUFFER = 1 << 16  # bytes: of a part of the sample few are read
 
 
-def check_queries(build: Build) -> None:
+def check_queries(build: IndexBuild) -> None:
     """Read what is asked for of --queries, before anything is computed. Raises InputError for vectors of another model, or none."""
     if build.config.queries and not len(_given(build)):
         raise InputError(
@@ -35,12 +35,12 @@ def check_queries(build: Build) -> None:
         )
 
 
-def fixed(build: Build) -> str:
+def fixed(build: IndexBuild) -> str:
     """What names these queries: the files of --queries, or nothing."""
     return digest([(f.path, f.size, f.tag) for f in _files(build)]) if build.config.queries else ""
 
 
-def queries_of(build: Build, plan: pa.Table, say: Say) -> pa.Table:
+def queries_of(build: IndexBuild, plan: pa.Table, say: Say) -> pa.Table:
     """VECTOR and NUMBER of those that are asked for. plan: of the encoded rows."""
     if build.config.queries:
         vectors = _given(build)
@@ -66,7 +66,7 @@ def _held(path: str, storage: Mapping[str, Any]) -> pa.Table:
     return first.filter(first[HELD])
 
 
-def _options(build: Build) -> VectorOptions:
+def _options(build: IndexBuild) -> VectorOptions:
     url = str(build.config.queries)
     return VectorOptions(
         input=url,
@@ -76,11 +76,11 @@ def _options(build: Build) -> VectorOptions:
     )
 
 
-def _files(build: Build) -> list[InputFile]:
+def _files(build: IndexBuild) -> list[InputFile]:
     return list_files(_options(build), build.storage)
 
 
-def _described(build: Build, files: Sequence[InputFile]) -> Vectors:
+def _described(build: IndexBuild, files: Sequence[InputFile]) -> Vectors:
     about = describe(files, build.config.vector_column, build.storage)
     differing = [name for name in ("model", "revision", "dim") if about.made.get(name) != build.vectors.made.get(name)]
     if about.dim != build.vectors.dim or (about.made and build.vectors.made and differing):
@@ -91,13 +91,13 @@ def _described(build: Build, files: Sequence[InputFile]) -> Vectors:
     return about
 
 
-def _given(build: Build) -> np.ndarray:
+def _given(build: IndexBuild) -> np.ndarray:
     """Vectors of --queries, evenly over the first rows of blocks of it, read as their own files say."""
     files = _files(build)
     about = _described(build, files)
     corpus = measure(files, _options(build), build.storage, strict=True)
     each = -(-build.config.recall_queries // BLOCKS)
-    blocks = heads(cut(corpus, max(each, int(corpus.rows // BLOCKS))), BLOCKS, each)
+    blocks = sample_shards(cut_shards(corpus, max(each, int(corpus.rows // BLOCKS))), BLOCKS, each)
     read = replace(source(build, corpus.schema), id_column=None, reasons=about.reasons, ranges=about.ranges).read
     found = [rows.vectors[rows.good] for rows in map(read, blocks)]
     return np.concatenate(found) if found else np.empty((0, build.vectors.dim), np.float32)

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from ...data.corpus import Corpus
 from ...data.formats import Measure
-from ...data.shards import PLAN_SCHEMA, count_shards, cut
-from ...engine.mapper import Bundle
+from ...data.shards import PLAN_SCHEMA, count_shards, cut_shards
+from ...engine.mapper import Tables
 from ...engine.parts import GROUPS
 from .layout import FACTS, FILE, HELD, ROW, VECTOR
 from .stage_parts import PATHS, OfParts, column, shard_of
@@ -31,7 +31,7 @@ def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
     Of a row group all that lies before a block is decoded, too: in an input of short groups, as the embed job's, those are
     preferred that lie near the beginning. In long groups order may decide, and blocks lie evenly.
     """
-    blocks = cut(corpus, BLOCK)
+    blocks = cut_shards(corpus, BLOCK)
     there = count_shards(blocks)
     count = min(there, max(LEAST_BLOCKS, -(-rows * READ // BLOCK)))
     depths = _depths(blocks, corpus)
@@ -68,7 +68,7 @@ def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Sample(OfParts):
+class SampleMapper(OfParts):
     """The verb: `draw` of a shard's vectors to train on, and of the others `hold` to ask for; a tenth of what there is at most.
 
     A part has VECTOR, FILE and ROW, where it lies, and HELD.
@@ -78,10 +78,10 @@ class Sample(OfParts):
     draw: int
     hold: int
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         shard = shard_of(bundle[PATHS])
         rows = self.source.read(shard)
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.good))

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...cli.units import pieces_for
-from ...data.reader import together
+from ...data.reader import as_one_array
 from ...data.shards import Shard
-from ...engine.mapper import Bundle
+from ...engine.mapper import Tables
 from ...engine.parts import Part
 from ...storage.folder import Folder, download
 from ...storage.scratch import Scratch
-from ..kinds import Kind, lists_of
+from ..kinds import IndexKind, lists_of
 from .codec import fill, load_index, open_merged, open_piece
 from .layout import CODE, FACTS, LIST, TRAINED
 from .stage_parts import PATHS, OfParts, matrix, paths_of, read_parts
@@ -45,10 +45,10 @@ def grouped(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int 
 
 
 @dataclass(frozen=True)
-class Assemble(OfParts):
+class BuildSegment(OfParts):
     """The verb: a faiss file of each shard's parts. firsts: the number of each shard's first row."""
 
-    kind: Kind
+    kind: IndexKind
     folder: Folder  # of the build
     pieces: Folder
     names: tuple[str, ...]
@@ -56,17 +56,17 @@ class Assemble(OfParts):
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         facts = json.dumps({"name": self.names[shard.number], "first": self.firsts[shard.number]})
         return {PATHS: paths_of(shard).replace_schema_metadata({FACTS: facts})}, {}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         import faiss
 
         faiss.omp_set_num_threads(self.threads if self.kind.lists else 1)
         trained = self.folder.read(TRAINED)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             began = time.perf_counter()
             facts = json.loads(bundle[PATHS].schema.metadata[FACTS])
             index, number = load_index(trained), facts["first"]
@@ -94,9 +94,9 @@ def _several(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
+def _add(kind: IndexKind, index: Any, table: pa.Table, number: int) -> int:
     """Fill rows in, the first of which is `number`; how many rows it has, the ones without a vector counted."""
-    good = together(pc.is_valid(table[LIST]))
+    good = as_one_array(pc.is_valid(table[LIST]))
     numbers = number + np.flatnonzero(good.to_numpy(zero_copy_only=False))
     held = table.filter(good) if len(numbers) < len(table) else table
     if len(held):
@@ -105,7 +105,7 @@ def _add(kind: Kind, index: Any, table: pa.Table, number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Merge(OfParts):
+class MergeSegments(OfParts):
     """The verb: the pieces of a shard as one index whose lists lie on disk; two files, `name` and `name`.ivfdata.
 
     Neither vectors nor codes are held in memory: faiss maps the pieces and copies list by list. Of each piece it holds where its
@@ -117,14 +117,14 @@ class Merge(OfParts):
     names: tuple[str, ...]
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         facts = json.dumps({"name": self.names[shard.number]})
         return {PATHS: paths_of(shard).replace_schema_metadata({FACTS: facts})}, {}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         import faiss
 
         began = time.perf_counter()
@@ -183,5 +183,5 @@ def _put(folder: Folder, place: str, name: str) -> dict[str, Any]:
     return {"name": name, "bytes": os.path.getsize(f"{place}/{name}"), "sha256": folder.put(name, f"{place}/{name}")}
 
 
-def _told(facts: Mapping[str, Any]) -> Bundle:
+def _told(facts: Mapping[str, Any]) -> Tables:
     return {"rows": pa.table({"name": [facts["name"]]}).replace_schema_metadata({FACTS: json.dumps(facts)})}

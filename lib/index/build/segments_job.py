@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from ...data.corpus import Corpus
-from ...engine.job import Job, carry_out, carry_out_planned, even_rows, whole
+from ...engine.job import Job, carry_out, carry_out_planned, even_rows, require_complete
 from ...engine.parts import Part
 from ...engine.parts import read_manifest as read_parts_manifest
-from ...engine.run import Ledger
+from ...engine.run import Run
 from ...engine.stage_log import Say
-from ...engine.workers import Workers
+from ...engine.workers import WorkerPlan
 from ...errors import RunError
 from ...storage.folder import Folder
-from ..kinds import ID_BYTES, described, lists_of
+from ..kinds import ID_BYTES, lists_of, to_spec
 from .codec import load_index
-from .config import Build, corpus_options, digest
-from .encode import Encode
-from .layout import MANIFEST, MERGED, PIECES, ROWS, TRAINED
-from .segments import LIST_BYTES, Assemble, Merge, grouped
+from .config import IndexBuild, corpus_options, digest
+from .encode import EncodeMapper
+from .layout import MANIFEST, MERGED, ROWS, SEGMENTS, TRAINED
+from .segments import LIST_BYTES, BuildSegment, MergeSegments, grouped
 from .stage_parts import File, facts_of, files_of, files_plan
 from .train_job import source
 from .vector_source import SHARD_BYTES
@@ -35,14 +35,16 @@ from .vector_source import SHARD_BYTES
 Manifest = dict[str, Any]
 
 
-def encode(build: Build, say: Say) -> list[Part]:
+def encode(build: IndexBuild, say: Say) -> list[Part]:
     """The parts of all rows there are, those of new files last."""
     folder, config = build.folder.below(ROWS), build.config
     trained = build.folder.read(TRAINED)
     fixed = hashlib.sha256(trained).hexdigest()[:12]
 
-    def verb(ledger: Ledger, workers: Workers) -> Encode:
-        return Encode(source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads)
+    def verb(ledger: Run, workers: WorkerPlan) -> EncodeMapper:
+        return EncodeMapper(
+            source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads
+        )
 
     def rows(corpus: Corpus, workers: int) -> int:
         return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * build.vectors.dim)))
@@ -58,11 +60,11 @@ def encode(build: Build, say: Say) -> list[Part]:
         strict=True,
     )
     settings = {"verb": "encode", "of": build.key, "trained": fixed}
-    job = Job(f"encoding as {described(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
-    return whole(carry_out(job, options, rows, say), folder.url).parts
+    job = Job(f"encoding as {to_spec(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
+    return require_complete(carry_out(job, options, rows, say), folder.url).parts
 
 
-def read_manifest(build: Build) -> Manifest:
+def read_manifest(build: IndexBuild) -> Manifest:
     """What the index is made of so far."""
     try:
         return json.loads(build.folder.read(MANIFEST))
@@ -70,7 +72,7 @@ def read_manifest(build: Build) -> Manifest:
         return {"generations": [], "merged": []}
 
 
-def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
+def add(build: IndexBuild, parts: Sequence[Part], say: Say) -> Manifest:
     """Make pieces of the rows that no generation has, and the manifest with them."""
     manifest = read_manifest(build)
     done = manifest["generations"][-1]["shards"][1] if manifest["generations"] else 0
@@ -100,14 +102,14 @@ def add(build: Build, parts: Sequence[Part], say: Say) -> Manifest:
             f"another command added to {build.folder.url} meanwhile. Start this one again: it goes on from there"
         )
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
-    _keep_only(build.folder.below(PIECES), {piece["name"] for piece in pieces_of(manifest)})
+    _keep_only(build.folder.below(SEGMENTS), {piece["name"] for piece in pieces_of(manifest)})
     build.folder.sweep(done={TRAINED, MANIFEST})
     return manifest
 
 
-def _make_again(build: Build, manifest: Manifest, parts: Sequence[Part], say: Say) -> None:
+def _make_again(build: IndexBuild, manifest: Manifest, parts: Sequence[Part], say: Say) -> None:
     """Pieces that the manifest names and that are gone, or not whole, from the rows they were made of."""
-    place = build.folder.below(PIECES)
+    place = build.folder.below(SEGMENTS)
     there = place.list()
     for generation in manifest["generations"]:
         lost = [piece["name"] for piece in generation["pieces"] if there.get(piece["name"]) != piece["bytes"]]
@@ -126,7 +128,7 @@ def _as_before(parts: Sequence[Part], pieces: Sequence[dict[str, Any]]) -> list[
     return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(pieces))]
 
 
-def _row_bytes(build: Build) -> float:
+def _row_bytes(build: IndexBuild) -> float:
     return build.kind.bytes(build.vectors.dim) + ID_BYTES
 
 
@@ -138,7 +140,7 @@ def _keep_only(folder: Folder, named: set[str]) -> None:
 
 
 def _assembled(
-    build: Build, groups: Sequence[Sequence[Part]], first: int, say: Say, again: bool = False
+    build: IndexBuild, groups: Sequence[Sequence[Part]], first: int, say: Say, again: bool = False
 ) -> list[dict[str, Any]]:
     """What is known of the new pieces, one of each group of parts. again: of those too that were made before."""
     rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
@@ -149,9 +151,9 @@ def _assembled(
     names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
     files = [files_of(rows, group) for group in groups]
 
-    def verb(ledger: Ledger, workers: Workers) -> Assemble:
-        place = build.folder.below(PIECES)
-        return Assemble(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> BuildSegment:
+        place = build.folder.below(SEGMENTS)
+        return BuildSegment(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
 
     most = max(sum(part.rows for part in group) for group in groups) * _row_bytes(build) + 2 * len(trained)
     folder = build.stage(f"assemble-{key}")
@@ -159,7 +161,7 @@ def _assembled(
         folder.remove_all()
     job = Job(f"filling {len(groups)} pieces", {"verb": "assemble", "names": list(names)}, verb, weight_bytes=int(most))
     options = build.options(rows.url, folder)
-    made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
     return facts_of(folder, made)
 
 
@@ -167,12 +169,12 @@ def pieces_of(manifest: Manifest) -> list[dict[str, Any]]:
     return [piece for generation in manifest["generations"] for piece in generation["pieces"]]
 
 
-def piece_files(build: Build, pieces: Sequence[dict[str, Any]]) -> list[File]:
-    folder = build.folder.below(PIECES)
+def piece_files(build: IndexBuild, pieces: Sequence[dict[str, Any]]) -> list[File]:
+    folder = build.folder.below(SEGMENTS)
     return [File(folder.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in pieces]
 
 
-def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
+def merge(build: IndexBuild, manifest: Manifest, count: int, say: Say) -> Manifest:
     """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
     place, pieces = build.folder.below(MERGED), pieces_of(manifest)
     groups = balanced(pieces, count)
@@ -185,8 +187,8 @@ def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     if [merged["name"] for merged in manifest["merged"]] == list(names) and _all_there(place, manifest["merged"]):
         return manifest
 
-    def verb(ledger: Ledger, workers: Workers) -> Merge:
-        return Merge(build.folder, place, names, build.storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> MergeSegments:
+        return MergeSegments(build.folder, place, names, build.storage)
 
     folder = build.stage(f"merge-{key}")
     if (before := read_parts_manifest(folder)) and not _all_there(place, facts_of(folder, before)):
@@ -194,8 +196,8 @@ def merge(build: Build, manifest: Manifest, count: int, say: Say) -> Manifest:
     held = 2 * build.folder.list(TRAINED)[TRAINED] + LIST_BYTES * lists_in(build) * max(map(len, groups))
     job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb, weight_bytes=held)
     files = [piece_files(build, group) for group in groups]
-    options = build.options(build.folder.below(PIECES).url, folder)
-    made = whole(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    options = build.options(build.folder.below(SEGMENTS).url, folder)
+    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
     manifest = manifest | {"merged": facts_of(folder, made)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
     _keep_only(place, {file["name"] for merged in manifest["merged"] for file in merged["files"]})
@@ -219,6 +221,6 @@ def balanced(pieces: Sequence[dict[str, Any]], count: int) -> list[list[dict[str
     return list(groups.values())
 
 
-def lists_in(build: Build) -> int:
+def lists_in(build: IndexBuild) -> int:
     """Inverted lists of the trained index: what was asked for, or fewer where the sample had not so many points."""
     return lists_of(load_index(build.folder.read(TRAINED))).nlist if build.kind.lists else 0

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...data.reader import together
-from ...data.shards import PLAN_SCHEMA, Shard, Slice
-from ...engine.mapper import Bundle, Direct
+from ...data.reader import as_one_array
+from ...data.shards import PLAN_SCHEMA, FileRange, Shard
+from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import FOOTER_THREADS, Part
 from ...storage.folder import Folder, open_file
 from .layout import FACTS, HELD, VECTOR
@@ -65,17 +65,17 @@ def paths_of(shard: Shard) -> pa.Table:
 
 def shard_of(paths: pa.Table) -> Shard:
     """The shard again, but for its number."""
-    return Shard(0, tuple(Slice(**row) for row in paths.to_pylist()))
+    return Shard(0, tuple(FileRange(**row) for row in paths.to_pylist()))
 
 
 @dataclass(frozen=True)
-class OfParts(Direct):
+class OfParts(FusedMapper):
     """What verbs have in common whose worker reads a shard's parts itself and leaves `rows`."""
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return {PATHS: paths_of(shard)}, {}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}
 
 
@@ -104,14 +104,14 @@ def column(rows: np.ndarray) -> pa.Array:
 
 def matrix(values: pa.ChunkedArray, type: type[np.generic] = np.float32) -> np.ndarray:
     """The numbers of a `column` without nulls again, [n, width]; a view where they lie together."""
-    array = together(values)
+    array = as_one_array(values)
     assert not array.null_count, "a row without a vector"
     size = array.type.byte_width
     flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size : (array.offset + len(array)) * size]
     return flat.reshape(-1, size).view(type)
 
 
-def drawn(paths: pa.Table, dim: int, storage: Mapping[str, Any]) -> np.ndarray:
+def read_training_vectors(paths: pa.Table, dim: int, storage: Mapping[str, Any]) -> np.ndarray:
     """The vectors of a sample that are there to train on, float32 [n, dim]. Memory: those, and one part."""
     found = np.empty((sum(paths["rows"].to_pylist()), dim), np.float32)
     start = 0

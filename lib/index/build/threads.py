@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...engine.malloc import great_blocks_kept
+from ...engine.malloc import keep_large_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +22,12 @@ def compute_with(threads: int) -> None:
     import faiss
     import torch
 
-    great_blocks_kept()
+    keep_large_blocks()
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
 
 
-class Turn:
+class Rotation:
     """Vectors, float32 [n, dim], by a matrix. A vector's result may round otherwise where others are beside it.
 
     By oneDNN, where torch has it: MKL, which torch takes else, uses half of the width that chips of another maker have. 384 by 384 on

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...data.reader import read
+from ...data.reader import read_rows
 from ...data.shards import Shard
-from ...engine.mapper import Bundle
+from ...engine.mapper import Tables
 from ...engine.parts import GROUPS
 from ...storage.folder import Folder
-from ..kinds import Kind, Metric, by_products, centroids_of, lists_of, untrained
-from .codec import Coder, checked, load_index, misfit, nearest_of, save_index, turned, turns
+from ..kinds import IndexKind, Metric, centroids_of, empty_index, lists_of, uses_inner_product
+from .codec import Coder, error_stride, load_index, nearest_of, quantization_error, rotate, save_index, transforms_of
 from .kmeans import kmeans
 from .layout import FACTS, HELD, TRAINED, VECTOR
 from .nearest_centroid import Centroids
-from .stage_parts import PATHS, OfParts, column, drawn, matrix, read_parts
+from .stage_parts import PATHS, OfParts, column, matrix, read_parts, read_training_vectors
 from .threads import compute_with
 
 POINTS = 50  # of the sample for a centroid; faiss asks for 39 at least
@@ -39,47 +39,47 @@ CELLS = "cells.npy"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """What is trained: the kind, and how many lists it has."""
 
-    kind: Kind
+    kind: IndexKind
     dim: int
     lists: int
     metric: Metric
 
     @property
     def products(self) -> bool:
-        return by_products(self.kind, self.metric)
+        return uses_inner_product(self.kind, self.metric)
 
     def empty(self) -> Any:
-        return untrained(self.kind, self.dim, self.lists, self.metric)
+        return empty_index(self.kind, self.dim, self.lists, self.metric)
 
 
 @dataclass(frozen=True)
-class Train(OfParts):
+class TrainMapper(OfParts):
     """The verb of the one shard that holds the whole sample: publishes TRAINED, and leaves a row that says how well it fits.
 
     centroids: where two levels made them, their parts.
     """
 
-    plan: Plan
+    plan: TrainPlan
     folder: Folder
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
     centroids: tuple[str, ...] = ()
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         compute_with(self.threads)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             began = time.perf_counter()
-            sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
+            sample = read_training_vectors(bundle[PATHS], self.plan.dim, self.storage)
             fit = sample[np.linspace(0, len(sample) - 1, min(len(sample), CODEC_ROWS)).astype(np.int64)]
             if not self.folder.exists(TRAINED):  # as after a kill between this and the part that tells of it
                 self.folder.claim(TRAINED, save_index(self._trained(sample, fit)))
             kept = Coder(self.plan.kind, load_index(self.folder.read(TRAINED)))
-            few = fit[checked(len(fit))]
-            error = misfit(kept.errors(few, kept.encode(few)[0]))
+            few = fit[error_stride(len(fit))]
+            error = quantization_error(kept.errors(few, kept.encode(few)[0]))
             facts = {"seconds": time.perf_counter() - began, "rows": len(sample), "error": error}
             return {"rows": pa.table({"trained": [TRAINED]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
 
@@ -88,7 +88,7 @@ class Train(OfParts):
     def _trained(self, sample: np.ndarray, fit: np.ndarray) -> Any:
         """The index, its centroids of the whole sample, what turns vectors and the codec of a part of it."""
         index = self.plan.empty()
-        for turn in turns(index):
+        for turn in transforms_of(index):
             turn.train(fit)
         if self.plan.kind.lists:
             give_centroids(index, self._given() if self.centroids else self._made(sample))
@@ -112,7 +112,7 @@ def give_centroids(index: Any, centroids: np.ndarray) -> None:
     """
     import faiss
 
-    centroids = turned(index, centroids)
+    centroids = rotate(index, centroids)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # the links of a graph made by several depend on who was first
     faiss.downcast_index(lists_of(index).quantizer).add(centroids)
@@ -128,7 +128,7 @@ def train_codec(index: Any, fit: np.ndarray) -> None:
     if isinstance(inner, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ):  # whose codes know nothing but the centroids
         inner.is_trained = index.is_trained = True
         return
-    points = turned(index, fit)
+    points = rotate(index, fit)
     if 0 < (most := inner.train_encoder_num_vectors()) < len(points):
         points = points[np.linspace(0, len(points) - 1, most).astype(np.int64)]
     lists = None
@@ -140,20 +140,20 @@ def train_codec(index: Any, fit: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Cells(OfParts):
+class TrainCells(OfParts):
     """The verb of the one shard with part of the sample: the first level, published as CELLS, float32 [cells, dim]."""
 
-    plan: Plan
+    plan: TrainPlan
     cells: int
     folder: Folder
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         compute_with(self.threads)
 
-        def work(bundle: Bundle) -> Bundle:
-            sample = drawn(bundle[PATHS], self.plan.dim, self.storage)
+        def work(bundle: Tables) -> Tables:
+            sample = read_training_vectors(bundle[PATHS], self.plan.dim, self.storage)
             self.folder.claim(CELLS, npy(kmeans(sample, self.cells, self.plan.products)))
             return {"rows": pa.table({"cells": [self.cells]})}
 
@@ -161,20 +161,20 @@ class Cells(OfParts):
 
 
 @dataclass(frozen=True)
-class Deal(OfParts):
+class PartitionByCell(OfParts):
     """The verb: some parts of the sample in the order of their vectors' cells, a row group a cell."""
 
-    plan: Plan
+    plan: TrainPlan
     folder: Folder
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         compute_with(self.threads)
         cells = from_npy(self.folder.read(CELLS))
         centroids = Centroids(cells, self.plan.products)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             table = pa.concat_tables(read_parts(bundle[PATHS], [VECTOR, HELD], self.storage))
             table = table.filter(pc.invert(table[HELD])).select([VECTOR]).combine_chunks()
             owners = centroids.nearest(matrix(table[VECTOR]))
@@ -186,25 +186,25 @@ class Deal(OfParts):
 
 
 @dataclass(frozen=True)
-class Cluster(OfParts):
+class ClusterCell(OfParts):
     """The verb: the centroids of a cell. shares: how many, by shard."""
 
-    plan: Plan
+    plan: TrainPlan
     shares: tuple[int, ...]
     threads: int
     columns: pa.Schema
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
-        table = read(shard, [VECTOR], self.columns, self.storage)
+        table = read_rows(shard, [VECTOR], self.columns, self.storage)
         share = {FACTS: json.dumps({"share": self.shares[shard.number]})}
         return {"rows": table.select([VECTOR]).replace_schema_metadata(share)}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         compute_with(self.threads)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             share = json.loads(bundle["rows"].schema.metadata[FACTS])["share"]
             points = matrix(bundle["rows"][VECTOR])
             made = kmeans(points, share, self.plan.products) if share else points[:0]
@@ -213,7 +213,7 @@ class Cluster(OfParts):
         return work
 
 
-def dealt_at_once(parts: int, rows: float, dim: int) -> int:
+def cells_at_once(parts: int, rows: float, dim: int) -> int:
     """Parts of the sample a shard of dealing."""
     return max(1, int(DEALT_BYTES * parts // max(rows * 4 * dim, 1)))
 

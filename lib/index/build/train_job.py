@@ -7,18 +7,18 @@ import pyarrow as pa
 
 from ...data.corpus import Corpus, list_files, measure
 from ...engine.cluster import connect
-from ...engine.job import Job, carry_out_planned, whole
+from ...engine.job import Job, carry_out_planned, require_complete
 from ...engine.parts import Part, read_manifest
-from ...engine.run import Ledger
+from ...engine.run import Run
 from ...engine.shuffle import bucket_plan
 from ...engine.stage_log import Log, Say
-from ...engine.workers import Workers, most_cpus
+from ...engine.workers import WorkerPlan, largest_node_cpus
 from ...errors import InputError
-from ..kinds import FLAT_LISTS, described
-from .config import Build, corpus_options
+from ..kinds import FLAT_LISTS, to_spec
+from .config import IndexBuild, corpus_options
 from .kmeans import COPIED
 from .layout import TRAINED
-from .sample import Sample, sample_plan
+from .sample import SampleMapper, sample_plan
 from .stage_parts import File, facts_of, files_of, files_plan
 from .train import (
     CELL_POINTS,
@@ -26,12 +26,12 @@ from .train import (
     LEAST_CODEC,
     LEAST_POINTS,
     POINTS,
-    Cells,
-    Cluster,
-    Deal,
-    Plan,
-    Train,
-    dealt_at_once,
+    ClusterCell,
+    PartitionByCell,
+    TrainCells,
+    TrainMapper,
+    TrainPlan,
+    cells_at_once,
     shares,
 )
 from .vector_source import Source
@@ -45,7 +45,7 @@ LENGTHS = {
 OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 
-def train(build: Build, log: Log, say: Say) -> None:
+def train(build: IndexBuild, log: Log, say: Say) -> None:
     """Draw the sample and train on it, or find that done. Raises InputError for too few vectors.
 
     Where _build was deleted the sample is drawn again, to tell of drift; what was trained stays.
@@ -58,7 +58,7 @@ def train(build: Build, log: Log, say: Say) -> None:
     _tell_lengths(build, log, say)
 
 
-def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
+def source(build: IndexBuild, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
     """How the input's vectors are read."""
     config = build.config
     return Source(
@@ -74,19 +74,19 @@ def source(build: Build, columns: pa.Schema, carried: tuple[str, ...] = ()) -> S
     )
 
 
-def wanted_rows(build: Build) -> int:
+def wanted_rows(build: IndexBuild) -> int:
     return build.config.sample_rows or max(POINTS * build.choice.lists, CODEC_POINTS)
 
 
-def draw(build: Build, say: Say) -> list[Part]:
+def draw(build: IndexBuild, say: Say) -> list[Part]:
     """The sample's parts."""
     rows, held = wanted_rows(build), build.held
     corpus = measure_input(build)
 
-    def verb(ledger: Ledger, workers: Workers) -> Sample:
+    def verb(ledger: Run, workers: WorkerPlan) -> SampleMapper:
         blocks = len(ledger.part_names())
         unnamed = replace(source(build, ledger.columns), id_column=None)
-        return Sample(unnamed, -(-rows // blocks), -(-held // blocks))
+        return SampleMapper(unnamed, -(-rows // blocks), -(-held // blocks))
 
     job = Job("drawing the sample", {"verb": "sample", "rows": rows, "held": held, "of": build.key}, verb)
     folder = build.stage("sample")
@@ -94,15 +94,15 @@ def draw(build: Build, say: Say) -> list[Part]:
     outcome = carry_out_planned(
         job, options, lambda: (sample_plan(corpus, rows + held, build.vectors.dim), corpus.schema), say
     )
-    return whole(outcome, folder.url).parts
+    return require_complete(outcome, folder.url).parts
 
 
-def measure_input(build: Build) -> Corpus:
+def measure_input(build: IndexBuild) -> Corpus:
     options = corpus_options(build.config)
     return measure(list_files(options, build.storage), options, build.storage, strict=True)
 
 
-def _tell_lengths(build: Build, log: Log, say: Say) -> None:
+def _tell_lengths(build: IndexBuild, log: Log, say: Say) -> None:
     """Tell of vectors whose products are no cosines."""
     folder = build.stage("sample")
     parts = read_manifest(folder)  # none where _build was deleted
@@ -116,19 +116,19 @@ def _tell_lengths(build: Build, log: Log, say: Say) -> None:
         say(f"warning: {note}")
 
 
-def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
+def _train(build: IndexBuild, parts: Sequence[Part], say: Say) -> None:
     folder, rows = build.stage("sample"), _trainable(build, parts)
-    plan = Plan(build.kind, build.vectors.dim, _lists(build, rows, say), build.config.metric)
+    plan = TrainPlan(build.kind, build.vectors.dim, _lists(build, rows, say), build.config.metric)
     files = files_of(folder, parts)
     centroids: tuple[str, ...] = ()
     if plan.lists > FLAT_LISTS and not build.folder.exists(TRAINED):
         centroids, count = _two_levels(build, plan, parts, rows, say)
         plan = replace(plan, lists=count)
         files = files[:: max(1, rows // CODEC_ROWS)]  # only the codec is left to train
-    said = f"training {described(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else "")
+    said = f"training {to_spec(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else "")
 
-    def verb(ledger: Ledger, workers: Workers) -> Train:
-        return Train(plan, build.folder, workers.threads, build.storage, centroids)
+    def verb(ledger: Run, workers: WorkerPlan) -> TrainMapper:
+        return TrainMapper(plan, build.folder, workers.threads, build.storage, centroids)
 
     rows = sum(file.rows for file in files)
     held = int(4 * plan.dim * ((1 + COPIED) * rows + COPIES * min(rows, CODEC_ROWS)))
@@ -136,7 +136,7 @@ def _train(build: Build, parts: Sequence[Part], say: Say) -> None:
     _on_one_worker(build, job, "train", [files], say)
 
 
-def _trainable(build: Build, parts: Sequence[Part]) -> int:
+def _trainable(build: IndexBuild, parts: Sequence[Part]) -> int:
     """Vectors of the sample that are there to train on. Raises InputError where they are too few."""
     there = sum(part.rows for part in parts)
     rows = there - sum(fact["held"] for fact in facts_of(build.stage("sample"), parts))
@@ -151,13 +151,13 @@ def _trainable(build: Build, parts: Sequence[Part]) -> int:
         )
     if build.kind.lists and rows < LEAST_CODEC:
         raise InputError(
-            f"{rows:,} vectors to train on are too few for {described(build.kind)}, which takes {LEAST_CODEC} at least. Use --kind "
+            f"{rows:,} vectors to train on are too few for {to_spec(build.kind)}, which takes {LEAST_CODEC} at least. Use --kind "
             "flat, with a new --output"
         )
     return rows
 
 
-def _lists(build: Build, rows: int, say: Say) -> int:
+def _lists(build: IndexBuild, rows: int, say: Say) -> int:
     """What was asked for or chosen; by itself no more than so many vectors train: rows without one were counted in."""
     lists, config = build.choice.lists, build.config
     if not config.lists and not config.sample_rows and rows < LEAST_POINTS * lists:
@@ -166,44 +166,48 @@ def _lists(build: Build, rows: int, say: Say) -> int:
     return lists
 
 
-def _on_one_worker(build: Build, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:
+def _on_one_worker(build: IndexBuild, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:
     """A stage of one shard, on all cores of the largest node."""
     connect()
     folder = build.stage(name)
-    cpus = most_cpus(build.config)
+    cpus = largest_node_cpus(build.config)
     options = build.options(build.stage("sample").url, folder, cpus_per_worker=cpus, max_workers=1, min_workers=1)
-    whole(carry_out_planned(job, options, lambda: files_plan(groups), say), folder.url)
+    require_complete(carry_out_planned(job, options, lambda: files_plan(groups), say), folder.url)
 
 
-def _two_levels(build: Build, plan: Plan, parts: Sequence[Part], rows: int, say: Say) -> tuple[tuple[str, ...], int]:
+def _two_levels(
+    build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int, say: Say
+) -> tuple[tuple[str, ...], int]:
     """Centroids by cells: the paths of the parts that hold them, and how many there are."""
     sample = build.stage("sample")
     files = files_of(sample, parts)
     cells = 2 ** round(plan.lists.bit_length() / 2)
     taken = files[:: max(1, rows // (cells * CELL_POINTS))]
 
-    def first(ledger: Ledger, workers: Workers) -> Cells:
-        return Cells(plan, cells, build.stage("cells"), workers.threads, build.storage)
+    def first(ledger: Run, workers: WorkerPlan) -> TrainCells:
+        return TrainCells(plan, cells, build.stage("cells"), workers.threads, build.storage)
 
     _on_one_worker(build, Job(f"{cells:,} cells", {"verb": "cells", "of": build.key}, first), "cells", [taken], say)
 
-    def deal(ledger: Ledger, workers: Workers) -> Deal:
-        return Deal(plan, build.stage("cells"), workers.threads, build.storage)
+    def deal(ledger: Run, workers: WorkerPlan) -> PartitionByCell:
+        return PartitionByCell(plan, build.stage("cells"), workers.threads, build.storage)
 
     dealt = build.stage("dealt")
     job = Job("dealing the sample by cell", {"verb": "deal", "of": build.key}, deal)
-    count = dealt_at_once(len(files), rows, plan.dim)
+    count = cells_at_once(len(files), rows, plan.dim)
     groups = [files[start : start + count] for start in range(0, len(files), count)]
-    whole(carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(groups), say), dealt.url)
+    require_complete(
+        carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(groups), say), dealt.url
+    )
     buckets, columns = bucket_plan({"dealt": dealt})
     points = buckets.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     given = tuple(shares(points, plan.lists).tolist())
 
-    def cluster(ledger: Ledger, workers: Workers) -> Cluster:
-        return Cluster(plan, given, workers.threads, ledger.columns, build.storage)
+    def cluster(ledger: Run, workers: WorkerPlan) -> ClusterCell:
+        return ClusterCell(plan, given, workers.threads, ledger.columns, build.storage)
 
     folder = build.stage("centroids")
     job = Job(f"{plan.lists:,} centroids", {"verb": "centroids", "of": build.key}, cluster)
     outcome = carry_out_planned(job, build.options(dealt.url, folder), lambda: (buckets, columns), say)
-    made = whole(outcome, folder.url).parts
+    made = require_complete(outcome, folder.url).parts
     return tuple(folder.path(part.part) for part in made), sum(given)

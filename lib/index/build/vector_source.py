@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...data.corpus import Corpus
-from ...data.reader import batches, read, together
-from ...data.shards import Shard, cut, heads
+from ...data.reader import as_one_array, batches, read_rows
+from ...data.shards import Shard, cut_shards, sample_shards
 from ...engine.job import RunOptions
 from ...engine.parts import FOOTER_THREADS
 from ...errors import InputError
@@ -93,10 +93,10 @@ def check_ids(corpus: Corpus, storage: Mapping[str, Any]) -> None:
     name = corpus.id_column
     if name is None:
         return
-    first = heads(cut(corpus, FIRST_IDS), 1, FIRST_IDS)
+    first = sample_shards(cut_shards(corpus, FIRST_IDS), 1, FIRST_IDS)
     try:
         for shard in first:
-            read(shard, [name], corpus.schema, storage)[name].cast(pa.large_string())
+            read_rows(shard, [name], corpus.schema, storage)[name].cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(
             f"column {name!r} is {corpus.schema.field(name).type}, which names no row: ids are text or numbers. Write it as text, or "
@@ -181,7 +181,7 @@ class Source:
 
     def read(self, shard: Shard) -> Rows:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
-        return self._rows(read(shard, self._names(), self.columns, self.storage))
+        return self._rows(read_rows(shard, self._names(), self.columns, self.storage))
 
     def batches(self, shard: Shard) -> Iterator[Rows]:
         """The same, some rows at a time: a processor's cache keeps these from one step to the next."""
@@ -195,10 +195,10 @@ class Source:
         ids = table["_source"].cast(pa.large_string())
         if self.id_column:
             ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
-        vectors, lengths, reasons = self._numbers(together(table[self.column]))
-        said = [together(table["_error"])]
+        vectors, lengths, reasons = self._numbers(as_one_array(table[self.column]))
+        said = [as_one_array(table["_error"])]
         if self.reasons:
-            said.append(together(table[REASON]).cast(pa.string()))
+            said.append(as_one_array(table[REASON]).cast(pa.string()))
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
         if reasons.null_count < len(reasons):
             vectors = np.where(reasons.is_null().to_numpy(zero_copy_only=False)[:, None], vectors, np.float32(0))

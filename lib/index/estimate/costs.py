@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...data.shards import Shard, Slice
-from ...engine.mapper import Verb
+from ...data.shards import FileRange, Shard
+from ...engine.mapper import Mapper
 from ...engine.parts import RUN, Part, parquet_bytes, publish_part
 from ...storage.folder import Folder
-from ..build.codec import fill, save_index, turns
-from ..build.encode import Encode
+from ..build.codec import fill, save_index, transforms_of
+from ..build.encode import EncodeMapper
 from ..build.layout import CODE, NUMBER, TRAINED, VECTOR
 from ..build.nearest_centroid import Centroids
-from ..build.recall import LISTED, PAIR, QUERIES, Probe, Truth, gone_through, pairs
-from ..build.segments import FILL_BYTES, Assemble
+from ..build.recall import LISTED, PAIR, QUERIES, GroundTruthMapper, ProbeSegment, merge_top_k, pairs
+from ..build.segments import FILL_BYTES, BuildSegment
 from ..build.stage_parts import column, matrix, read_parts
 from ..build.threads import compute_with
 from ..build.vector_source import Source
-from ..kinds import FLAT_LISTS, Kind, Metric, by_products, efforts, lists_of, untrained
+from ..kinds import FLAT_LISTS, IndexKind, Metric, efforts, empty_index, lists_of, uses_inner_product
 
 BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
 CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
@@ -115,7 +115,7 @@ class Costs:
         return [assigning, f"k-means {2e-9 / self.product:,.0f} GFLOP/s", *found]
 
 
-def measure_costs(kind: Kind, dim: int, lists: int, metric: Metric, number: str, row_lists: float) -> Costs:
+def measure_costs(kind: IndexKind, dim: int, lists: int, metric: Metric, number: str, row_lists: float) -> Costs:
     """number: type of the vectors' numbers in Parquet. row_lists: inverted lists of a piece over its rows.
 
     Nothing is written but in a temporary folder, which is gone in the end.
@@ -152,21 +152,21 @@ def _one_thread() -> Iterator[None]:
             setattr(faiss.cvar, name, value)
 
 
-def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarray, count: int) -> dict[str, Any]:
+def _lookup(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.ndarray, count: int) -> dict[str, Any]:
     """What finding the nearest of `count` centroids costs, with the quantizer that so many lists have."""
     import faiss
 
     graph = lists > FLAT_LISTS
-    exact = (faiss.IndexFlatIP if by_products(kind, metric) else faiss.IndexFlatL2)(dim)
+    exact = (faiss.IndexFlatIP if uses_inner_product(kind, metric) else faiss.IndexFlatL2)(dim)
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
-    centroids = Centroids(vectors[:count], by_products(kind, metric))
+    centroids = Centroids(vectors[:count], uses_inner_product(kind, metric))
     centroids.nearest(asked)  # once in a process: whether products are cut short, which those of random vectors are not
     product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * dim)
     quantizer: Any = exact
     add = 0.0
     if graph:
-        owner = untrained(kind, dim, lists, metric)  # whose quantizer goes when it does
+        owner = empty_index(kind, dim, lists, metric)  # whose quantizer goes when it does
         quantizer = faiss.downcast_index(lists_of(owner).quantizer)
         add = _seconds(lambda: quantizer.add(vectors[:count])) / count
     narrow = _seconds(lambda: quantizer.search(asked, 1)) / len(asked) if graph else product * count * dim
@@ -175,7 +175,7 @@ def _lookup(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarra
     return found | {"centroid": len(save_index(quantizer)) / count if graph else 4.0 * dim}
 
 
-def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarray) -> tuple[Any, float, int]:
+def _learned(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.ndarray) -> tuple[Any, float, int]:
     """An index with vectors for centroids, its codec hardly trained; seconds a vector of a whole training, and how many it takes.
 
     A product quantizer's training is timed on one of its groups: the others take as long. A learned rotation is replaced by a
@@ -183,12 +183,12 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
     """
     import faiss
 
-    index = untrained(kind, dim, lists, metric)
+    index = empty_index(kind, dim, lists, metric)
     if not kind.lists:
         return index, 0.0, 0
     inner = lists_of(index)
     points, rounds = vectors[:lists], 0
-    for turn in turns(index):
+    for turn in transforms_of(index):
         if isinstance(turn, faiss.OPQMatrix):
             rounds += turn.niter * turn.niter_pq + turn.niter_pq_0
             random = faiss.RandomRotationMatrix(dim, dim)
@@ -211,7 +211,7 @@ def _learned(kind: Kind, dim: int, lists: int, metric: Metric, vectors: np.ndarr
 
 
 def _steps(
-    kind: Kind, index: Any, few: int, lists: int, metric: Metric, number: str, vectors: np.ndarray, place: str
+    kind: IndexKind, index: Any, few: int, lists: int, metric: Metric, number: str, vectors: np.ndarray, place: str
 ) -> dict[str, float]:
     """The verbs over all but the last LOOKED_UP vectors, of which ASKED are queries. index: trained, of `few` lists."""
     rows, dim = len(vectors) - LOOKED_UP, vectors.shape[1]
@@ -228,17 +228,19 @@ def _steps(
 
     source.read(shard)  # what the first reading of a process takes, no other does
     read = _seconds(lambda: list(source.batches(shard)))
-    (_, encoded, written), part = _taken(Encode(source, kind, folder, 1), shard, folder, "rows.parquet")
-    pieces = Assemble(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
+    (_, encoded, written), part = _taken(EncodeMapper(source, kind, folder, 1), shard, folder, "rows.parquet")
+    pieces = BuildSegment(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
     (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
     (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
     scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.lists else 0.0
-    (_, exact, listed), best = _taken(Truth(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet")
+    (_, exact, listed), best = _taken(
+        GroundTruthMapper(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet"
+    )
     again = pa.table({"path": [folder.path(best.part)] * 3})
-    met = _seconds(lambda: gone_through(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
+    met = _seconds(lambda: merge_top_k(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
     ladder = (few,) if kind.lists else efforts(kind, 0)
     piece = _shard(folder, "piece.faiss", rows, 0)
-    (_, probed, _), _ = _taken(Probe(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
+    (_, probed, _), _ = _taken(ProbeSegment(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
     scanned = ASKED * (1 if kind.effort and not kind.lists else rows)
     return {
         "read": read / size,
@@ -256,12 +258,12 @@ def _steps(
     }
 
 
-def _scattered(kind: Kind, dim: int, lists: int, metric: Metric, path: str) -> float:
+def _scattered(kind: IndexKind, dim: int, lists: int, metric: Metric, path: str) -> float:
     """Seconds to fill the codes of a part into as many lists as its share of FILL_BYTES meets: each costs a call."""
     (table,) = read_parts(pa.table({"path": [path]}), [CODE], {})
     codes = matrix(table[CODE], np.uint8)
     count = max(1, min(lists * codes.nbytes // FILL_BYTES, len(codes), FLAT_LISTS))
-    numbers, index = np.arange(len(codes)), untrained(kind, dim, count, metric)
+    numbers, index = np.arange(len(codes)), empty_index(kind, dim, count, metric)
     return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
 
 
@@ -278,10 +280,10 @@ def _column(vectors: np.ndarray, number: str = "float") -> pa.Array:
 
 
 def _shard(folder: Folder, name: str, rows: int, size: int) -> Shard:
-    return Shard(0, (Slice(folder.path(name), name, 0, rows, rows, size, "", None),))
+    return Shard(0, (FileRange(folder.path(name), name, 0, rows, rows, size, "", None),))
 
 
-def _taken(verb: Verb, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
+def _taken(verb: Mapper, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
     """Seconds of a shard's three steps, after its worker has started; and its part."""
     work, clock = verb.worker(), time.process_time
     began = clock()

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ...cli.progress import duration
-from ...cli.units import in_words, pieces_for
+from ...cli.progress import format_duration
+from ...cli.units import format_bytes, pieces_for
 from ...data.corpus import Corpus, list_files, measure
 from ...data.formats import Measure
 from ...engine.cluster import connect
 from ...engine.parts import ROW_GROUP
-from ...engine.workers import Workers, decide, most_cpus
+from ...engine.workers import WorkerPlan, largest_node_cpus, plan_workers
 from ...errors import InputError, RunError, ShoalError, UsageError
 from ...storage.folder import Folder, absolute, parse_options
 from ...storage.listing import InputFile
 from ..build.choose_kind import choose
-from ..build.config import Build, IndexConfig, check, corpus_options, refuse_for_kind
+from ..build.config import IndexBuild, IndexConfig, check, corpus_options, refuse_for_kind
 from ..build.train_job import measure_input
 from ..build.vector_source import Vectors, describe
 from ..kinds import ID_BYTES
 from .costs import measure_costs
-from .stage import Given, Stage
+from .stage import EstimateInputs, StageEstimate
 from .stages import stages_of
 
 PART_BYTES = 128 << 20  # of the files of a supposed corpus: embed_corpus.py's
@@ -39,8 +39,8 @@ HEAD = "stage", "shards", "read", "written", "objects", "memory", "core seconds"
 class Forecast:
     """A build in numbers. pieces: bytes of each."""
 
-    given: Given
-    stages: list[Stage]
+    given: EstimateInputs
+    stages: list[StageEstimate]
     pieces: list[float]
 
     @property
@@ -56,7 +56,7 @@ class Forecast:
     @property
     def time(self) -> str:
         """In a sentence."""
-        clock = "" if self.seconds is None else f"about {duration(self.seconds)} with the workers there are, "
+        clock = "" if self.seconds is None else f"about {format_duration(self.seconds)} with the workers there are, "
         return (
             f"{clock}{self.core_seconds / 3600:,.1f} core hours by costs measured here; --dry-run tells them by stage"
         )
@@ -72,7 +72,7 @@ class Forecast:
             "          memory is of a worker; core seconds are without waits for the store, the clock without the seconds in which "
             "workers start; all are estimates",
             f"driver    {sum(stage.shards for stage in self.stages):,} shards; of the largest plan {slices:,} rows, about "
-            f"{in_words(SLICE_BYTES * slices)} of its memory",
+            f"{format_bytes(SLICE_BYTES * slices)} of its memory",
             *self._workers(),
             *self._beside(),
         ]
@@ -84,17 +84,17 @@ class Forecast:
         return [
             f"plan      {corpus.rows:,.0f} vectors of {build.vectors.dim:,} dimensions in {len(corpus.files):,} files{supposed}",
             *(f"kind      {sentence}" for sentence in choice.why),
-            f"index     {in_words(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
-            f"loads it, {in_words(self.given.trained)}",
-            f"pieces    {len(self.pieces):,}, {in_words(sum(self.pieces))} on disk; "
-            f"{in_words(len(self.pieces) * self.given.trained)} of it are centroids and codec, which every piece repeats",
+            f"index     {format_bytes(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
+            f"loads it, {format_bytes(self.given.trained)}",
+            f"pieces    {len(self.pieces):,}, {format_bytes(sum(self.pieces))} on disk; "
+            f"{format_bytes(len(self.pieces) * self.given.trained)} of it are centroids and codec, which every piece repeats",
         ]
 
     def _total(self) -> tuple[str, ...]:
         objects, shards = sum(stage.objects for stage in self.stages), sum(stage.shards for stage in self.stages)
-        sizes = [in_words(sum(getattr(stage, name) for stage in self.stages)) for name in ("read", "written")]
-        most = in_words(max(stage.memory for stage in self.stages))
-        clock = "unknown" if self.seconds is None else duration(self.seconds)
+        sizes = [format_bytes(sum(getattr(stage, name) for stage in self.stages)) for name in ("read", "written")]
+        most = format_bytes(max(stage.memory for stage in self.stages))
+        clock = "unknown" if self.seconds is None else format_duration(self.seconds)
         return "all", f"{shards:,}", *sizes, f"{objects:,}", most, f"{self.core_seconds:,.0f}", clock
 
     def _workers(self) -> list[str]:
@@ -109,7 +109,7 @@ class Forecast:
         config, said = self.given.build.config, []
         for stage in self.stages:
             if stage.name == "merge":
-                disk = in_words(stage.read / stage.shards + stage.written / stage.shards)
+                disk = format_bytes(stage.read / stage.shards + stage.written / stage.shards)
                 said.append(f"disk      merging takes {disk} of a node's own disk for each of {stage.shards}")
         if config.exports:
             said.append(f"exports   {', '.join(config.exports)}: not reckoned here")
@@ -125,7 +125,7 @@ class Forecast:
 
     def _cost(self, price: float) -> str:
         """Dollars of all workers from first to last; or, where there are none here, of the hours of cores."""
-        crews = [stage.workers for stage in self.stages if isinstance(stage.workers, Workers)]
+        crews = [stage.workers for stage in self.stages if isinstance(stage.workers, WorkerPlan)]
         if self.seconds is None or not crews:
             dollars = self.core_seconds / 3600 * price
             return (
@@ -153,12 +153,14 @@ def foresee(config: IndexConfig) -> Forecast:
     choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
     refuse_for_kind(config, choice.kind)
     folder = Folder(absolute(config.output), parse_options(config.storage_option))
-    build = Build(config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key="")
+    build = IndexBuild(
+        config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key=""
+    )
     connect()
     return reckon(build, corpus)
 
 
-def time_of(build: Build) -> str:
+def time_of(build: IndexBuild) -> str:
     """How long a build that is open takes, in a sentence; why that cannot be told, where it cannot."""
     try:
         return reckon(build, measure_input(build)).time
@@ -166,22 +168,22 @@ def time_of(build: Build) -> str:
         return f"how long it takes is not known: {error}"
 
 
-def reckon(build: Build, corpus: Corpus) -> Forecast:
+def reckon(build: IndexBuild, corpus: Corpus) -> Forecast:
     """The numbers of an open build, as it was chosen."""
     config, choice, dim = build.config, build.choice, build.vectors.dim
 
-    def find(weight_bytes: float, node: bool) -> Workers | str:
-        cpus = most_cpus(config)
+    def find(weight_bytes: float, node: bool) -> WorkerPlan | str:
+        cpus = largest_node_cpus(config)
         whole = {"cpus_per_worker": cpus, "max_workers": 1, "min_workers": 1} if node else {}
         try:
-            return decide(build.options(config.input, build.folder, **whole), int(weight_bytes))
+            return plan_workers(build.options(config.input, build.folder, **whole), int(weight_bytes))
         except RunError as error:
             return str(error)
 
     codes = corpus.rows * (choice.kind.bytes(dim) + ID_BYTES)
     row_lists = choice.lists * pieces_for(codes, 4.0 * choice.lists * dim, config.merge or 1) / corpus.rows
     costs = measure_costs(choice.kind, dim, choice.lists, config.metric, build.vectors.type, row_lists)
-    given = Given(build, corpus, costs, find)
+    given = EstimateInputs(build, corpus, costs, find)
     return Forecast(given, *stages_of(given))
 
 
@@ -217,9 +219,9 @@ def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
     return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {}, reasons=False)
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    clock = "unknown" if stage.here is None else duration(stage.here)
-    sizes = in_words(stage.read), in_words(stage.written), f"{stage.objects:,}", in_words(stage.memory)
+def _row(stage: StageEstimate) -> tuple[str, ...]:
+    clock = "unknown" if stage.here is None else format_duration(stage.here)
+    sizes = format_bytes(stage.read), format_bytes(stage.written), f"{stage.objects:,}", format_bytes(stage.memory)
     return stage.name, f"{stage.shards:,}", *sizes, f"{stage.seconds + stage.alone:,.0f}", clock
 
 
@@ -232,10 +234,10 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _crew(stage: Stage) -> str:
+def _crew(stage: StageEstimate) -> str:
     return f"none here: {stage.workers}" if isinstance(stage.workers, str) else str(stage.workers.at_most(stage.shards))
 
 
-def _elsewhere(stage: Stage) -> float:
+def _elsewhere(stage: StageEstimate) -> float:
     """Seconds by the clock in the cluster that hours are told for."""
     return stage.clock(1, NODE_CORES) if stage.node else stage.clock(CORES, 1)

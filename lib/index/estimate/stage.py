@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ...data.corpus import Corpus
 from ...data.formats import Measure
-from ...engine.workers import Workers
-from ..build.config import Build
+from ...engine.workers import WorkerPlan
+from ..build.config import IndexBuild
 from ..build.kmeans import ITERATIONS, MOST_POINTS
 from ..kinds import ID_BYTES
 from .costs import Costs
@@ -20,7 +20,7 @@ DRIVER_SECONDS = 0.0015  # a shard (lib/shift.py): 1.0 and 1.1 ms were measured 
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageEstimate:
     """read, written: bytes. memory: of a worker, bytes. seconds: of cores, in all shards; alone: of one, while the others wait.
 
     slices: rows of its plan, which the driver holds. node: whether its one worker takes a whole node. workers: as the cluster
@@ -34,7 +34,7 @@ class Stage:
     objects: int
     memory: float
     seconds: float
-    workers: Workers | str
+    workers: WorkerPlan | str
     slices: int
     alone: float = 0.0
     node: bool = False
@@ -53,13 +53,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Given:
+class EstimateInputs:
     """What the stages are reckoned of. find: workers for bytes that each holds, or for the one that takes a node."""
 
-    build: Build
+    build: IndexBuild
     corpus: Corpus
     costs: Costs
-    find: Callable[[float, bool], Workers | str] = field(repr=False)
+    find: Callable[[float, bool], WorkerPlan | str] = field(repr=False)
 
     @property
     def lists(self) -> int:
@@ -86,7 +86,7 @@ class Given:
         return ITERATIONS * kept * count * self.build.vectors.dim * self.costs.product
 
 
-def deeper(given: Given, rows: int) -> float:
+def deeper(given: EstimateInputs, rows: int) -> float:
     """How much more a vector costs in a graph of so many than in the one that was measured; 1 where there is no graph."""
     kind = given.build.kind
     if kind.lists or not kind.effort:
@@ -99,7 +99,7 @@ def shard_rows(plan: pa.Table) -> np.ndarray:
     return plan.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
 
 
-def stored(given: Given) -> float:
+def stored(given: EstimateInputs) -> float:
     """Bytes of a vector as it lies in Parquet."""
     return given.build.vectors.dim * pa.type_for_alias(given.build.vectors.type).bit_width / 8
 

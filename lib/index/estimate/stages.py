@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...data.formats.parquet import ROWS_PER_TABLE
-from ...data.shards import cut
+from ...data.shards import cut_shards
 from ...engine.job import even_rows
 from ...engine.parts import Part
 from ...engine.workers import WORKER_BASE
@@ -19,11 +19,11 @@ from ..build.recall import MOST, PARTS_AT_ONCE
 from ..build.sample import sample_plan
 from ..build.segments import LIST_BYTES, grouped
 from ..build.segments_job import balanced
-from ..build.train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, dealt_at_once
+from ..build.train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, cells_at_once
 from ..build.train_job import COPIES, wanted_rows
 from ..build.vector_source import SHARD_BYTES
 from ..kinds import FLAT_LISTS, efforts
-from .stage import Given, Stage, decoded, deeper, shard_rows, stored
+from .stage import EstimateInputs, StageEstimate, decoded, deeper, shard_rows, stored
 
 RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
 CARD_OBJECTS = 3  # card.json, README.md, curve.svg
@@ -33,7 +33,7 @@ PLACE_BYTES = 8 + 4 + 4 + 4  # of a list: a number, a score, an effort, a query
 MERGE_PASSES = 3  # over a piece's bytes: fetched, copied list by list, put
 
 
-def stages_of(given: Given) -> tuple[list[Stage], list[float]]:
+def stages_of(given: EstimateInputs) -> tuple[list[StageEstimate], list[float]]:
     """Every stage in order, and the bytes of each piece. Raises InputError for a sample that is too small to train on."""
     first, drawn = _sample(given)
     encoded, rows = _encode(given)
@@ -48,7 +48,7 @@ def stages_of(given: Given) -> tuple[list[Stage], list[float]]:
     return [*found, *_measure(given, encoded, groups, int(rows.max()))], pieces
 
 
-def _sample(given: Given) -> tuple[Stage, np.ndarray]:
+def _sample(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
     """And the vectors to train on that each of its parts has."""
     build, costs = given.build, given.costs
     wanted, held = wanted_rows(build), build.held
@@ -57,7 +57,7 @@ def _sample(given: Given) -> tuple[Stage, np.ndarray]:
     kept = np.minimum(-(-held // len(rows)), rows // 10)
     drawn = np.minimum(-(-wanted // len(rows)), rows - kept)
     read, written = decoded(plan, given.corpus), float((drawn + kept).sum() * given.vector)
-    stage = Stage(
+    stage = StageEstimate(
         name="sample",
         shards=len(rows),
         read=read,
@@ -71,7 +71,7 @@ def _sample(given: Given) -> tuple[Stage, np.ndarray]:
     return stage, drawn
 
 
-def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
+def _training(given: EstimateInputs, drawn: np.ndarray) -> list[StageEstimate]:
     """One k-means over the sample; or, above FLAT_LISTS, those that lead to the centroids first."""
     costs, rows, lists = given.costs, float(drawn.sum()), given.lists
     if rows < LEAST_POINTS * lists:
@@ -85,7 +85,7 @@ def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
     coded = min(taken, costs.codec_rows, CODEC_ROWS)
     copied = COPIES * min(taken, CODEC_ROWS)
     seconds = size * costs.read + coded * (costs.codec + costs.assigned(lists) * (lists > 0))
-    last = Stage(
+    last = StageEstimate(
         name="train",
         shards=1,
         read=size + (lists * given.vector if two else 0),
@@ -101,11 +101,11 @@ def _training(given: Given, drawn: np.ndarray) -> list[Stage]:
     return [*_two_levels(given, drawn), last] if two else [last]
 
 
-def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
+def _two_levels(given: EstimateInputs, drawn: np.ndarray) -> list[StageEstimate]:
     """As training.py has them: cells of a part of the sample, the sample dealt by cell, and k-means in each cell."""
     costs, rows, lists = given.costs, float(drawn.sum()), given.lists
     cells = 2 ** round(lists.bit_length() / 2)
-    at_once = dealt_at_once(len(drawn), rows, given.build.vectors.dim)
+    at_once = cells_at_once(len(drawn), rows, given.build.vectors.dim)
     parts = -(-len(drawn) // at_once)
     some = drawn[:: max(1, int(rows) // (cells * CELL_POINTS))]
     taken = float(some.sum())
@@ -113,7 +113,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
     one, many = given.find(0, True), given.find(0, False)
     near = rows * cells * given.build.vectors.dim * costs.product
     return [
-        Stage(
+        StageEstimate(
             name="train: cells",
             shards=1,
             read=taken * given.vector,
@@ -125,7 +125,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             slices=len(some),
             node=True,
         ),
-        Stage(
+        StageEstimate(
             name="train: deal",
             shards=parts,
             read=size,
@@ -136,7 +136,7 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
             workers=many,
             slices=len(drawn),
         ),
-        Stage(
+        StageEstimate(
             name="train: centroids",
             shards=cells,
             read=size,
@@ -150,19 +150,19 @@ def _two_levels(given: Given, drawn: np.ndarray) -> list[Stage]:
     ]
 
 
-def _encode(given: Given) -> tuple[Stage, np.ndarray]:
+def _encode(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
     """And the rows of each of its shards."""
     build, costs, corpus = given.build, given.costs, given.corpus
     workers = given.find(HELD_TWICE * given.trained, False)
     most = max(1, SHARD_BYTES // given.vector)
     count = 1 if isinstance(workers, str) else workers.maximum
-    plan = cut(corpus, build.config.shard_rows or even_rows(corpus, count, most))
+    plan = cut_shards(corpus, build.config.shard_rows or even_rows(corpus, count, most))
     rows = shard_rows(plan)
     read = decoded(plan, corpus)
     carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.keep_columns else 0.0
     seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.lists
     batch = min(ROWS_PER_TABLE, int(rows.max())) * given.vector
-    stage = Stage(
+    stage = StageEstimate(
         name="encode",
         shards=len(rows),
         read=read,
@@ -176,10 +176,10 @@ def _encode(given: Given) -> tuple[Stage, np.ndarray]:
     return stage, rows
 
 
-def _assemble(given: Given, groups: Sequence[int], parts: int) -> Stage:
+def _assemble(given: EstimateInputs, groups: Sequence[int], parts: int) -> StageEstimate:
     costs, rows = given.costs, given.corpus.rows
     largest, repeated = max(groups) * given.code, float(len(groups) * given.trained)
-    return Stage(
+    return StageEstimate(
         name="assemble",
         shards=len(groups),
         read=rows * given.code,
@@ -192,12 +192,12 @@ def _assemble(given: Given, groups: Sequence[int], parts: int) -> Stage:
     )
 
 
-def _merge(given: Given, groups: Sequence[int]) -> Stage:
+def _merge(given: EstimateInputs, groups: Sequence[int]) -> StageEstimate:
     shards = balanced([{"vectors": rows} for rows in groups], given.build.config.merge or 1)
     count = len(shards)
     codes = given.corpus.rows * given.code
     read = codes + len(groups) * given.trained
-    return Stage(
+    return StageEstimate(
         name="merge",
         shards=count,
         read=read,
@@ -210,7 +210,7 @@ def _merge(given: Given, groups: Sequence[int]) -> Stage:
     )
 
 
-def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) -> list[Stage]:
+def _measure(given: EstimateInputs, encoded: StageEstimate, groups: Sequence[int], largest: int) -> list[StageEstimate]:
     """Exact search of the held queries over all vectors, and the pieces' own at every effort. largest: rows of a shard."""
     build, costs, rows = given.build, given.costs, given.corpus.rows
     queries, ladder = build.config.recall_queries, efforts(build.kind, given.lists)
@@ -223,7 +223,7 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) 
         probed = queries * pieces * costs.scan * deeper(given, max(groups))
     else:
         probed = queries * rows * costs.scan
-    exact = Stage(
+    exact = StageEstimate(
         name="measure: exact",
         shards=shards,
         read=encoded.read,
@@ -235,7 +235,7 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) 
         slices=encoded.slices,
     )
     found = pieces * listed * tried
-    probe = Stage(
+    probe = StageEstimate(
         name="measure: probe",
         shards=pieces,
         read=rows * given.code + pieces * given.trained,
@@ -249,7 +249,7 @@ def _measure(given: Given, encoded: Stage, groups: Sequence[int], largest: int) 
     return [*_shortened(given, probe, listed * tried), *_shortened(given, exact, listed)]
 
 
-def _shortened(given: Given, stage: Stage, listed: int) -> list[Stage]:
+def _shortened(given: EstimateInputs, stage: StageEstimate, listed: int) -> list[StageEstimate]:
     """A stage that leaves parts of so many places, and the maps that leave few enough of them for the driver."""
     costs, parts, levels = given.costs, stage.shards, []
     while parts > PARTS_AT_ONCE:
@@ -259,7 +259,7 @@ def _shortened(given: Given, stage: Stage, listed: int) -> list[Stage]:
     for level, before in enumerate(levels):
         made = -(-before // PARTS_AT_ONCE)
         stages.append(
-            Stage(
+            StageEstimate(
                 name=f"{stage.name} lists" + (f", {level + 1}" if level else ""),
                 shards=made,
                 read=before * listed * costs.place,

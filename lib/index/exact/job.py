@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from ...data.corpus import Corpus, CorpusOptions, list_files, measure
-from ...data.shards import PLAN_SCHEMA, cut, numbered, tables_of, untagged
-from ...engine.job import Job, RunOptions, carry_out_planned, whole
+from ...data.shards import PLAN_SCHEMA, cut_shards, numbered, tables_of, untagged
+from ...engine.job import Job, RunOptions, carry_out_planned, require_complete
 from ...engine.parts import Part
-from ...engine.run import Ledger
-from ...engine.workers import Workers
+from ...engine.run import Run
+from ...engine.workers import WorkerPlan
 from ...storage.folder import Folder, absolute, parse_options
-from .mappers import PASSAGES, QUERIES, RUN_SCHEMA, Merge, Score, Search, Vectors, read_run
+from .mappers import PASSAGES, QUERIES, RUN_SCHEMA, ExactSearchMapper, Merge, ScoreCandidatesMapper, Vectors, read_run
 
 QUERY_BLOCK = 1024
 RANGE_BYTES = 128 << 20  # of vectors in float32; a worker holds some four times as much
@@ -27,7 +27,7 @@ COLUMNS = ("id", "embedding", "error")
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class ExactSearch:
     """What is searched, and for what. queries, passages: outputs of the embed job. candidates: the name of a Parquet
     file in `folder` with the only pairs to score; None searches everything."""
 
@@ -46,27 +46,27 @@ class Retrieval:
         return {"verb": "search"} | cuts | {name: getattr(self, name) for name in named}
 
 
-def retrieve(retrieval: Retrieval, say: Callable[[str], None]) -> Iterator[pa.Table]:
+def retrieve(retrieval: ExactSearch, say: Callable[[str], None]) -> Iterator[pa.Table]:
     """Search, or go on with it, and then the run: a table of RUN_SCHEMA for each block of queries, each query's best first.
 
     Raises RunError when shards failed for good.
     """
     output = retrieval.options.output
     search = carry_out_planned(_search_job(retrieval), retrieval.options, lambda: search_plan(retrieval), say)
-    parts = whole(search, output).parts
+    parts = require_complete(search, output).parts
     blocks = len(_pieces(_measured(retrieval.queries, retrieval.folder.options), QUERY_BLOCK, QUERIES))
     folder = Folder(absolute(output), retrieval.folder.options)
     if len(parts) > blocks:
         plan = merge_plan(folder, parts, blocks)
         folder = Folder(f"{folder.url}-merged", folder.options)
         options = replace(retrieval.options, output=folder.url)
-        parts = whole(
+        parts = require_complete(
             carry_out_planned(_merge_job(retrieval), options, lambda: (plan, RUN_SCHEMA), say), folder.url
         ).parts
     return (read_run(folder.path(part.part), folder.options) for part in parts)
 
 
-def search_plan(retrieval: Retrieval) -> tuple[pa.Table, pa.Schema]:
+def search_plan(retrieval: ExactSearch) -> tuple[pa.Table, pa.Schema]:
     """A shard for each block of queries and range of passages, those of one block side by side; and the columns that are read.
 
     The cuts are fixed by the vectors alone, so that the same run is cut alike on any cluster.
@@ -103,20 +103,20 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _search_job(retrieval: Retrieval) -> Job:
+def _search_job(retrieval: ExactSearch) -> Job:
     storage = parse_options(retrieval.options.storage_option)
 
-    def verb(ledger: Ledger, workers: Workers) -> Search | Score:
+    def verb(ledger: Run, workers: WorkerPlan) -> ExactSearchMapper | ScoreCandidatesMapper:
         vectors = Vectors(retrieval.cosine, ledger.columns, storage)
         if retrieval.candidates is not None:
-            return Score(vectors, retrieval.most, retrieval.folder, retrieval.candidates)
-        return Search(vectors, retrieval.most, workers.threads, "cuda" if workers.gpus else "cpu")
+            return ScoreCandidatesMapper(vectors, retrieval.most, retrieval.folder, retrieval.candidates)
+        return ExactSearchMapper(vectors, retrieval.most, workers.threads, "cuda" if workers.gpus else "cpu")
 
     said = "scoring the candidates" if retrieval.candidates else f"exact search for the {retrieval.most:,} nearest"
     return Job(said=said, settings=retrieval.settings(), verb=verb, weight_bytes=4 * RANGE_BYTES)
 
 
-def _merge_job(retrieval: Retrieval) -> Job:
+def _merge_job(retrieval: ExactSearch) -> Job:
     settings = retrieval.settings() | {"verb": "merge"}
     storage = parse_options(retrieval.options.storage_option)
     return Job("merging the ranges", settings, lambda ledger, workers: Merge(retrieval.most, storage))
@@ -128,4 +128,4 @@ def _measured(url: str, storage: Mapping[str, Any]) -> Corpus:
 
 
 def _pieces(corpus: Corpus, rows: int, source: str) -> list[pa.Table]:
-    return tables_of(untagged(cut(corpus, rows)), source)
+    return tables_of(untagged(cut_shards(corpus, rows)), source)

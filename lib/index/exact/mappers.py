@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...data.ranking import best, rank_ids
-from ...data.reader import read
+from ...data.reader import read_rows
 from ...data.shards import Shard, of_source
-from ...engine.mapper import Bundle
+from ...engine.mapper import Tables
 from ...errors import InputError
 from ...storage.folder import Folder, open_file
 from .topk import nearest
@@ -35,7 +35,7 @@ class Vectors:
 
     def read(self, shard: Shard, source: str) -> pa.Table:
         """Columns `id` (large_string) and `vector` of the rows of one source that have a vector, in order."""
-        table = read(of_source(shard, source), self.columns.names, self.columns, self.storage)
+        table = read_rows(of_source(shard, source), self.columns.names, self.columns, self.storage)
         if table["_error"].null_count < table.num_rows:
             reason = pc.drop_null(table["_error"])[0]
             raise RuntimeError(f"vectors of {source} cannot be read: {reason}")
@@ -52,7 +52,7 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class Search:
+class ExactSearchMapper:
     """The verb: the `most` nearest passages of each query of a shard."""
 
     vectors: Vectors
@@ -60,15 +60,15 @@ class Search:
     threads: int
     device: str
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         tables = {source: self.vectors.read(shard, source) for source in (QUERIES, PASSAGES)}
         return tables, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         search = nearest(self.device, self.threads)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             queries, passages = bundle[QUERIES], bundle[PASSAGES]
             ranks, ids = rank_ids(passages["id"].combine_chunks())
             scores, places = search(matrix(queries["vector"]), matrix(passages["vector"]), ranks, self.most)
@@ -77,12 +77,12 @@ class Search:
 
         return work
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreCandidatesMapper:
     """The verb: the score of each candidate pair whose query and passage are in a shard, the `most` best of each query."""
 
     vectors: Vectors
@@ -90,7 +90,7 @@ class Score:
     folder: Folder
     candidates: str  # Parquet in `folder`, columns QUERY_ID and PASSAGE_ID
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         tables = {source: self.vectors.read(shard, source) for source in (QUERIES, PASSAGES)}
         pairs = pq.read_table(pa.BufferReader(self.folder.read(self.candidates)))
@@ -100,10 +100,10 @@ class Score:
         tables[CANDIDATES] = pa.table({"query": query.filter(here), "passage": passage.filter(here)})
         return tables, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         queries, passages = matrix(bundle[QUERIES]["vector"]), matrix(bundle[PASSAGES]["vector"])
         rows, places = (bundle[CANDIDATES][name].to_numpy() for name in ("query", "passage"))
         scores = np.empty(len(rows), np.float32)
@@ -113,7 +113,7 @@ class Score:
         ranks, ids = rank_ids(bundle[PASSAGES]["id"].combine_chunks())
         return {"rows": _run(bundle[QUERIES]["id"], ids, *best(rows, scores, ranks[places], self.most))}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
 
 
@@ -124,17 +124,17 @@ class Merge:
     most: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Memory: two lists, whatever the number of ranges."""
         began = time.perf_counter()
         lists = (read_run(piece.path, self.storage) for piece in shard.slices)
         merged = reduce(lambda left, right: _best_of(left, right, self.most), lists)
         return {"rows": merged}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return lambda bundle: bundle
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
 
 
@@ -166,5 +166,5 @@ def _best_of(left: pa.Table, right: pa.Table, most: int) -> pa.Table:
     return _run(numbered.dictionary, ids, *best(queries, rows[SCORE].to_numpy(), ranks, most))
 
 
-def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+def _counted(shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
     return bundle["rows"], {"rows": bundle["rows"].num_rows, "source_rows": shard.rows}

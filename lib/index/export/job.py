@@ -18,24 +18,24 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.shards import shards
-from ...engine.job import Job, carry_out_planned, whole
-from ...engine.mapper import Verb
+from ...engine.job import Job, carry_out_planned, require_complete
+from ...engine.mapper import Mapper
 from ...engine.parts import Part
-from ...engine.run import Ledger, read_plan
+from ...engine.run import Run, read_plan
 from ...engine.stage_log import Say
-from ...engine.workers import Workers
+from ...engine.workers import WorkerPlan
 from ...errors import RunError
 from ...storage.folder import Folder
 from ...storage.scratch import Scratch
-from ..build.codec import load_index, turns
-from ..build.config import Build
+from ..build.codec import load_index, transforms_of
+from ..build.config import IndexBuild
 from ..build.layout import ROWS, TRAINED
 from ..build.segments_job import read_manifest
 from ..build.stage_parts import facts_of, some_shards
 from ..build.train_job import source
 from ..build.vector_source import Source
-from ..kinds import by_products, lists_of
-from .mappers import Files, Fragments, file_name, lance_options, lance_schema, lance_url
+from ..kinds import lists_of, uses_inner_product
+from .mappers import ExportFiles, ExportFragments, file_name, lance_options, lance_schema, lance_url
 
 EXPORTED, README = "exports", "README.md"
 CENTROIDS, CODEBOOKS, ROTATION = "centroids", "codebooks", "rotation"
@@ -55,7 +55,7 @@ MILVUS = Store("milvus", "milvus", "vector", described=False)
 PINECONE = Store("pinecone", "pinecone/__default__", "values", described=True)
 
 
-def export(build: Build, parts: Sequence[Part], say: Say) -> None:
+def export(build: IndexBuild, parts: Sequence[Part], say: Say) -> None:
     """Write what --exports asks for and is not there yet. parts: of the encoded rows, all of which the manifest has.
 
     Raises RunError where what was exported before is no longer there.
@@ -70,12 +70,12 @@ def export(build: Build, parts: Sequence[Part], say: Say) -> None:
         _lance(build, vectors, say)
 
 
-def _place(build: Build, name: str) -> Folder:
+def _place(build: IndexBuild, name: str) -> Folder:
     return build.folder.below(f"{EXPORTED}/{name}")
 
 
 @dataclass(frozen=True)
-class Run:
+class ExportRun:
     """The export of a generation. first: the index's number of its first shard; plan: its shards, numbered from 0."""
 
     first: int
@@ -84,8 +84,8 @@ class Run:
     parts: Sequence[Part]
 
 
-def _runs(build: Build, name: str, verb: Callable[[Source, int], Verb], say: Say) -> list[Run]:
-    """One for each generation, every shard of it done. verb: of how the vectors are read, and of Run's `first`."""
+def _runs(build: IndexBuild, name: str, verb: Callable[[Source, int], Mapper], say: Say) -> list[ExportRun]:
+    """One for each generation, every shard of it done. verb: of how the vectors are read, and of ExportRun's `first`."""
     plan, columns = read_plan(build.folder.below(ROWS))
     return [
         _run(build, name, generation["shards"], (plan, columns), verb, say)
@@ -94,33 +94,33 @@ def _runs(build: Build, name: str, verb: Callable[[Source, int], Verb], say: Say
 
 
 def _run(
-    build: Build,
+    build: IndexBuild,
     name: str,
     between: tuple[int, int],
     rows: tuple[pa.Table, pa.Schema],
-    verb: Callable[[Source, int], Verb],
+    verb: Callable[[Source, int], Mapper],
     say: Say,
-) -> Run:
+) -> ExportRun:
     """between: the first of its shards, and the one after its last. rows: plan and columns of all."""
     (first, stop), (plan, columns) = between, rows
     own = some_shards(plan, first, stop)
 
-    def made(ledger: Ledger, workers: Workers) -> Verb:
+    def made(ledger: Run, workers: WorkerPlan) -> Mapper:
         return verb(source(build, ledger.columns, build.config.keep_columns), first)
 
     folder = build.stage(f"export-{name}-{first:06d}-{stop:06d}")
     job = Job(f"exporting for {name}", {"verb": "export", "to": name, "of": build.key, "shards": [first, stop]}, made)
     options = build.options(build.config.input, folder)
-    outcome = whole(carry_out_planned(job, options, lambda: (own, columns), say), folder.url)
-    return Run(first, own, folder, outcome.parts)
+    outcome = require_complete(carry_out_planned(job, options, lambda: (own, columns), say), folder.url)
+    return ExportRun(first, own, folder, outcome.parts)
 
 
-def _files(build: Build, store: Store, vectors: int, say: Say) -> None:
+def _files(build: IndexBuild, store: Store, vectors: int, say: Say) -> None:
     """What a store imports. vectors: how many the index has."""
     place, kept = _place(build, store.place), bool(build.config.keep_columns)
 
-    def verb(source: Source, first: int) -> Files:
-        return Files(source, place, first, store.column, store.described and kept)
+    def verb(source: Source, first: int) -> ExportFiles:
+        return ExportFiles(source, place, first, store.column, store.described and kept)
 
     runs, files = _runs(build, store.name, verb, say), 0
     there = place.list()
@@ -132,13 +132,13 @@ def _files(build: Build, store: Store, vectors: int, say: Say) -> None:
     say(f"{place.url}: {vectors:,} vectors in {files:,} files{_left_out(place, runs, vectors)}")
 
 
-def _lance(build: Build, vectors: int, say: Say) -> None:
+def _lance(build: IndexBuild, vectors: int, say: Say) -> None:
     """One dataset. Its commit names every fragment there is, so a repeated one has the same rows, and none of them twice."""
     import lance
 
     place = _place(build, "vectors.lance")
     url, options = lance_url(place), lance_options(place)
-    runs = _runs(build, "lance", lambda source, first: Fragments(source, url, options), say)
+    runs = _runs(build, "lance", lambda source, first: ExportFragments(source, url, options), say)
     there, made = place.below("data").list(), []
     for run in runs:
         fragments = [each for fact in facts_of(run.folder, run.parts) for each in fact["fragments"]]
@@ -166,7 +166,7 @@ def _committed(place: Folder, url: str, options: dict[str, str]) -> list[str] | 
     return [file.path for fragment in dataset.get_fragments() for file in fragment.data_files()]
 
 
-def _refuse_gone(place: Folder, run: Run, gone: Sequence[str]) -> None:
+def _refuse_gone(place: Folder, run: ExportRun, gone: Sequence[str]) -> None:
     if gone:
         raise RunError(
             f"{len(gone)} files of {place.url} were exported and are gone, the first is {gone[0]}. Put them back; or delete "
@@ -174,7 +174,7 @@ def _refuse_gone(place: Folder, run: Run, gone: Sequence[str]) -> None:
         )
 
 
-def _left_out(place: Folder, runs: Sequence[Run], vectors: int) -> str:
+def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
     """The rows that are not in an export, in words. Raises RunError where it has not every vector of the index."""
     rows, without = (
         sum(getattr(part, name) for run in runs for part in run.parts) for name in ("source_rows", "errors")
@@ -187,7 +187,7 @@ def _left_out(place: Folder, runs: Sequence[Run], vectors: int) -> str:
     return f"; {without:,} rows without one are left out ({ROWS}/ says why)" if without else ""
 
 
-def _centroids(build: Build, say: Say) -> None:
+def _centroids(build: IndexBuild, say: Say) -> None:
     """Published once, the README last: what is trained never changes."""
     place = _place(build, "centroids")
     if place.exists(README):
@@ -199,7 +199,8 @@ def _centroids(build: Build, say: Say) -> None:
             np.save(f"{folder}/{name}.npy", array)
             place.put(f"{name}.npy", f"{folder}/{name}.npy")
     place.publish(
-        README, explained(arrays, by_products(build.kind, build.config.metric), lists_of(index).by_residual).encode()
+        README,
+        explained(arrays, uses_inner_product(build.kind, build.config.metric), lists_of(index).by_residual).encode(),
     )
     say(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
 
@@ -214,7 +215,7 @@ def trained_arrays(index: Any) -> dict[str, np.ndarray]:
     if isinstance(inner, faiss.IndexIVFPQ):
         pq = inner.pq
         arrays[CODEBOOKS] = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
-    for turn in turns(index):
+    for turn in transforms_of(index):
         assert ROTATION not in arrays, "one matrix"
         assert not turn.have_bias, "a rotation"
         arrays[ROTATION] = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.shards import Shard
-from ...engine.mapper import Bundle, Direct
+from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import ROW_GROUP
 from ...storage import atomic
 from ...storage.folder import Folder, filesystem
@@ -32,7 +32,7 @@ def file_name(first: int, shard: Shard) -> str:
 
 
 @dataclass(frozen=True)
-class Files(Direct):
+class ExportFiles(FusedMapper):
     """The verb: a Parquet file of each shard's vectors in `place`; none where no row has one. A part has a row, FILE, for it.
 
     first: as in `file_name`. column: what the store calls a vector. described: with METADATA, of the carried columns.
@@ -44,13 +44,13 @@ class Files(Direct):
     column: str
     described: bool
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return _prepared(self.source, shard)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         rows, vectors = bundle["rows"], bundle["vectors"][VECTOR]
         # Milvus takes neither large strings nor lists of a fixed size.
         data = {ID: rows[ID].cast(pa.string()), self.column: vectors.cast(pa.list_(pa.float32()))}
@@ -59,7 +59,7 @@ class Files(Direct):
             data[METADATA] = pa.array([metadata(row) for row in described], pa.string())
         return {"rows": pa.table(data).replace_schema_metadata(rows.schema.metadata)}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         rows, name = bundle["rows"], file_name(self.first, shard)
         if rows.num_rows:
             self.place.publish(name, _parquet(rows.replace_schema_metadata()))
@@ -67,7 +67,7 @@ class Files(Direct):
 
 
 @dataclass(frozen=True)
-class Fragments(Direct):
+class ExportFragments(FusedMapper):
     """The verb: each shard's vectors as fragments of the Lance dataset at `url`. A part has a row, FILE, for each, and in FACTS
     all that a commit is told of them, `fragments`. options: of the store, as Lance names them."""
 
@@ -75,19 +75,19 @@ class Fragments(Direct):
     url: str
     options: Mapping[str, str] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return _prepared(self.source, shard)
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         rows, schema = bundle["rows"], lance_schema(self.source)
         columns = [bundle["vectors"][VECTOR] if name == VECTOR else rows[name] for name in schema.names]
         data = [column.cast(target) for column, target in zip(columns, schema.types, strict=True)]
         return {"rows": pa.table(data, schema=schema.with_metadata(rows.schema.metadata))}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         from lance.fragment import write_fragments
 
         rows, made = bundle["rows"], []
@@ -144,7 +144,7 @@ def _flat(value: object) -> str | float | list[str] | None:
     return value if value is None or isinstance(value, int | str) else str(value)
 
 
-def _prepared(source: Source, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+def _prepared(source: Source, shard: Shard) -> tuple[Tables, dict[str, float]]:
     """Of the rows with a vector, `rows` and `vectors`; in the metadata of `rows` how many were read, FACTS."""
     began = time.perf_counter()
     rows = source.read(shard)

@@ -24,7 +24,7 @@ QUERY_BITS = (
 )
 
 
-class Kind(Protocol):
+class IndexKind(Protocol):
     """lists: whether it has inverted lists. merges: whether faiss can merge its pieces on disk. effort: faiss's parameter by
     which a search is quicker or finds more, or none. recall: expected at 10 with effort enough, of MiniLM's 384 dimensions
     (docs/index.md): a guide to a choice, never a claim about a built index."""
@@ -66,7 +66,7 @@ def names() -> list[str]:
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
 
 
-def parse(text: str) -> Kind:
+def parse(text: str) -> IndexKind:
     """The kind of `name:key=value,...`. Raises UsageError with the choices for what does not exist."""
     name, _, rest = text.partition(":")
     if name.replace("_", "-") not in names():
@@ -89,19 +89,19 @@ def divisors(dim: int) -> list[int]:
     return [count for count in range(1, dim + 1) if dim % count == 0]
 
 
-def described(kind: Kind) -> str:
+def to_spec(kind: IndexKind) -> str:
     """A kind as the command line says it, every parameter written out."""
     name = type(kind).__module__.rsplit(".", 1)[-1].replace("_", "-")
     values = ",".join(f"{each.name}={getattr(kind, each.name)}" for each in fields(kind))  # type: ignore[arg-type]
     return f"{name}:{values}" if values else name
 
 
-def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
+def empty_index(kind: IndexKind, dim: int, lists: int, metric: Metric) -> Any:
     """The empty faiss index, its settings as this project wants them. lists: of a kind that has some."""
     import faiss
 
     coarse = f"IVF{lists}" if lists <= FLAT_LISTS else f"IVF{lists}_HNSW{GRAPH}"
-    number = faiss.METRIC_INNER_PRODUCT if by_products(kind, metric) else faiss.METRIC_L2
+    number = faiss.METRIC_INNER_PRODUCT if uses_inner_product(kind, metric) else faiss.METRIC_L2
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
     if kind.lists:
         inner = lists_of(index)
@@ -113,7 +113,7 @@ def untrained(kind: Kind, dim: int, lists: int, metric: Metric) -> Any:
     return index
 
 
-def by_products(kind: Kind, metric: Metric) -> bool:
+def uses_inner_product(kind: IndexKind, metric: Metric) -> bool:
     """Whether faiss ranks by inner products, or by squared distances.
 
     Cosines are products of unit vectors, and rank as distances do. A code's error e spoils a product by q e, whatever the
@@ -122,14 +122,14 @@ def by_products(kind: Kind, metric: Metric) -> bool:
     return metric == "ip" or (metric == "cosine" and not kind.lists)
 
 
-def scores_of(kind: Kind, metric: Metric, found: np.ndarray) -> np.ndarray:
+def scores_of(kind: IndexKind, metric: Metric, found: np.ndarray) -> np.ndarray:
     """What faiss gives, as scores of which more is better: cosines, inner products, negative squared distances."""
-    if by_products(kind, metric):
+    if uses_inner_product(kind, metric):
         return found
     return 1 - found / 2 if metric == "cosine" else -found
 
 
-def efforts(kind: Kind, lists: int) -> tuple[int, ...]:
+def efforts(kind: IndexKind, lists: int) -> tuple[int, ...]:
     """The ladder on which recall and speed are measured: powers of two."""
     if not kind.effort:
         return (0,)
@@ -137,7 +137,7 @@ def efforts(kind: Kind, lists: int) -> tuple[int, ...]:
     return tuple(2**power for power in range(first.bit_length() - 1, last.bit_length()))
 
 
-def set_effort(kind: Kind, index: Any, effort: int) -> None:
+def set_effort(kind: IndexKind, index: Any, effort: int) -> None:
     """How hard the next searches of a faiss index try."""
     import faiss
 

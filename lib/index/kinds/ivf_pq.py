@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...errors import UsageError
-from . import described, divisors, faiss_codes, list_parameters
+from . import divisors, faiss_codes, list_parameters, to_spec
 
 MOST_DIMENSIONS = 64  # a byte by default: of more it tells next to nothing
 
@@ -29,7 +29,7 @@ class IvfPq:
         if dim % code or (not self.code and code * MOST_DIMENSIONS < dim):
             fitting = [count for count in divisors(dim) if count * MOST_DIMENSIONS >= dim]
             raise UsageError(
-                f"--kind {described(replace(self, code=code))}: it must divide the vectors' {dim} dimensions, as "
+                f"--kind {to_spec(replace(self, code=code))}: it must divide the vectors' {dim} dimensions, as "
                 f"{', '.join(map(str, fitting))} do. ivf-rabitq takes any number of them"
             )
 

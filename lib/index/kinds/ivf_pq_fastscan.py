@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...errors import UsageError
-from . import described, divisors, faiss_codes, list_parameters, lists_of
+from . import divisors, faiss_codes, list_parameters, lists_of, to_spec
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class IvfPqFastscan:
     def check(self, dim: int) -> None:
         if dim % self._groups(dim) or self._groups(dim) % 2:
             raise UsageError(
-                f"--kind {described(replace(self, groups=self._groups(dim)))}: it must be even, and divide the vectors' {dim} "
+                f"--kind {to_spec(replace(self, groups=self._groups(dim)))}: it must be even, and divide the vectors' {dim} "
                 f"dimensions, as {', '.join(map(str, _even(dim))) or 'none'} do. ivf-rabitq takes any number of them"
             )
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...data.corpus import CorpusOptions, list_files, measure
-from ...data.reader import read
-from ...data.shards import cut, shards
+from ...data.reader import read_rows
+from ...data.shards import cut_shards, shards
 from ...engine.parts import Part, parquet_bytes, read_manifest
 from ...errors import InputError
 from ...storage.folder import Folder
@@ -29,20 +29,20 @@ THREADS = 4
 
 
 @dataclass(frozen=True)
-class Allowed:
+class AllowedIds:
     """name: of the list in the folder of the search; None where everything may be found. notes: for the report."""
 
     name: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def read_allowed(config: SearchConfig, opened: Opened, folder: Folder, say: Say) -> Allowed:
+def read_allowed_ids(config: SearchConfig, opened: Opened, folder: Folder, say: Say) -> AllowedIds:
     """The list that --allow names, written once. Raises InputError for one without any id, or with none of the index's.
 
     Reads every id of an index of up to COUNTED rows. Memory: the list, once a thread, and the ids of a few million rows.
     """
     if config.allow is None:
-        return Allowed()
+        return AllowedIds()
     files = list_files(CorpusOptions(input=config.allow), folder.options)
     ids = _read(config, files, folder.options)
     if not len(ids):
@@ -51,7 +51,7 @@ def read_allowed(config: SearchConfig, opened: Opened, folder: Folder, say: Say)
     say(said)
     name = f"_{digest(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
     folder.claim(name, parquet_bytes(pa.table({"id": ids})))
-    return Allowed(name, (said,))
+    return AllowedIds(name, (said,))
 
 
 def _compared(ids: pa.Array, config: SearchConfig, opened: Opened) -> str:
@@ -70,7 +70,7 @@ def _read(config: SearchConfig, files: Sequence[InputFile], storage: Mapping[str
     """The different ids of the list, large_string."""
     column = config.allow_column
     corpus = measure(files, CorpusOptions(input=str(config.allow), text_column=column), storage, strict=True)
-    tables = [read(shard, [column], corpus.schema, storage) for shard in shards(cut(corpus, IDS_AT_ONCE))]
+    tables = [read_rows(shard, [column], corpus.schema, storage) for shard in shards(cut_shards(corpus, IDS_AT_ONCE))]
     found = [pc.unique(table[column].cast(pa.large_string())).drop_null() for table in tables]
     return pc.unique(pa.concat_arrays([*found, pa.array([], pa.large_string())]))
 

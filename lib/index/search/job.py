@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from ...data.corpus import columns_at
-from ...data.shards import cut, numbered, tables_of
+from ...data.shards import cut_shards, numbered, tables_of
 from ...engine.executor import Outcome
-from ...engine.job import Job, RunOptions, carry_out_planned, refuse_nested, whole
-from ...engine.run import Ledger
-from ...engine.run_config import read_record
-from ...engine.workers import ClusterOptions, Workers
+from ...engine.job import Job, RunOptions, carry_out_planned, refuse_nested, require_complete
+from ...engine.run import Run
+from ...engine.run_config import read_run_config
+from ...engine.workers import WorkerOptions, WorkerPlan
 from ...errors import InputError, RunError, UsageError
 from ...models.reranker_options import RerankerOptions
 from ...reranking import job as rerank_job
@@ -20,14 +20,14 @@ from ...reranking.candidates import ID_NAMES
 from ...reranking.mapper import RerankConfig
 from ...storage.folder import Folder, absolute
 from ..build.config import digest
-from ..build.layout import PIECES, ROWS
+from ..build.layout import ROWS, SEGMENTS
 from ..build.stage_parts import File, files_of, files_plan
 from ..build.vector_source import Source, VectorOptions
 from ..exact.mappers import PASSAGE_ID, QUERY_ID
-from .filter import read_allowed
+from .filter import read_allowed_ids
 from .hits import FOUND_SCHEMA, PASSAGES_AT_ONCE
 from .mappers import QUERIES as OF_QUERIES
-from .mappers import Find, Gather
+from .mappers import Gather, SearchSegment
 from .query import Opened, QueryVectors, Say, SearchConfig, check_queries, open_index, query_vectors, shared
 
 LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard, where their lists are short: a piece is opened for each
@@ -45,12 +45,12 @@ def search(config: SearchConfig, say: Say) -> Outcome:
     )
     folder.probe()
     _refuse_another_index(folder, opened)
-    allow = read_allowed(config, opened, folder, say)
+    allow = read_allowed_ids(config, opened, folder, say)
     vectors = query_vectors(config, opened, say)
     check_queries(vectors, opened, config)
     outcome = _found(config, opened, vectors, folder, allow.name, say)
     if reranked:
-        whole(outcome, folder.url)
+        require_complete(outcome, folder.url)
         outcome = rerank_job.rerank(_rerank_config(config, folder.url), say)
     return replace(outcome, notes=allow.notes)
 
@@ -71,7 +71,7 @@ def _check(config: SearchConfig, opened: Opened) -> None:
 
 def _refuse_another_index(folder: Folder, opened: Opened) -> None:
     """Raises RunError where the output has lists of an index that is another now."""
-    record = read_record(folder) or read_record(folder.below(OF_PIECES))
+    record = read_run_config(folder) or read_run_config(folder.below(OF_PIECES))
     then, now = record and record["settings"].get("index"), opened.identity
     if then and then != now:
         raise RunError(
@@ -125,7 +125,7 @@ def _found(
         "allowed": allowed,
     }
 
-    def verb(ledger: Ledger, workers: Workers) -> Find:
+    def verb(ledger: Run, workers: WorkerPlan) -> SearchSegment:
         source = Source(
             vectors.column,
             vectors.id_column,
@@ -139,19 +139,19 @@ def _found(
         )
         rows = opened.folder.below(ROWS)
         given = (source, kind, card["metric"], effort, config.top_k, firsts, rows, folder, allowed, workers.threads)
-        return Find(*given, folder.options)
+        return SearchSegment(*given, folder.options)
 
     many = len(opened.pieces) > 1
     place = folder.below(OF_PIECES) if many else folder
     most = max(piece["bytes"] for piece in opened.pieces)
     said = f"searching {opened.vectors:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
     job = Job(said, settings, verb, weight_bytes=most)
-    blocks = tables_of(cut(vectors.corpus, block), OF_QUERIES)
+    blocks = tables_of(cut_shards(vectors.corpus, block), OF_QUERIES)
     options = _options(config, vectors.url, place)
     outcome = carry_out_planned(job, options, lambda: _plan(vectors, blocks, opened), say)
     if not many:
         return outcome
-    files = files_of(place, whole(outcome, place.url).parts)
+    files = files_of(place, require_complete(outcome, place.url).parts)
     groups = [files[number :: len(blocks)] for number in range(len(blocks))]
     merge = Job("merging the pieces' lists", settings | {"verb": "gather"}, _gather(config, folder))
     return carry_out_planned(
@@ -159,7 +159,7 @@ def _found(
     )
 
 
-def _gather(config: SearchConfig, folder: Folder) -> Callable[[Ledger, Workers], Gather]:
+def _gather(config: SearchConfig, folder: Folder) -> Callable[[Run, WorkerPlan], Gather]:
     return lambda ledger, workers: Gather(config.top_k, folder.options)
 
 
@@ -170,14 +170,14 @@ def block_rows(queries: float, most: int) -> int:
 
 def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:
     """A shard for each piece and block of queries, the blocks of a piece side by side."""
-    place = opened.folder.below(PIECES)
+    place = opened.folder.below(SEGMENTS)
     files = [File(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
-    pieces = tables_of(files_plan([[file] for file in files])[0], PIECES)
+    pieces = tables_of(files_plan([[file] for file in files])[0], SEGMENTS)
     return numbered([pa.concat_tables([block, piece]) for piece in pieces for block in blocks]), vectors.corpus.schema
 
 
 def _options(config: SearchConfig, input: str, output: Folder) -> VectorOptions:
-    given = {each.name: getattr(config, each.name) for each in fields(ClusterOptions)}
+    given = {each.name: getattr(config, each.name) for each in fields(WorkerOptions)}
     given |= {"gpus_per_worker": 0.0, "storage_option": config.storage_option}
     return VectorOptions(**given, input=input, output=output.url)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...data.shards import Shard, of_source
-from ...engine.mapper import Bundle, Direct
+from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import read_manifest
 from ...errors import InputError
 from ...storage.folder import Folder, download, open_file
@@ -24,7 +24,7 @@ from ..build.codec import open_piece
 from ..build.stage_parts import column, ids_of, matrix
 from ..build.vector_source import Source
 from ..exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
-from ..kinds import Kind, Metric, scores_of
+from ..kinds import IndexKind, Metric, scores_of
 from .hits import (
     FOUND_SCHEMA,
     NO_LISTS,
@@ -42,7 +42,7 @@ NOTHING = "nothing was found: no passage in the lists that were probed, or none 
 
 
 @dataclass(frozen=True)
-class Find:
+class SearchSegment:
     """The verb: the `most` best of each query among a piece's vectors; a row with a reason for a query that has no vector.
 
     firsts: of each piece, by name, the number of its first row and how many it has. allowed: Parquet with the column `id` of
@@ -50,7 +50,7 @@ class Find:
     """
 
     source: Source
-    kind: Kind
+    kind: IndexKind
     metric: Metric
     effort: int
     most: int
@@ -61,19 +61,19 @@ class Find:
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         rows, (piece,) = self.source.read(of_source(shard, QUERIES)), of_source(shard, PIECES).slices
         queries = pa.table({"id": rows.table["id"], "vector": column(rows.vectors), "error": rows.reasons})
         return {"queries": queries, "piece": pa.table({"path": [piece.path]})}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         import faiss
 
         faiss.omp_set_num_threads(self.threads)
         opened = _Opened(self)
 
-        def work(bundle: Bundle) -> Bundle:
+        def work(bundle: Tables) -> Tables:
             (path,) = bundle["piece"]["path"].to_pylist()
             name, queries = path.rpartition("/")[2], bundle["queries"]
             index = opened.index(path)
@@ -112,14 +112,14 @@ class Find:
         rows = np.repeat(np.arange(len(vectors)), most)[there]
         return rows, ids, scores_of(self.kind, self.metric, scores).reshape(-1)[there]
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
 
 
 class _Opened:
     """A worker's piece: its file, its ids, and what may be found in it. The last one is kept; a shard's next is mostly the same."""
 
-    def __init__(self, verb: Find):
+    def __init__(self, verb: SearchSegment):
         self.verb = verb
         self.place = Scratch("search")
         self.parts = read_manifest(verb.rows)
@@ -186,22 +186,22 @@ def _told(url: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Gather(Direct):
+class Gather(FusedMapper):
     """The verb: of the lists of all pieces for the same queries, the `most` best of each query. Its work is reading."""
 
     most: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Memory: two lists, whatever the number of pieces."""
         began = time.perf_counter()
         lists = (self._read(piece.path) for piece in shard.slices)
         return {"rows": reduce(self._best, lists)}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return lambda bundle: bundle
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
 
     def _read(self, path: str) -> pa.Table:
@@ -220,6 +220,6 @@ class Gather(Direct):
         return pa.concat_tables([listed, without(lacking[QUERY_ID], lacking["error_first"])])
 
 
-def _counted(shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+def _counted(shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
     rows = bundle["rows"]
     return rows, {"rows": len(rows), "source_rows": shard.rows, "errors": len(rows) - rows["error"].null_count}

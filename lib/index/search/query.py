@@ -8,32 +8,32 @@ from typing import Any
 import pyarrow as pa
 
 from ...data.corpus import Corpus, CorpusOptions, columns_at, list_files, measure
-from ...data.reader import read
-from ...data.shards import cut, shards
+from ...data.reader import read_rows
+from ...data.shards import cut_shards, shards
 from ...data.texts import as_text
 from ...data.unique_ids import refuse_twice
 from ...embedding import job as embed_job
 from ...embedding.mapper import EmbedConfig
-from ...engine.job import whole
+from ...engine.job import require_complete
 from ...engine.parts import MANIFEST as PARTS
 from ...engine.parts import read_manifest
-from ...engine.workers import ClusterOptions
+from ...engine.workers import WorkerOptions
 from ...errors import InputError, ModelError, UsageError
-from ...models.encoder_options import EncoderOptions, Encoding, ModelOptions, prompt_of, resolve
+from ...models.encoder_options import EncoderOptions, ModelOptions, ResolvedEncoder, prompt_of, resolve_encoder
 from ...recipes import QUERY, RerankRecipe, names
 from ...storage.folder import Folder, absolute, parse_options
 from ..build.config import digest
-from ..build.layout import CARD, MANIFEST, PIECES, ROWS
+from ..build.layout import CARD, MANIFEST, ROWS, SEGMENTS
 from ..build.segments_job import pieces_of
 from ..build.vector_source import ENCODING, VectorOptions, Vectors, describe
-from ..kinds import Kind, parse
+from ..kinds import IndexKind, parse
 
 Say = Callable[[str], None]
 IDS_AT_ONCE = 100_000  # that are read
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(EncoderOptions, ClusterOptions):
+class SearchConfig(EncoderOptions, WorkerOptions):
     """Everything `jobs/search_index.py` can be told."""
 
     index: str = field(metadata={"help": "Folder that build_index.py wrote; any fsspec URL."})
@@ -86,7 +86,7 @@ class Opened:
     pieces: tuple[Mapping[str, Any], ...]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> IndexKind:
         return parse(self.card["kind"])
 
     @property
@@ -116,7 +116,7 @@ def open_index(config: SearchConfig) -> Opened:
 
 def _refuse_gaps(opened: Opened) -> None:
     """Raises InputError for files of the index that are gone or not whole, by a listing of each of its folders."""
-    rows, pieces = (opened.folder.below(name) for name in (ROWS, PIECES))
+    rows, pieces = (opened.folder.below(name) for name in (ROWS, SEGMENTS))
     parts = {part.part: part.bytes for part in read_manifest(rows)} or {PARTS: -1}
     for folder, wanted in ((pieces, {piece["name"]: piece["bytes"] for piece in opened.pieces}), (rows, parts)):
         there = folder.list()
@@ -145,7 +145,7 @@ def query_vectors(config: SearchConfig, opened: Opened, say: Say) -> QueryVector
         given = _embed_config(config, opened)
         _refuse_twice(_measured(given, storage, strict=False), config.input, storage)
         say("embedding the queries")
-        whole(embed_job.embed(given, say), given.output)
+        require_complete(embed_job.embed(given, say), given.output)
         url, column, id_column = given.output, "embedding", "id"
     options = VectorOptions(input=url, output=config.output, id_column=id_column, keep_columns=(column,))
     corpus = _measured(options, storage, strict=True)
@@ -168,8 +168,8 @@ def _refuse_twice(corpus: Corpus, url: str, storage: Mapping[str, Any]) -> None:
         return
 
     def pieces() -> Iterator[pa.Array]:
-        for shard in shards(cut(corpus, IDS_AT_ONCE)):
-            yield as_text(read(shard, [name], corpus.schema, storage)[name])[0].drop_null()
+        for shard in shards(cut_shards(corpus, IDS_AT_ONCE)):
+            yield as_text(read_rows(shard, [name], corpus.schema, storage)[name])[0].drop_null()
 
     refuse_twice(pieces, "query", url)
 
@@ -210,14 +210,14 @@ def _model(config: SearchConfig, opened: Opened) -> EncoderOptions:
     return options
 
 
-def encoding_of(config: SearchConfig, opened: Opened) -> tuple[EncoderOptions, Encoding]:
+def encoding_of(config: SearchConfig, opened: Opened) -> tuple[EncoderOptions, ResolvedEncoder]:
     """The model read and held against the card. Raises ModelError where they are at odds."""
     card, made = opened.card, opened.card["made"]
     options = _model(config, opened)
-    encoding = resolve(ModelOptions(**vars(options)))
+    encoding = resolve_encoder(ModelOptions(**vars(options)))
     if options.truncate_dim is None and encoding.spec.dim > card["dim"]:
         options = replace(options, truncate_dim=card["dim"])
-        encoding = resolve(ModelOptions(**vars(options)))
+        encoding = resolve_encoder(ModelOptions(**vars(options)))
     spec = encoding.spec
     found = {"revision": spec.revision, "pooling": list(spec.pooling), "dim": spec.dim, "normalized": spec.normalize}
     found |= {"bidirectional": spec.bidirectional, "append_eos": spec.append_eos}
@@ -248,5 +248,5 @@ def check_queries(vectors: QueryVectors, opened: Opened, config: SearchConfig) -
 
 
 def shared(config: SearchConfig) -> dict[str, Any]:
-    given = [each.name for each in fields(ClusterOptions)]
+    given = [each.name for each in fields(WorkerOptions)]
     return {name: getattr(config, name) for name in (*given, "token_budget", "storage_option")}

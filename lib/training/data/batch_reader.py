@@ -19,7 +19,7 @@ SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.string()), ("group", pa.in
 OPEN_PARTS = 8
 
 
-class Order:
+class BatchReader:
     """A training plan, read step by step. url: the plan's folder. Threads may share it; one reads at a time."""
 
     def __init__(self, url: str, storage: Mapping[str, Any] | None = None):

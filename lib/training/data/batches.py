@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...data.reader import read
+from ...data.reader import read_rows
 from ...data.shards import Shard
-from ...engine.mapper import Bundle, Direct
+from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import GROUPS
 from ...engine.shuffle import REASON
 from .list_columns import as_lists, one_array
@@ -136,7 +136,7 @@ def _ask_waiting(
 
 
 @dataclass(frozen=True)
-class MakeBatches(Direct):
+class BatchesMapper(FusedMapper):
     """The verb of the second map: one pass over one bucket. with_negatives: the sets of which some row has negatives."""
 
     seed: int
@@ -146,21 +146,21 @@ class MakeBatches(Direct):
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """The bucket's usable rows. Raises RuntimeError for a part that cannot be read whole: it is tried again."""
         began = time.perf_counter()
         names = [name for name in PAIRS.names if name != "dropped"]
-        table = read(shard, names, self.columns, self.storage)
+        table = read_rows(shard, names, self.columns, self.storage)
         if table["_error"].null_count < table.num_rows or table.num_rows != shard.rows:
             raise RuntimeError(f"dealt parts cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
         table = table.filter(table[REASON].is_null()).select(names)
         place = json.dumps(shard.slices[0].name.split("/")[:3])
         return {"rows": table.replace_schema_metadata({PLACE: place})}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         pairs = bundle["rows"]
         entry, bucket, number = json.loads(pairs.schema.metadata[PLACE])
         tables, sets = [BATCHES.empty_table()], []
@@ -182,7 +182,7 @@ class MakeBatches(Direct):
         place = {"entry": entry, "bucket": int(bucket), "pass": int(number)}
         return {"rows": with_summary(table, place | {"sets": sets})}
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         rows = bundle["rows"]
         return rows, {"rows": rows.num_rows, "source_rows": shard.rows}
 

@@ -19,18 +19,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...data.shards import PLAN_SCHEMA, count_shards
-from ...engine.actor_pool import together
-from ...engine.job import Job, RunOptions, carry_out, carry_out_planned, even_rows, whole
+from ...engine.actor_pool import shared_pool
+from ...engine.job import Job, RunOptions, carry_out, carry_out_planned, even_rows, require_complete
 from ...engine.parts import parquet_bytes
-from ...engine.run import Ledger
-from ...engine.run_config import claim_record, read_record, refuse_other_settings
+from ...engine.run import Run
+from ...engine.run_config import check_same_settings, create_run_config, read_run_config
 from ...engine.shuffle import MOST_RANGES, bucket_plan
-from ...engine.workers import ClusterOptions, Workers, beside
+from ...engine.workers import WorkerOptions, WorkerPlan, beside
 from ...errors import UsageError
 from ...storage.folder import Folder, absolute, parse_options
 from .batch_reader import ORDER, SCHEMA
-from .batches import MakeBatches, Set
-from .pairs import DealPairs
+from .batches import BatchesMapper, Set
+from .pairs import PartitionPairs
 from .schedule import Stream, make_order, passes_of
 from .sources import Entry, open_entry, parse_data, parse_weights
 from .stats import Counts, check_batches, check_dealt, count, merged, summaries
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(ClusterOptions):
+class DataOptions(WorkerOptions):
     """Which pairs are trained on, and how they are put together."""
 
     data: tuple[str, ...] = field(
@@ -74,7 +74,7 @@ class Planned:
     counts: Counts
 
 
-@together()
+@shared_pool()
 def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say: Say) -> Planned:
     """Make the plan in OUTPUT/plan, or what is left of it. Raises UsageError, InputError or RunError, see counts too."""
     _check_numbers(options)
@@ -85,16 +85,16 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
     if not any(entry.by_dataset for entry in entries):
         _check_names(weights, list(urls))
     fixed = _fixed(options, entries, weights)
-    if (record := read_record(folder)) is not None:
-        refuse_other_settings(folder, record["settings"], fixed)
+    if (record := read_run_config(folder)) is not None:
+        check_same_settings(folder, record["settings"], fixed)
     dealt = {entry.name: _deal(entry, options, say) for entry in entries}
     datasets = {name for found in dealt.values() for name, _ in found["sets"]}
     _check_names(weights, [*urls, *sorted(datasets - set(urls))])
     for name, found in dealt.items():
         check_dealt(name, found, options.global_batch)
     # Only now, so that after a mistake that the first map finds the command may be mended in the same place.
-    record = claim_record(folder, {"settings": fixed})
-    refuse_other_settings(folder, record["settings"], fixed)
+    record = create_run_config(folder, {"settings": fixed})
+    check_same_settings(folder, record["settings"], fixed)
     streams = [
         Stream(name, dataset, in_batch, weights.get(dataset, weights.get(name, 1.0)))
         for name, found in dealt.items()
@@ -136,8 +136,8 @@ def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
     """The first map over one entry; what its rows are, see counts.merged."""
     storage, buckets = parse_options(entry.options.storage_option), entry.buckets(options.global_batch)
 
-    def verb(ledger: Ledger, workers: Workers) -> DealPairs:
-        return DealPairs(entry.name, options.seed, buckets, entry.by_dataset, entry.columns, entry.odd, storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> PartitionPairs:
+        return PartitionPairs(entry.name, options.seed, buckets, entry.by_dataset, entry.columns, entry.odd, storage)
 
     fixed = {"verb": "deal pairs", "files": entry.fingerprint, "buckets": buckets, "seed": options.seed}
     job = Job(
@@ -146,7 +146,7 @@ def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
         verb=verb,
     )
     done = carry_out(job, entry.options, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS), say)
-    parts = whole(done, entry.options.output).parts
+    parts = require_complete(done, entry.options.output).parts
     return merged(summaries(Folder(absolute(entry.options.output), storage), parts))
 
 
@@ -216,8 +216,8 @@ def _batch(
     storage = parse_options(entries[0].options.storage_option)
     sources = {entry.name: Folder(absolute(entry.options.output), storage) for entry in entries if passes[entry.name]}
 
-    def verb(ledger: Ledger, workers: Workers) -> MakeBatches:
-        return MakeBatches(options.seed, options.global_batch, options.group, having, ledger.columns, storage)
+    def verb(ledger: Run, workers: WorkerPlan) -> BatchesMapper:
+        return BatchesMapper(options.seed, options.global_batch, options.group, having, ledger.columns, storage)
 
     plan, _, _ = entries[0].options.output.rpartition("/")
     name = f"batches-{epochs.start}"
@@ -229,7 +229,7 @@ def _batch(
     )
     ends = {entry: [numbers.start, numbers.stop] for entry, numbers in passes.items()}
     job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": ends, **fixed}, verb=verb)
-    done = whole(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), run.output)
+    done = require_complete(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), run.output)
     found = summaries(Folder(absolute(run.output), storage), done.parts)
     return [f"{name}/{part.part}" for part in done.parts], found
 

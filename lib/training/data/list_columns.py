@@ -20,7 +20,7 @@ class _UnfitError(Exception):
 
 
 @dataclass(frozen=True)
-class Lists:
+class ListColumn:
     """Lists of n rows, flattened.
 
     values: large_string or float32, one list after the other. counts: int64 [n], 0 for a null. absent: bool [n], where
@@ -37,7 +37,7 @@ class Lists:
         """int64: the row of each value."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def keep(self, mask: np.ndarray) -> "Lists":
+    def keep(self, mask: np.ndarray) -> "ListColumn":
         """Only the values where `mask` (bool, one a value) is true."""
         counts = np.bincount(self.rows[mask], minlength=len(self.counts))
         return replace(self, values=self.values.filter(pa.array(mask)), counts=counts)
@@ -53,20 +53,20 @@ def as_lists(values: pa.Array, counts: np.ndarray, absent: np.ndarray | None = N
     return pa.ListArray.from_arrays(offsets, values, mask=None if absent is None else pa.array(absent))
 
 
-def text_lists(column: pa.ChunkedArray, name: str) -> Lists:
+def text_lists(column: pa.ChunkedArray, name: str) -> ListColumn:
     """A column of texts or lists of texts. A text that is a JSON list of texts is that list: JSONL is read as such."""
     return _lists(column, name, pa.large_string(), as_text, _texts)
 
 
-def score_lists(column: pa.ChunkedArray, name: str) -> Lists:
+def score_lists(column: pa.ChunkedArray, name: str) -> ListColumn:
     """A column of numbers or lists of numbers, as numbers or as JSON text; float32, all finite."""
     return _lists(column, name, pa.float32(), _as_scores, _scores)
 
 
-def no_lists(rows: int, kind: pa.DataType) -> Lists:
+def no_lists(rows: int, kind: pa.DataType) -> ListColumn:
     """What a column that is not there holds."""
     counts = np.zeros(rows, np.int64)
-    return Lists(pa.array([], kind), counts, np.ones(rows, bool), pa.nulls(rows, pa.string()))
+    return ListColumn(pa.array([], kind), counts, np.ones(rows, bool), pa.nulls(rows, pa.string()))
 
 
 def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -81,7 +81,7 @@ def _lists(
     kind: pa.DataType,
     leaves: Callable[[pa.Array], tuple[pa.Array, pa.Array]],
     parse: Callable[[str, str], Sequence[Any]],
-) -> Lists:
+) -> ListColumn:
     array = one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
@@ -97,18 +97,18 @@ def _lists(
     if _is_list(array.type):
         counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
         values, unfit = leaves(array.flatten())
-        return Lists(values, counts, absent, _by_row(unfit, counts, name))
+        return ListColumn(values, counts, absent, _by_row(unfit, counts, name))
     if _is_words(array.type):
         texts, broken = as_text(array)
         return _parsed(texts, broken, name, kind, parse)
     values, unfit = leaves(array.drop_null())
     counts = (~absent).astype(np.int64)
-    return Lists(values, counts, absent, _by_row(unfit, counts, name))
+    return ListColumn(values, counts, absent, _by_row(unfit, counts, name))
 
 
 def _parsed(
     texts: pa.Array, broken: pa.Array, name: str, kind: pa.DataType, parse: Callable[[str, str], Sequence[Any]]
-) -> Lists:
+) -> ListColumn:
     values: list[Any] = []
     counts, reasons = np.zeros(len(texts), np.int64), broken.to_pylist()
     for row, text in enumerate(texts.to_pylist()):
@@ -122,7 +122,7 @@ def _parsed(
         counts[row] = len(found)
         values += found
     absent = texts.is_null().to_numpy(zero_copy_only=False)
-    return Lists(_array(values, kind), counts, absent, pa.array(reasons, pa.string()))
+    return ListColumn(_array(values, kind), counts, absent, pa.array(reasons, pa.string()))
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

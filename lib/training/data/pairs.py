@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...data.reader import read
+from ...data.reader import read_rows
 from ...data.shards import Shard
 from ...data.texts import as_text
-from ...engine.mapper import Bundle, Direct
-from ...engine.shuffle import KEY, REASON, deal
-from .list_columns import NO_REASON, Lists, as_lists, no_lists, one_array, score_lists, text_lists
+from ...engine.mapper import FusedMapper, Tables
+from ...engine.shuffle import KEY, REASON, partition
+from .list_columns import NO_REASON, ListColumn, as_lists, no_lists, one_array, score_lists, text_lists
 
 NEEDED = ("query", "pos")
 OPTIONAL = ("neg", "hn", "pos_scores", "neg_scores", "dataset", "prompt", "in_batch_negatives")
@@ -76,7 +76,7 @@ def read_pairs(
     tables: list[pa.Table] = []
     for piece in shard.slices:
         schema = odd.get(piece.path, columns)
-        table = read(Shard(shard.number, (piece,)), schema.names, schema, storage)
+        table = read_rows(Shard(shard.number, (piece,)), schema.names, schema, storage)
         if tables and tables[-1].schema == table.schema:
             tables[-1] = pa.concat_tables([tables[-1], table])
         else:
@@ -141,31 +141,31 @@ def _query(table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:
     return texts, pc.coalesce(reasons, pc.if_else(texts.is_null(), f"no {name}", empty))
 
 
-def _each_alone(texts: pa.Array) -> Lists:
+def _each_alone(texts: pa.Array) -> ListColumn:
     absent = texts.is_null().to_numpy(zero_copy_only=False)
-    return Lists(texts.drop_null(), (~absent).astype(np.int64), absent, pa.nulls(len(texts), pa.string()))
+    return ListColumn(texts.drop_null(), (~absent).astype(np.int64), absent, pa.nulls(len(texts), pa.string()))
 
 
-def _texts_of(table: pa.Table, names: tuple[str, ...]) -> Lists:
+def _texts_of(table: pa.Table, names: tuple[str, ...]) -> ListColumn:
     """Lists of stripped texts from the first of the columns that has some in a row."""
     found = [text_lists(table[name], name) for name in names if name in table.column_names]
     lists = found[0] if found else no_lists(table.num_rows, pa.large_string())
     for other in found[1:]:
         lists = _either(lists, other)
-    return Lists(pc.utf8_trim_whitespace(lists.values), lists.counts, lists.absent, lists.reasons)
+    return ListColumn(pc.utf8_trim_whitespace(lists.values), lists.counts, lists.absent, lists.reasons)
 
 
-def _either(first: Lists, second: Lists) -> Lists:
+def _either(first: ListColumn, second: ListColumn) -> ListColumn:
     """The rows of `first`, and where it has none those of `second`."""
     use = first.absent
     second = second.keep(use[second.rows])
     place = np.argsort(np.concatenate([first.rows, second.rows]), kind="stable")
     values = pa.concat_arrays([first.values, second.values]).take(pa.array(place))
     reasons = pc.if_else(pa.array(use), second.reasons, first.reasons)
-    return Lists(values, first.counts + second.counts, use & second.absent, reasons)
+    return ListColumn(values, first.counts + second.counts, use & second.absent, reasons)
 
 
-def _scores_of(table: pa.Table, name: str, texts: Lists) -> Lists:
+def _scores_of(table: pa.Table, name: str, texts: ListColumn) -> ListColumn:
     """Scores of the texts; a row whose scores are not one for each text has a reason, and none."""
     lists = no_lists(table.num_rows, pa.float32())
     if name in table.column_names:
@@ -175,7 +175,7 @@ def _scores_of(table: pa.Table, name: str, texts: Lists) -> Lists:
     reasons = np.array(lists.reasons.to_pylist(), object)
     reasons[some] = [f"{name} has {lists.counts[i]} numbers for {texts.counts[i]} texts" for i in some]
     kept = lists.keep(~wrong[lists.rows])
-    return Lists(kept.values, kept.counts, lists.absent | wrong, pa.array(reasons, pa.string()))
+    return ListColumn(kept.values, kept.counts, lists.absent | wrong, pa.array(reasons, pa.string()))
 
 
 def _flag(table: pa.Table) -> tuple[pa.Array, pa.Array]:
@@ -186,12 +186,12 @@ def _flag(table: pa.Table) -> tuple[pa.Array, pa.Array]:
     return pc.invert(no), pc.coalesce(reasons, pc.if_else(known, NO_REASON, "in_batch_negatives is not true or false"))
 
 
-def _filled(lists: Lists) -> np.ndarray:
+def _filled(lists: ListColumn) -> np.ndarray:
     """bool, one a value: whether the text is there."""
     return pc.fill_null(pc.not_equal(lists.values, ""), False).to_numpy(zero_copy_only=False)
 
 
-def _without_empty(texts: Lists, scores: Lists) -> tuple[Lists, Lists, pa.Array]:
+def _without_empty(texts: ListColumn, scores: ListColumn) -> tuple[ListColumn, ListColumn, pa.Array]:
     """Texts and their scores without empty texts, and why a row has none."""
     none = pa.array(texts.counts == 0)
     kept, scores = _keep(texts, scores, _filled(texts))
@@ -199,7 +199,7 @@ def _without_empty(texts: Lists, scores: Lists) -> tuple[Lists, Lists, pa.Array]
     return kept, scores, pc.if_else(none, NO_POSITIVE, emptied)
 
 
-def _keep(texts: Lists, scores: Lists, mask: np.ndarray) -> tuple[Lists, Lists]:
+def _keep(texts: ListColumn, scores: ListColumn, mask: np.ndarray) -> tuple[ListColumn, ListColumn]:
     """Only the texts where `mask`, and only their scores: where a row has scores, it has one a text."""
     scored = mask[~scores.absent[texts.rows]] if len(scores.values) else np.zeros(0, bool)
     return texts.keep(mask), scores.keep(scored)
@@ -210,7 +210,7 @@ def _keys(*texts: pa.Array) -> list[np.ndarray]:
     return np.split(keys, np.cumsum([len(each) for each in texts])[:-1])
 
 
-def _fit_negatives(positives: Lists, good: np.ndarray, negatives: Lists, bad: np.ndarray) -> np.ndarray:
+def _fit_negatives(positives: ListColumn, good: np.ndarray, negatives: ListColumn, bad: np.ndarray) -> np.ndarray:
     """bool, one a negative: it is a text, and none of its row's positives."""
     _, codes = np.unique(np.concatenate([good, bad]), return_inverse=True)
     width = int(codes.max(initial=0)) + 1  # (row, text) as one number: rows of a shard times its texts fit 63 bits
@@ -247,7 +247,7 @@ def with_summary(table: pa.Table, found: Mapping[str, Any]) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class DealPairs(Direct):
+class PartitionPairs(FusedMapper):
     """The verb of the first map: the rows of one --data entry, checked and dealt.
 
     Whole datasets to a bucket where the entry tells them apart, else rows at random. columns, odd: see read_pairs.
@@ -261,19 +261,19 @@ class DealPairs(Direct):
     odd: Mapping[str, pa.Schema]
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Bundle, dict[str, float]]:
+    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
         tables = read_pairs(shard, self.columns, self.odd, self.storage)
         return {f"rows {i}": table for i, table in enumerate(tables)}, {"read": time.perf_counter() - began}
 
-    def worker(self) -> Callable[[Bundle], Bundle]:
+    def worker(self) -> Callable[[Tables], Tables]:
         return self._work
 
-    def _work(self, bundle: Bundle) -> Bundle:
+    def _work(self, bundle: Tables) -> Tables:
         pairs = pa.concat_tables([PAIRS.empty_table(), *(checked(t, self.entry) for t in bundle.values())])
         found = summary(pairs)
         keyed = pairs.append_column(KEY, self._key(pairs)).combine_chunks()
-        return {"rows": with_summary(deal(keyed, self.buckets), found)}
+        return {"rows": with_summary(partition(keyed, self.buckets), found)}
 
     def _key(self, pairs: pa.Table) -> pa.ChunkedArray:
         key = pairs["dataset"]
@@ -284,7 +284,7 @@ class DealPairs(Direct):
             )
         return pc.if_else(pairs[REASON].is_null(), key, pa.scalar(None, key.type))
 
-    def finish(self, shard: Shard, bundle: Bundle) -> tuple[pa.Table, dict[str, int]]:
+    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         rows = bundle["rows"]
         errors = rows.num_rows - rows[REASON].null_count
         return rows, {"rows": rows.num_rows, "source_rows": rows.num_rows, "errors": errors}

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files, measure_files
 from ...data.formats import Measure
-from ...data.shards import Shard, cut, heads
+from ...data.shards import Shard, cut_shards, sample_shards
 from ...engine.job import RunOptions, refuse_nested
 from ...engine.shuffle import REASON
-from ...engine.workers import ClusterOptions, beside
+from ...engine.workers import WorkerOptions, beside
 from ...errors import InputError, UsageError
 from ...storage.folder import parse_options
 from ...storage.listing import WILDCARDS
@@ -112,7 +112,7 @@ class _AnyColumns(CorpusOptions):
         return []
 
 
-def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...], workers: ClusterOptions) -> Entry:
+def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...], workers: WorkerOptions) -> Entry:
     """List and measure an entry's files and look at their first rows.
 
     Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
@@ -199,7 +199,7 @@ def _look(entry: Entry, storage: Mapping[str, Any]) -> None:
 def _complaint(entry: Entry, place: int, storage: Mapping[str, Any]) -> str | None:
     file, measure = entry.corpus.files[place], entry.corpus.measures[place]
     alone = replace(entry.corpus, files=(file,), measures=(measure,))
-    head: list[Shard] = heads(cut(alone, int(alone.rows) + 1), 1, SAMPLE_ROWS)
+    head: list[Shard] = sample_shards(cut_shards(alone, int(alone.rows) + 1), 1, SAMPLE_ROWS)
     tables = [checked(t, entry.name) for shard in head for t in read_pairs(shard, entry.columns, entry.odd, storage)]
     rows = pa.concat_tables(tables)
     if not rows.num_rows or rows[REASON].null_count:

@@ -6,10 +6,10 @@ import pyarrow.compute as pc
 import torch
 
 from ...errors import InputError
-from ..losses import Rows
+from ..losses import BatchKeys
 
 
-def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> Rows:
+def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> BatchKeys:
     """What the losses need to know of a global batch. Raises InputError where some rows have scores and some have not."""
     teacher = None
     without = table["teacher"].null_count
@@ -25,7 +25,7 @@ def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.d
     most = max(map(len, known))
     positives = np.array([keys + keys[:1] * (most - len(keys)) for keys in known], dtype=np.int64)
     passages = np.array(table["passage_keys"].to_pylist(), dtype=np.int64)
-    return Rows(
+    return BatchKeys(
         query_keys=torch.tensor(table["query_key"].to_numpy(), device=device),
         passage_keys=torch.tensor(passages, device=device),
         positive_keys=torch.tensor(positives, device=device),

@@ -28,7 +28,7 @@ EMBEDDING, RERANKING, TEXT = (
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchKeys:
     """What the plan says of a global batch, known to every rank; G rows of g passages each, the positive first.
 
     query_keys: int64 [G], passage_keys: int64 [G, g], equal for equal texts. positive_keys: int64 [G, p], of all texts
@@ -104,7 +104,7 @@ class Batch:
     dim: leading dimensions that count, or None for all. tokens: what single tokens give, for losses that want it.
     """
 
-    rows: Rows
+    rows: BatchKeys
     queries: "Tensor"
     passages: "Tensor"
     gather: "Callable[[Tensor], Tensor]"
@@ -162,7 +162,7 @@ class Batch:
 class Scores:
     """A rank's rows with a reranker's raw scores of their pairs: [b, g], the positive first."""
 
-    rows: Rows
+    rows: BatchKeys
     scores: "Tensor"
 
     def precise(self) -> "Tensor":

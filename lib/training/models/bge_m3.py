@@ -11,17 +11,17 @@ from torch.nn import functional
 
 from ...models.bge_m3 import M3Head
 from ...models.files import M3_FILES
-from ...models.forward import Flat, move
+from ...models.forward import PackedBatch, move
 from ...models.pooling import pool
 from ...models.spec import ModelSpec
 from ..losses import TokenOutputs, TokenTexts
-from ..step.grad_cache import TwoPass, Work
-from ..step.trainable import Trainee, adapted
+from ..step.grad_cache import GradCacheStep, StepInputs
+from ..step.trainable import LoadedModel, adapted
 from .embedder import Embedder, EmbedderTexts
 from .networks import Backbone, VectorNetwork, full_precision, load_backbone
 
 
-class UnifiedNetwork(VectorNetwork):
+class BgeM3Network(VectorNetwork):
     """Vectors of texts [n, d], weights of tokens [t], vectors of tokens [t, w], not normalised."""
 
     def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
@@ -33,7 +33,7 @@ class UnifiedNetwork(VectorNetwork):
         else:
             self.lexical, self.multiple = nn.Linear(spec.hidden_size, 1), nn.Linear(spec.hidden_size, spec.hidden_size)
 
-    def forward(self, batch: Flat) -> tuple[Tensor, ...]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         states = self.backbone(batch)
         with full_precision(states):
             vectors = self.dense(pool(states, batch.offsets, self.pooling))
@@ -42,28 +42,28 @@ class UnifiedNetwork(VectorNetwork):
 
 
 @dataclass(frozen=True)
-class Unified(Embedder):
+class BgeM3Trainable(Embedder):
     """An Embedder whose step also hands the loss what single tokens give."""
 
-    def load(self, device: torch.device) -> Trainee:
+    def load(self, device: torch.device) -> LoadedModel:
         """Raises ModelError."""
         backbone, padding_id = load_backbone(self.spec, device)
         backbone.network = adapted(backbone.network, self.adapters)
-        return Trainee(UnifiedNetwork(self.spec, backbone).to(device), backbone, padding_id)
+        return LoadedModel(BgeM3Network(self.spec, backbone).to(device), backbone, padding_id)
 
-    def step(self) -> Callable[..., TwoPass]:
+    def step(self) -> Callable[..., GradCacheStep]:
         special = tuple(sorted(EmbedderTexts(self).of_passages.special_ids))
-        return partial(TwoPass, assemble=partial(token_outputs_of, special))
+        return partial(GradCacheStep, assemble=partial(token_outputs_of, special))
 
     def save(self, network: VectorNetwork, folder: Path) -> None:
         """As an Embedder, with the two layers beside it, as BGE-M3 has them."""
         super().save(network, folder)
-        assert isinstance(network, UnifiedNetwork)
+        assert isinstance(network, BgeM3Network)
         for name, layer in zip(M3_FILES, (network.lexical, network.multiple), strict=True):
             torch.save(layer.state_dict(), folder / name)
 
 
-def token_outputs_of(special: tuple[int, ...], work: Work, leaves: tuple[Tensor, ...]) -> TokenOutputs:
+def token_outputs_of(special: tuple[int, ...], work: StepInputs, leaves: tuple[Tensor, ...]) -> TokenOutputs:
     """Leaves of all tokens of the rank, split into those of queries and of passages."""
     weights, vectors = leaves
     offsets, ids = (move(array, weights.device) for array in (work.tokens.offsets, work.tokens.ids))

@@ -11,8 +11,8 @@ import torch
 from ...models.packing import offsets_of
 from ...models.spec import ModelSpec, Tokens, on_this_machine
 from ...models.tokenizer import Tokenizer
-from ..step.grad_cache import TwoPass
-from ..step.trainable import Adapters, Inputs, Texts, Trainee, adapted
+from ..step.grad_cache import GradCacheStep
+from ..step.trainable import Adapters, Inputs, LoadedModel, Texts, adapted
 from .export import save_embedder
 from .networks import VectorNetwork, load_backbone
 
@@ -33,15 +33,15 @@ class Embedder:
     def texts(self) -> "EmbedderTexts":
         return EmbedderTexts(self)
 
-    def load(self, device: torch.device) -> Trainee:
+    def load(self, device: torch.device) -> LoadedModel:
         """Raises ModelError."""
         backbone, padding_id = load_backbone(self.spec, device)
         backbone.network = adapted(backbone.network, self.adapters)
         network = VectorNetwork(self.spec, backbone).to(device)
-        return Trainee(network, backbone, padding_id)
+        return LoadedModel(network, backbone, padding_id)
 
-    def step(self) -> Callable[..., TwoPass]:
-        return TwoPass
+    def step(self) -> Callable[..., GradCacheStep]:
+        return GradCacheStep
 
     def save(self, network: VectorNetwork, folder: Path) -> None:
         """Write the directory that sentence-transformers and our own jobs load."""

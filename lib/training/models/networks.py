@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import self_test
-from ...models.forward import Flat, run_packed, run_stacked
+from ...models.forward import PackedBatch, run_equal_length, run_packed
 from ...models.load import load_network, position_start
 from ...models.packing import length_groups
 from ...models.pooling import Head, pool
@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         self.network = network
         self.mode = mode
 
-    def forward(self, batch: Flat) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         """States [tokens, hidden]. Documents must be sorted by length."""
         if self.mode == "packed":
             return run_packed(self.network, batch)
@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         for group in length_groups(batch.borders):
             starts.append(starts[-1] + group.count)
         parts = [batch.part(a, b) for a, b in pairwise(starts)]
-        return torch.cat([run_stacked(self.network, part) for part in parts])
+        return torch.cat([run_equal_length(self.network, part) for part in parts])
 
 
 def full_precision(states: Tensor) -> torch.autocast:
@@ -54,7 +54,7 @@ class VectorNetwork(nn.Module):
         self.backbone = backbone
         self.dense = Head(spec).layers
 
-    def forward(self, batch: Flat) -> tuple[Tensor, ...]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         states = self.backbone(batch)
         with full_precision(states):
             return (self.dense(pool(states, batch.offsets, self.pooling)),)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ...models.forward import Flat
+from ...models.forward import PackedBatch
 from ...models.load import quiet
 from ...models.reranker import Picker, Reranker
 from ...models.reranker_spec import OWN, RerankSpec
 from ...models.score_heads import Classifier, load_classifier
 from ...models.spec import on_this_machine
-from ..step.grad_cache import OnePass
-from ..step.trainable import Adapters, Inputs, Texts, Trainee, adapted, merged
+from ..step.grad_cache import AccumulatingStep
+from ..step.trainable import Adapters, Inputs, LoadedModel, Texts, adapted, merged
 from .export import SHARD, copy_tokenizer, write_json
 from .networks import Backbone, full_precision
 
@@ -32,7 +32,7 @@ class ScoreNetwork(nn.Module):
         super().__init__()
         self.backbone, self.head, self.pick = backbone, head, pick
 
-    def forward(self, batch: Flat) -> tuple[Tensor, ...]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         states = self.backbone(batch)
         with full_precision(states):
             return (self.head(self.pick(states, batch.offsets)),)
@@ -51,7 +51,7 @@ class PairScorer:
     def texts(self) -> "PairTexts":
         return PairTexts(self.spec)
 
-    def load(self, device: torch.device) -> Trainee:
+    def load(self, device: torch.device) -> LoadedModel:
         """The network as our reranker loads and tests it. Raises ModelError."""
         loaded = Reranker(self.spec, dtype="float32", device=str(device)).parts()
         network: Any = loaded.network
@@ -60,10 +60,10 @@ class PairScorer:
         if self.spec.answers:  # the rows of the answers are read from the output matrix, which may be these
             network.get_input_embeddings().requires_grad_(False)
         backbone = Backbone(adapted(network, self.adapters), loaded.mode)
-        return Trainee(ScoreNetwork(backbone, loaded.head, loaded.pick), backbone, loaded.padding_id)
+        return LoadedModel(ScoreNetwork(backbone, loaded.head, loaded.pick), backbone, loaded.padding_id)
 
     def step(self) -> Any:
-        return lambda network, loss, cutter, autocast, sharpness: OnePass(network, loss, cutter, autocast)
+        return lambda network, loss, cutter, autocast, sharpness: AccumulatingStep(network, loss, cutter, autocast)
 
     def save(self, network: ScoreNetwork, folder: Path) -> None:
         """Write the directory that CrossEncoder, transformers and our own jobs load."""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ...models.forward import Flat
+from ...models.forward import PackedBatch
 from ...models.spec import ModelSpec, on_this_machine
 from ...models.tokenizer import Tokenizer
-from ..step.grad_cache import OnePass
-from ..step.trainable import Inputs, Texts, Trainee
+from ..step.grad_cache import AccumulatingStep
+from ..step.trainable import Inputs, LoadedModel, Texts
 from .export import save_embedder
 from .retromae_model import RetroMAE
 from .word_masking import draw
@@ -29,7 +29,7 @@ class TextNetwork(nn.Module):
     def network(self) -> nn.Module:
         return self.retromae.network
 
-    def forward(self, batch: Flat) -> tuple[Tensor, ...]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         """What is masked is drawn as dropout is: from torch's generator, which the step sows."""
         texts = len(batch.borders) - 1
         seeds = torch.randint(2**62, (texts, 1)).numpy()
@@ -51,13 +51,13 @@ class Pretraining:
     def texts(self) -> "PlainTexts":
         return PlainTexts(replace(self.spec, max_tokens=self.tokens))
 
-    def load(self, device: torch.device) -> Trainee:
+    def load(self, device: torch.device) -> LoadedModel:
         """Raises ModelError."""
         network = TextNetwork(RetroMAE(self.spec, device=device, seed=self.seed))
-        return Trainee(network, network, network.retromae.padding_id)
+        return LoadedModel(network, network, network.retromae.padding_id)
 
     def step(self) -> Any:
-        return lambda network, loss, cutter, autocast, sharpness: OnePass(network, loss, cutter, autocast)
+        return lambda network, loss, cutter, autocast, sharpness: AccumulatingStep(network, loss, cutter, autocast)
 
     def save(self, network: TextNetwork, folder: Path) -> None:
         """Write the encoder alone, as a model that is pooled as `spec` says."""

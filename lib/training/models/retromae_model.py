@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ModelError
 from ...models import self_test
-from ...models.forward import Flat, move, run_packed, run_stacked
+from ...models.forward import PackedBatch, move, run_equal_length, run_packed
 from ...models.load import load_network, position_start, quiet, vocabulary_size
 from ...models.packing import Group, length_groups
 from ...models.spec import ModelSpec
@@ -90,11 +90,11 @@ class RetroMAE(nn.Module):
             self.mode = self_test.choose_mode(self.network, spec, self.padding_id, device)
         self.eval()
 
-    def forward(self, batch: Flat, drawn: Drawn) -> Tensor:
+    def forward(self, batch: PackedBatch, drawn: Drawn) -> Tensor:
         """The sum of `losses`, float32 []: summed over chunks and divided by all texts of the global batch, a step's loss."""
         return self.losses(batch, drawn).sum()
 
-    def losses(self, batch: Flat, drawn: Drawn) -> Tensor:
+    def losses(self, batch: PackedBatch, drawn: Drawn) -> Tensor:
         """Encoder loss + decoder loss of each text, each the mean over its positions: float32 [texts].
 
         batch: the texts as they are, each with its [CLS] or <s> first. drawn: what `draw` made of the same, in this order.
@@ -112,7 +112,7 @@ class RetroMAE(nn.Module):
         weighted = values * torch.from_numpy(np.concatenate(shares)).to(device)
         return values.new_zeros(len(batch.borders) - 1).index_add(0, move(np.concatenate(texts), device), weighted)
 
-    def decode(self, heads: Tensor, batch: Flat, drawn: Drawn) -> Tensor:
+    def decode(self, heads: Tensor, batch: PackedBatch, drawn: Drawn) -> Tensor:
         """The decoder's states [tokens, hidden] from the texts' first states [texts, hidden] and the tokens shown."""
         table, device = self.network.embeddings, batch.ids.device
         text = move(np.repeat(np.arange(len(heads)), np.diff(batch.borders)), device)
@@ -132,14 +132,14 @@ class RetroMAE(nn.Module):
                 start = end
         return torch.cat([states.flatten(0, 1) for states in found])
 
-    def _encode(self, batch: Flat, ids: Tensor) -> Tensor:
+    def _encode(self, batch: PackedBatch, ids: Tensor) -> Tensor:
         """The network's states [tokens, hidden] of the texts with `ids` in place of theirs."""
-        shown = Flat(ids, batch.positions, batch.offsets, batch.borders)
+        shown = PackedBatch(ids, batch.positions, batch.offsets, batch.borders)
         if self.mode == "packed":
             return run_packed(self.network, shown)
         ends = [int(np.searchsorted(batch.borders, g.start + g.count * g.length)) for g in length_groups(batch.borders)]
         starts = [0, *ends[:-1]]
-        return torch.cat([run_stacked(self.network, shown.part(*each)) for each in zip(starts, ends, strict=True)])
+        return torch.cat([run_equal_length(self.network, shown.part(*each)) for each in zip(starts, ends, strict=True)])
 
     def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
         """Of each row [n, hidden]: float32 [n]. Logits are made again in the backward pass, a part at a time."""

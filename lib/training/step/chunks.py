@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...models.forward import Flat, flatten, move
+from ...models.forward import PackedBatch, flatten, move
 from ...models.packing import gather, longest_first, next_cut, offsets_of
 from .trainable import Inputs
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChunkPlan:
     """A chunk to be: its documents (int64 [n], places among the rank's texts, longest first), the seed of their dropout, and,
     where whole rows were asked for, which of the rank's rows they belong to."""
 
@@ -27,12 +27,12 @@ class Chunk:
 
     documents: np.ndarray
     tokens: np.ndarray
-    flat: Flat
+    flat: PackedBatch
     seed: int
 
 
 @dataclass(frozen=True)
-class Cutter:
+class Chunker:
     """How chunks are made: at most `budget` tokens each, on `device`; padding_id as forward.positions wants it.
 
     A chunk is made when its turn comes, in each pass anew: all at once would be several times the tokens of the batch.
@@ -42,21 +42,21 @@ class Cutter:
     device: torch.device
     padding_id: int | None
 
-    def by_text(self, inputs: Inputs, slices: list[np.ndarray], seeds: Callable[[int, int], int]) -> list[Cut]:
+    def by_text(self, inputs: Inputs, slices: list[np.ndarray], seeds: Callable[[int, int], int]) -> list[ChunkPlan]:
         """Cuts of whole texts. slices: the texts of each slice of the rank. seeds: of a slice's place and a chunk's."""
         lengths = np.diff(inputs.tokens.offsets)
         found = []
         for place, documents in enumerate(slices):
             order = documents[longest_first(lengths[documents])]
             found += [
-                Cut(order[start:end], seeds(place, number))
+                ChunkPlan(order[start:end], seeds(place, number))
                 for number, (start, end) in enumerate(_cuts(lengths[order], self.budget))
             ]
         return found
 
     def by_row(
         self, inputs: Inputs, slices: list[np.ndarray], group: int, seeds: Callable[[int, int], int]
-    ) -> list[Cut]:
+    ) -> list[ChunkPlan]:
         """Cuts of whole rows of `group` texts each. slices: the rows of each slice."""
         lengths = np.diff(inputs.tokens.offsets)
         sums = lengths.reshape(-1, group).sum(1)
@@ -66,10 +66,10 @@ class Cutter:
             for number, (start, end) in enumerate(_cuts(sums[order], self.budget)):
                 taken = order[start:end]
                 documents = (taken[:, None] * group + np.arange(group)).reshape(-1)
-                found.append(Cut(documents[longest_first(lengths[documents])], seeds(place, number), taken))
+                found.append(ChunkPlan(documents[longest_first(lengths[documents])], seeds(place, number), taken))
         return found
 
-    def chunk(self, inputs: Inputs, cut: Cut) -> Chunk:
+    def chunk(self, inputs: Inputs, cut: ChunkPlan) -> Chunk:
         tokens = inputs.tokens
         places, borders = gather(np.arange(len(tokens.ids)), tokens.offsets, cut.documents)
         flat = flatten(tokens.ids[places], borders, self.padding_id, self.device)

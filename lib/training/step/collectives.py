@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """A rank among `world`, where a global batch of `rows` is cut into `slices` of equal length."""
 
     rank: int

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ...models.spec import Tokens
-from ..losses import Batch, Rows, Scores
-from .chunks import Chunk, Cut, Cutter, index
-from .collectives import Place
-from .parallel import Alone
+from ..losses import Batch, BatchKeys, Scores
+from .chunks import Chunk, Chunker, ChunkPlan, index
+from .collectives import Rank
+from .parallel import SingleProcess
 from .trainable import Inputs
 
 Autocast = Callable[[], AbstractContextManager]
@@ -33,18 +33,18 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(digest, "little") % CHUNK_SEEDS
 
 
-def sow(seed: int) -> None:
+def seed_dropout(seed: int) -> None:
     """Dropout from here on is drawn from this seed."""
     torch.manual_seed(seed)
 
 
 @dataclass(frozen=True)
-class Work:
+class StepInputs:
     """A rank's part of a global batch. inputs: queries [b] and then passages [b * g], row by row; pairs or texts where the
     loss is within rows. seed: of the step."""
 
-    rows: Rows
-    place: Place
+    rows: BatchKeys
+    place: Rank
     inputs: Inputs
     seed: int
 
@@ -64,29 +64,29 @@ class Work:
 class Step(Protocol):
     """Gradients of a rank's work are left in the weights, reduced over the ranks; returns the rank's loss, []."""
 
-    def __call__(self, work: Work) -> Tensor: ...
+    def __call__(self, work: StepInputs) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class TwoPass:
+class GradCacheStep:
     """network: outputs of each text [n, ...] first, then perhaps of each token. sharpness: see Batch. assemble: what the
     loss sees of token outputs, made of queries and passages."""
 
-    network: Alone
+    network: SingleProcess
     loss: Callable[[Batch], Tensor]
-    cutter: Cutter
+    cutter: Chunker
     autocast: Autocast = nullcontext
     sharpness: Tensor | None = None
-    assemble: Callable[[Work, tuple[Tensor, ...]], Any] | None = None
+    assemble: Callable[[StepInputs, tuple[Tensor, ...]], Any] | None = None
 
-    def __call__(self, work: Work) -> Tensor:
+    def __call__(self, work: StepInputs) -> Tensor:
         cuts = self.cutter.by_text(work.inputs, _texts(work), work.chunk_seed)
         leaves = self._outputs(work, cuts)
         value = self._value(work, leaves)
         self._carry(work, cuts, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
         return value
 
-    def _value(self, work: Work, leaves: tuple[Tensor, ...]) -> Tensor:
+    def _value(self, work: StepInputs, leaves: tuple[Tensor, ...]) -> Tensor:
         """The loss, with the outputs' gradients left in them; of its graph nothing stays."""
         count = work.rows.count
         # one split: two slices would each make a gradient of all
@@ -103,13 +103,13 @@ class TwoPass:
         value.backward()
         return value.detach()
 
-    def _outputs(self, work: Work, cuts: list[Cut]) -> tuple[Tensor, ...]:
+    def _outputs(self, work: StepInputs, cuts: list[ChunkPlan]) -> tuple[Tensor, ...]:
         """Outputs of all texts in their order, as leaves of the loss's graph. Each is copied to its place at once: small
         tensors kept from among the great ones of a forward leave holes in the heap."""
         leaves: tuple[Tensor, ...] = ()
         for number in range(self.network.chunks(len(cuts))):
             chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
-            sow(chunk.seed)
+            seed_dropout(chunk.seed)
             with self.autocast():
                 outputs = self.network.peek(chunk.flat)
             leaves = leaves or _room(outputs, work.tokens)
@@ -117,12 +117,12 @@ class TwoPass:
                 leaf.index_copy_(0, place, output)
         return tuple(leaf.requires_grad_() for leaf in leaves)
 
-    def _carry(self, work: Work, cuts: list[Cut], gradients: list[Tensor]) -> None:
+    def _carry(self, work: StepInputs, cuts: list[ChunkPlan], gradients: list[Tensor]) -> None:
         """The gradients of the outputs into the weights, reduced over the ranks in the last chunk."""
         total = self.network.chunks(len(cuts))
         for number in range(total):
             chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
-            sow(chunk.seed)
+            seed_dropout(chunk.seed)
             with self.network.syncing(number == total - 1):
                 with self.autocast():
                     outputs = self.network(chunk.flat)
@@ -132,15 +132,15 @@ class TwoPass:
 
 
 @dataclass(frozen=True)
-class OnePass:
+class AccumulatingStep:
     """network: one score of each pair, or one loss of each text, [n] as its first output."""
 
-    network: Alone
+    network: SingleProcess
     loss: Callable[[Scores], Tensor]
-    cutter: Cutter
+    cutter: Chunker
     autocast: Autocast = nullcontext
 
-    def __call__(self, work: Work) -> Tensor:
+    def __call__(self, work: StepInputs) -> Tensor:
         group = (len(work.tokens.offsets) - 1) // work.rows.count
         cuts = self.cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
         total, value = self.network.chunks(len(cuts)), None
@@ -148,7 +148,7 @@ class OnePass:
             cut = cuts[min(number, len(cuts) - 1)]
             chunk, taken = self.cutter.chunk(work.inputs, cut), cut.rows
             assert taken is not None
-            sow(chunk.seed)
+            seed_dropout(chunk.seed)
             with self.network.syncing(number == total - 1):
                 with self.autocast():
                     (outputs,) = self.network(chunk.flat)
@@ -174,7 +174,7 @@ def _places(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [index(places, outputs[0].device) for places in (documents, *tokens)]
 
 
-def _texts(work: Work) -> list[np.ndarray]:
+def _texts(work: StepInputs) -> list[np.ndarray]:
     """Texts of each slice: its queries and its passages."""
     count, found = work.rows.count, []
     group = (len(work.tokens.offsets) - 1 - count) // count
@@ -184,7 +184,7 @@ def _texts(work: Work) -> list[np.ndarray]:
     return found
 
 
-def _of_rows(rows: Rows, taken: np.ndarray) -> Rows:
+def _of_rows(rows: BatchKeys, taken: np.ndarray) -> BatchKeys:
     """The same global batch, of which only the local rows `taken` are here: they come first in it, the others after."""
     own = rows.first + taken
     order = index(np.concatenate([own, np.setdiff1d(np.arange(len(rows.query_keys)), own)]), rows.query_keys.device)

@@ -20,7 +20,7 @@ from .collectives import greatest
 Outputs = tuple[Tensor, ...]
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -51,7 +51,7 @@ class Alone:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-class Replicated(Alone):
+class DDPModel(SingleProcess):
     """Every rank holds the whole network; its gradients are averaged once a step."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -70,7 +70,7 @@ class Replicated(Alone):
         optimizer.zero_grad(set_to_none=False)  # they lie in the buckets that are reduced
 
 
-class Sharded(Alone):
+class FSDPModel(SingleProcess):
     """Every rank holds a part of each weight (FSDP2); layers are gathered for the time that they compute.
 
     All ranks must run as many forwards: one with fewer chunks repeats its last one, with gradients of zero.
@@ -106,12 +106,12 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
     return max(alike, key=len) if alike else []
 
 
-WRAPPERS: dict[str, Callable[[nn.Module, torch.device], Alone]] = {
-    "ddp": lambda network, device: Replicated(network),
-    "fsdp": lambda network, device: Sharded(network, layers_of(network), device),
+WRAPPERS: dict[str, Callable[[nn.Module, torch.device], SingleProcess]] = {
+    "ddp": lambda network, device: DDPModel(network),
+    "fsdp": lambda network, device: FSDPModel(network, layers_of(network), device),
 }
 
 
-def wrapped(network: nn.Module, kind: str, device: torch.device, world: int) -> Alone:
+def wrapped(network: nn.Module, kind: str, device: torch.device, world: int) -> SingleProcess:
     """The network as `world` ranks share it: "ddp" | "fsdp"; one rank alone needs neither."""
-    return WRAPPERS[kind](network, device) if world > 1 else Alone(network)
+    return WRAPPERS[kind](network, device) if world > 1 else SingleProcess(network)

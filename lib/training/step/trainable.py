@@ -15,7 +15,7 @@ from ...models.spec import Tokens
 ALL_LINEAR = "all-linear"  # peft's name for every linear layer of the blocks
 
 
-class Trainee(NamedTuple):
+class LoadedModel(NamedTuple):
     """A loaded network: what is trained, the part of it that repeats layers, and what chunks.Cutter needs."""
 
     network: nn.Module
@@ -36,16 +36,16 @@ class Texts(Protocol):
     def __call__(self, rows: pa.Table) -> Inputs: ...
 
 
-class Subject(Protocol):
+class Trainable(Protocol):
     """Picklable: it travels to every worker."""
 
-    def here(self) -> "Subject":
+    def here(self) -> "Trainable":
         """The same, with the model's files where they are on this machine. Raises ModelError."""
         ...
 
     def texts(self) -> Texts: ...
 
-    def load(self, device: torch.device) -> Trainee: ...
+    def load(self, device: torch.device) -> LoadedModel: ...
 
     def step(self) -> Any:
         """What makes a step of network, loss, cutter, autocast and sharpness."""
