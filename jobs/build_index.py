@@ -20,7 +20,7 @@ def main(config: IndexConfig) -> int:
     if config.dry_run:
         click.echo("\n".join(forecast(config)))
         return 0
-    card = build(config, lambda sentence: click.echo(sentence, err=True))
+    card = build(config)
     click.echo(f"{card['vectors']:,} vectors, {card['bytes_per_vector']:.1f} bytes each: {config.output}/README.md")
     return 0
 

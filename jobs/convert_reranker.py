@@ -2,8 +2,6 @@
 
 import sys
 
-import click
-
 from lib.cli.options import command
 from lib.models.conversion.job import ConvertConfig, convert
 
@@ -15,7 +13,7 @@ Exit codes: 0 written, 1 error, among them scores that differ, 2 wrong command."
 @command(ConvertConfig, "convert_reranker.py", EPILOG)
 def main(config: ConvertConfig) -> int:
     """Write 360Zhinao's or bge's layerwise reranker as a plain classifier, if its scores are those of the original."""
-    convert(config, lambda sentence: click.echo(sentence, err=True))
+    convert(config)
     return 0
 
 

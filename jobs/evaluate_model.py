@@ -19,7 +19,7 @@ def main(config: EvaluateConfig) -> int:
     if config.dry_run:
         click.echo("\n".join(dry_run(config)))
         return 0
-    for result in evaluate(config, lambda sentence: click.echo(sentence, err=True)):
+    for result in evaluate(config):
         low, high = result.intervals[result.main_score]
         place = f"{config.output.rstrip('/')}/results/{result.system}/{result.task}.md"
         click.echo(f"{result.task:<20} {result.main_score} {result.main:.4f} ({low:.4f} - {high:.4f})  {place}")

@@ -16,7 +16,7 @@ Exit codes: 0 the model is in OUTPUT/model, 1 error, 2 wrong command."""
 @command(FinetuneConfig, "finetune_model.py", EPILOG)
 def main(config: FinetuneConfig) -> int:
     """Train an embedding model or a reranker on pairs. Stopped, the same command goes on where it was."""
-    done = finetune(config, lambda sentence: click.echo(sentence, err=True))
+    done = finetune(config)
     for row in done.scores:
         if "measure" in row:
             click.echo(f"step {row['step']:>7}  {row['measure']} {row[row['measure']]:.4f}")

@@ -20,7 +20,7 @@ def main(config: RerankConfig) -> int:
     if config.dry_run:
         click.echo("\n".join(dry_run(config).lines(config.price_per_hour)))
         return 0
-    outcome = rerank(config, lambda sentence: click.echo(sentence, err=True))
+    outcome = rerank(config)
     click.echo(report(outcome, config.output))
     return exit_code(outcome)
 

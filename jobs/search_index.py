@@ -17,7 +17,7 @@ Exit codes: 0 every query has its passages, 1 error, 2 wrong command, 3 finished
 @command(SearchConfig, "search_index.py", EPILOG)
 def main(config: SearchConfig) -> int:
     """Find each query's best passages in an index that build_index.py made. Stopped, the same command goes on."""
-    outcome = search(config, lambda sentence: click.echo(sentence, err=True))
+    outcome = search(config)
     click.echo(report(outcome, config.output))
     return exit_code(outcome)
 

@@ -15,7 +15,7 @@ Exit codes: those of the job; 1 too when it was stopped, fails three times in a 
 @command(SubmitConfig, "submit_job.py", EPILOG)
 def main(config: SubmitConfig) -> int:
     """Submit a job to a cluster and follow it; when its head or its driver dies, submit it again, until it has ended well."""
-    return see_through(config, lambda sentence: click.echo(sentence, err=True), lambda text: click.echo(text, nl=False))
+    return see_through(config, lambda text: click.echo(text, nl=False))
 
 
 if __name__ == "__main__":

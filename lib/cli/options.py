@@ -5,6 +5,7 @@ A field's name gives the option's name, its type the values, its default the def
 `metadata["rest"]` the words after --), `bool` a flag.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
@@ -35,6 +36,7 @@ def command(config: type[C], name: str, epilog: str) -> Callable[[Callable[[C], 
     def decorate(run: Callable[[C], int]) -> click.Command:
         @click.pass_context
         def main(context: click.Context, **values: Any) -> None:
+            _show_messages()
             try:
                 context.exit(run(config(**values)))
             except ShoalError as error:
@@ -53,6 +55,22 @@ def command(config: type[C], name: str, epilog: str) -> Callable[[Callable[[C], 
         )
 
     return decorate
+
+
+class _Stderr(logging.Handler):
+    """Writes the driver's messages to the standard error of the moment, one sentence a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def _show_messages() -> None:
+    """Let the logger `shoal` speak on standard error. Only the driver calls this: workers are silent."""
+    logger = logging.getLogger("shoal")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
 
 
 def _fields(config: type) -> list[tuple[Field, Any]]:

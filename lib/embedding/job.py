@@ -1,7 +1,8 @@
 """Embed a corpus: every row of the input as a row with its vector, exactly once."""
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from ..models.tokenizer import Tokenizer
 from ..storage.folder import filesystem, parse_options
 from .mapper import DENSE, MULTI, OUTPUTS, EmbedConfig, EmbedMapper
 
+log = logging.getLogger("shoal")
+
 PART_BYTES = 128 << 20  # of vectors a part: few objects, and less than a minute's work lost with a GPU worker
 CHARACTERS_A_TOKEN = 4  # of English text; for sizes only
 RESERVED = {"id", "chunk", "start", "end", "embedding", "sparse", "multi_vector", "tokens", "truncated", "error"}
@@ -35,15 +38,15 @@ RANGE_ROWS = 256  # rows from each of RANGE_SHARDS shards calibrate int8
 RANGE_SHARDS = 16
 
 
-def embed(config: EmbedConfig, say: Callable[[str], None]) -> Outcome:
+def embed(config: EmbedConfig) -> Outcome:
     """Plan or resume, embed what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
     config, encoding, job = prepared(config)
 
     def calibrated(verb: EmbedMapper, ledger: Run, workers: WorkerPlan) -> EmbedMapper:
-        return replace(verb, ranges=_ranges(verb, ledger, workers, say)) if config.output_dtype == "int8" else verb
+        return replace(verb, ranges=_ranges(verb, ledger, workers)) if config.output_dtype == "int8" else verb
 
     job = replace(job, calibrated=calibrated)
-    return carry_out(job, config, lambda corpus, workers: default_rows(config, encoding.spec, corpus, workers), say)
+    return carry_out(job, config, lambda corpus, workers: default_rows(config, encoding.spec, corpus, workers))
 
 
 def dry_run(config: EmbedConfig) -> Estimate:
@@ -173,12 +176,10 @@ def _uncalibrated(verb: EmbedMapper) -> EmbedMapper:
     return replace(verb, config=replace(verb.config, output_dtype="float32"))
 
 
-def _ranges(
-    verb: EmbedMapper, ledger: Run, workers: WorkerPlan, say: Callable[[str], None]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _ranges(verb: EmbedMapper, ledger: Run, workers: WorkerPlan) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """int8 ranges of the run: made once from a sample spread over the shards, kept in `_int8.json`, used by all."""
     if not ledger.folder.exists(RANGES):
-        say("calibrating int8 ranges")
+        log.info("calibrating int8 ranges")
         shards = sample_shards(ledger.plan, RANGE_SHARDS, RANGE_ROWS)
         bundles = executor.sample(_uncalibrated(verb), shards, workers)
         vectors = np.concatenate([verb.matrix(b["vectors"]) for b in bundles]) if bundles else np.empty((0, 0))

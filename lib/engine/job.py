@@ -1,5 +1,6 @@
 """From a command's options to its outcome: open or resume the run, decide the workers, do what is pending."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,6 +23,8 @@ from .mapper import Mapper
 from .parts import read_manifest
 from .run import Run, missing, open_ledger, open_planned
 from .workers import WorkerOptions, WorkerPlan, plan_workers
+
+log = logging.getLogger("shoal")
 
 TEXT_BYTES = 256 << 20  # of text a shard, so that long documents do not fill a worker's memory
 SHARDS_A_WORKER = 8  # at least, so that a small corpus keeps every worker busy to the end
@@ -80,9 +83,7 @@ class Job:
     share: ShardSlice = ALL
 
 
-def carry_out(
-    job: Job, options: RunOptions, shard_rows: Callable[[Corpus, int], int], say: Callable[[str], None]
-) -> Outcome:
+def carry_out(job: Job, options: RunOptions, shard_rows: Callable[[Corpus, int], int]) -> Outcome:
     """Plan the input's rows or resume, do what is pending, audit.
 
     shard_rows: rows a shard, of the corpus and the most workers there can be, where the options do not say. Raises
@@ -95,12 +96,10 @@ def carry_out(
 
     storage = parse_options(options.storage_option)
     ledger = open_ledger(folder, job.settings, options, storage, options.strict, choose_rows, _about(job))
-    return _do_pending(job, ledger, workers, say)
+    return _do_pending(job, ledger, workers)
 
 
-def carry_out_planned(
-    job: Job, options: RunOptions, plan: Callable[[], tuple[pa.Table, pa.Schema]], say: Callable[[str], None]
-) -> Outcome:
+def carry_out_planned(job: Job, options: RunOptions, plan: Callable[[], tuple[pa.Table, pa.Schema]]) -> Outcome:
     """The same over a plan that is made when the run has none yet (PLAN_SCHEMA, and the columns of what it reads)."""
     workers = cache(partial(_connected, job, options))
 
@@ -109,7 +108,7 @@ def carry_out_planned(
         return plan()
 
     ledger = open_planned(_folder(options), job.settings, made, _about(job))
-    return _do_pending(job, ledger, workers, say)
+    return _do_pending(job, ledger, workers)
 
 
 def _folder(options: RunOptions) -> Folder:
@@ -127,23 +126,23 @@ def _about(job: Job) -> dict[str, Any]:
     return {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")} | {"model": job.model}
 
 
-def _do_pending(job: Job, ledger: Run, workers: Callable[[], WorkerPlan], say: Callable[[str], None]) -> Outcome:
+def _do_pending(job: Job, ledger: Run, workers: Callable[[], WorkerPlan]) -> Outcome:
     total, share = count_shards(ledger.plan), job.share
     gone = missing(ledger)
     if not gone and len(parts := read_manifest(ledger.folder)) == total:
-        say(f"nothing to do: all {total} shards are in {ledger.folder.url}")
+        log.info(f"nothing to do: all {total} shards are in {ledger.folder.url}")
         return Outcome(parts, {}, Progress(total, total))
-    with hold_lease(ledger.folder, share, say) as still_held:
+    with hold_lease(ledger.folder, share) as still_held:
         gone = missing(ledger)  # another driver may have done some until now
         pending = [number for number in gone if share.has(number)]
         mine = sum(map(share.has, range(total)))
         progress = Progress(mine, mine - len(pending))
         if gone and not pending:
-            say(f"nothing to do in {share}: its {mine} shards are in {ledger.folder.url}")
+            log.info(f"nothing to do in {share}: its {mine} shards are in {ledger.folder.url}")
             return Outcome([], {}, progress, len(gone))
         pool = workers()
         of = "" if share == ALL else f" in {share}"
-        say(f"{job.said}, {len(pending)} of {mine} shards to do{of}, {pool}")
+        log.info(f"{job.said}, {len(pending)} of {mine} shards to do{of}, {pool}")
         verb: Mapper = job.calibrated(job.verb(ledger, pool), ledger, pool)
         return executor.execute(verb, ledger, pool, progress, pending, share, still_held)
 

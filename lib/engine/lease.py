@@ -8,6 +8,7 @@ gets it. Two drivers at once, were that ever to happen, would waste work and spo
 """
 
 import json
+import logging
 import os
 import re
 import socket
@@ -22,6 +23,8 @@ from typing import Any
 
 from ..errors import RunError, UsageError
 from ..storage.folder import PROBE_OPTIONS, Folder
+
+log = logging.getLogger("shoal")
 
 HOLDERS = "_holders"
 BEAT = 5.0  # seconds; three small requests each
@@ -70,12 +73,12 @@ def parse_slice(text: str | None) -> ShardSlice:
 
 
 @contextmanager
-def hold_lease(run: Folder, share: ShardSlice, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def hold_lease(run: Folder, share: ShardSlice) -> Iterator[Callable[[], None]]:
     """Hold a share of the run in `run` from here on; yields what raises RunError once another driver has taken it over.
 
     Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
     """
-    lease = _take(_quick(run.below(HOLDERS)), share, say)
+    lease = _take(_quick(run.below(HOLDERS)), share)
     beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
     beating.start()
     try:
@@ -130,10 +133,10 @@ class _Lease:
             self.folder.remove(self.name)
 
 
-def _take(folder: Folder, share: ShardSlice, say: Callable[[str], None]) -> _Lease:
+def _take(folder: Folder, share: ShardSlice) -> _Lease:
     while True:
         there = _holders(folder, share)
-        _outlive(folder, there, say)
+        _outlive(folder, there)
         generation = 1 + max((number for other, number in there.values() if other == share), default=-1)
         lease = _Lease(folder, share, generation)
         if not _claim(lease):
@@ -155,12 +158,12 @@ def _claim(lease: _Lease) -> bool:
     return False
 
 
-def _outlive(folder: Folder, there: dict[str, tuple[ShardSlice, int]], say: Callable[[str], None]) -> None:
+def _outlive(folder: Folder, there: dict[str, tuple[ShardSlice, int]]) -> None:
     """Return once none of these holders lives. Raises RunError for one that does."""
     seen = {name: words for name in there if (words := _read(folder, name)) and not _ended(words)}
     if seen:
         who = _who(next(iter(seen.values())))
-        say(f"held by {who}: looking for some {DEAD:.0f} s whether it lives")
+        log.info(f"held by {who}: looking for some {DEAD:.0f} s whether it lives")
     for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
         if not seen:
             return

@@ -6,6 +6,7 @@ to do is to start the same command again, and to know when not to: after a wrong
 """
 
 import hashlib
+import logging
 import os
 import shlex
 import threading
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import EXIT_ERROR, EXIT_QUARANTINED, EXIT_USAGE, RunError, UsageError
+
+log = logging.getLogger("shoal")
 
 ANSWER_SECONDS = 30.0  # a head that is cut off leaves a request without an answer, for ever
 UPLOAD_SECONDS = 600.0  # for the tree, through a tunnel perhaps
@@ -73,8 +76,8 @@ class End:
         return f"{how} after {self.seconds:.0f} s: {self.words}"
 
 
-def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable[[str], None]) -> int:
-    """Submit, follow, and submit again; the exit code of the job. say: what happens; show: the job's own words.
+def see_through(config: SubmitConfig, show: Callable[[str], None]) -> int:
+    """Submit, follow, and submit again; the exit code of the job. show: receives the output of the job.
 
     Raises UsageError for a wrong command, RunError when the cluster refuses the job, when it was stopped, fails again and again,
     or is not done in time.
@@ -82,7 +85,7 @@ def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable
     variables = _variables(config.env)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over --address
         os.environ.pop(name, None)
-    jobs, errors, bad, before = _Jobs(config, variables, say, show), 0, 0, ""
+    jobs, errors, bad, before = _Jobs(config, variables, show), 0, 0, ""
     while True:
         name = jobs.running() or jobs.submit()
         end = jobs.follow(name)
@@ -95,7 +98,7 @@ def see_through(config: SubmitConfig, say: Callable[[str], None], show: Callable
         before = end.words
         if errors == ERRORS or bad == TRIES:
             raise RunError(f"{name}, like others before it, {end}. Mend what it says, and start again")
-        say(f"{name} {end}; submitting it again")
+        log.info(f"{name} {end}; submitting it again")
         if end.code == EXIT_ERROR or (end.seconds < QUICK and end.status != LOST):
             time.sleep(PAUSE_SECONDS * max(1, errors))
 
@@ -110,10 +113,8 @@ def _variables(words: Sequence[str]) -> dict[str, str]:
 class _Jobs:
     """The tries of one command on one cluster, which may go away and come back empty."""
 
-    def __init__(
-        self, config: SubmitConfig, variables: dict[str, str], say: Callable[[str], None], show: Callable[[str], None]
-    ):
-        self.config, self.variables, self.say, self.show = config, variables, say, show
+    def __init__(self, config: SubmitConfig, variables: dict[str, str], show: Callable[[str], None]):
+        self.config, self.variables, self.show = config, variables, show
         self.until = time.monotonic() + 3600 * config.hours
         self.entrypoint = shlex.join(config.command)
         said = repr((self.entrypoint, config.working_dir, sorted(variables.items())))
@@ -125,7 +126,7 @@ class _Jobs:
         known = self.ask(self._known)
         name = next((name for name, status in known.items() if status not in OVER), None)
         if name:
-            self.say(f"following {name}, which is {known[name].lower()}")
+            log.info(f"following {name}, which is {known[name].lower()}")
         return name
 
     def submit(self) -> str:
@@ -139,7 +140,7 @@ class _Jobs:
                 client.submit_job(entrypoint=self.entrypoint, submission_id=name, runtime_env=environment)
 
         self.ask(attempt, UPLOAD_SECONDS)
-        self.say(f"submitted {name}")
+        log.info(f"submitted {name}")
         return name
 
     def follow(self, name: str) -> End:
@@ -169,7 +170,7 @@ class _Jobs:
             except (OSError, TimeoutError) as error:  # ConnectionError among them
                 self._refuse_unknown(error)
                 if not away:
-                    self.say(f"{self.config.address} does not answer ({type(error).__name__}): waiting for it")
+                    log.info(f"{self.config.address} does not answer ({type(error).__name__}): waiting for it")
                 away = True
             except Exception as error:  # a RuntimeError is the server's, which may change its mind
                 refused = refused or time.monotonic()
@@ -177,7 +178,7 @@ class _Jobs:
                     raise RunError(f"{self.config.address} does not take the job: {error}") from error
             else:
                 if away:
-                    self.say(f"{self.config.address} is back")
+                    log.info(f"{self.config.address} is back")
                 self.answered = True
                 return found
             time.sleep(POLL_SECONDS)
@@ -193,9 +194,9 @@ class _Jobs:
     def _show_log(self, name: str, shown: int) -> int:
         """What of the log was not shown yet; how much of it is. A log that cannot be had is no reason to wait."""
         with suppress(Exception):
-            log = _within(ANSWER_SECONDS, lambda: _client(self.config.address).get_job_logs(name))
-            self.show(log[shown:])
-            return max(shown, len(log))
+            output = _within(ANSWER_SECONDS, lambda: _client(self.config.address).get_job_logs(name))
+            self.show(output[shown:])
+            return max(shown, len(output))
         return shown
 
     def _known(self, client: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Evaluate a model, a reranker or both on retrieval and reranking tasks, and file the results."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..engine.stage_log import StageLog
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..storage.folder import Folder, absolute, parse_options
 from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, read_works
@@ -15,16 +17,18 @@ from .dataset import Dataset
 from .metrics import NAMES
 from .metrics import evaluate as evaluate_block
 from .results import Result, averaged, check_same_results, write_result
-from .retrieve import Log, estimates, rank_queries
+from .retrieve import estimates, rank_queries
+
+log = logging.getLogger("shoal")
 
 QUERIES_AT_ONCE = 1024  # whose measures are computed together; 60 MB of the widest lists
 VERSIONS = ("torch", "transformers", "faiss-cpu", "ray", "numpy")
 
 
-def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> list[Result]:
+def evaluate(config: EvaluateConfig) -> list[Result]:
     """Evaluate on every task, and write the results. Raises ShoalError before anything scales, for what cannot work."""
     system, works, output = ready(config)
-    return [evaluate_task(config, system, work, output, say) for work in works]
+    return [evaluate_task(config, system, work, output) for work in works]
 
 
 def dry_run(config: EvaluateConfig) -> list[str]:
@@ -55,17 +59,15 @@ def ready(config: EvaluateConfig) -> tuple[EvaluatedModels, list[TaskData], Fold
     return system, works, output
 
 
-def evaluate_task(
-    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, output: Folder, say: Callable[[str], None]
-) -> Result:
+def evaluate_task(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, output: Folder) -> Result:
     """One task, from its data to the files of its result."""
-    say(f"{work.task.name}: {len(work.dataset.qrels):,} judged queries, corpus {work.dataset.passages.url}")
-    log = Log(notes=list(work.dataset.notes))
-    for note in log.notes:
-        say(f"  {note}")
-    run = rank_queries(config, system, work, log, say)
-    with log.timed("score"):
-        values = score(work.dataset, run, work.task.ignore_identical_ids, log)
+    log.info(f"{work.task.name}: {len(work.dataset.qrels):,} judged queries, corpus {work.dataset.passages.url}")
+    stages = StageLog(notes=list(work.dataset.notes))
+    for note in stages.notes:
+        log.info(f"  {note}")
+    run = rank_queries(config, system, work, stages)
+    with stages.timed("score"):
+        values = score(work.dataset, run, work.task.ignore_identical_ids, stages)
     means, bounds = averaged(values)
     result = Result(
         system=system.name,
@@ -75,16 +77,18 @@ def evaluate_task(
         scores=means,
         intervals=bounds,
         identity=identity(config, system, work),
-        counts=log.counts,
-        notes=tuple(log.notes),
+        counts=stages.counts,
+        notes=tuple(stages.notes),
         versions={name: version(name) for name in VERSIONS},
-        seconds=log.seconds,
+        seconds=stages.seconds,
     )
     write_result(output, result, work.task, list(work.dataset.qrels), values)
     return result
 
 
-def score(dataset: Dataset, run: Iterable[pa.Table], ignore_identical_ids: bool, log: Log) -> dict[str, np.ndarray]:
+def score(
+    dataset: Dataset, run: Iterable[pa.Table], ignore_identical_ids: bool, stages: StageLog
+) -> dict[str, np.ndarray]:
     """Every measure of every judged query, float64, in the order of the qrels. A query that the run lacks scores 0.
 
     run: tables of RUN_SCHEMA that hold whole queries. Raises InputError for a score that is NaN.
@@ -106,7 +110,7 @@ def score(dataset: Dataset, run: Iterable[pa.Table], ignore_identical_ids: bool,
             found = evaluate_block([dataset.qrels[query] for query in names], rows)
             for name in NAMES:
                 values[name][[place[query] for query in names]] = found[name]
-    log.counts |= {"queries": len(place), "unranked": len(place) - ranked}
+    stages.counts |= {"queries": len(place), "unranked": len(place) - ranked}
     return values
 
 

@@ -8,7 +8,6 @@ mteb searches. Both keep vectors in the config's output, where the same call fin
 """
 
 import hashlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,13 @@ from mteb.models import ModelMeta
 from ..embedding import job as embed_job
 from ..engine.job import require_complete
 from ..engine.parts import parquet_bytes
+from ..engine.stage_log import StageLog
 from ..errors import UsageError
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RUN_SCHEMA, SCORE, matrix
 from ..storage.folder import Folder, absolute, parse_options
 from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, refuse_unfit
 from .dataset import Dataset, Passages
-from .retrieve import MOST, Log, embed_options, rank_queries
+from .retrieve import MOST, embed_options, rank_queries
 from .tasks import Task
 
 FILE = "texts.parquet"
@@ -70,7 +70,7 @@ class MtebSearch:
         refuse_unfit(task, dataset, self._system)
         work = TaskData(task, dataset, _kept(self._config, *asked), vectors, data="")
         found: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
-        for run in rank_queries(self._config, self._system, work, Log(), _say):
+        for run in rank_queries(self._config, self._system, work, StageLog()):
             best = run.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])
             for query, passage, score in zip(*(best[name].to_pylist() for name in RUN_SCHEMA.names), strict=True):
                 if len(found[query]) < top_k:
@@ -110,7 +110,7 @@ class MtebEncoder:
         folder = _kept(self._config, rows)
         texts_there = Passages(folder.path(FILE), "id", "{text}")
         options = embed_options(self._config, prompt, texts_there, folder, "vectors")
-        outcome = require_complete(embed_job.embed(options, _say), options.output)
+        outcome = require_complete(embed_job.embed(options), options.output)
         vectors = np.zeros((len(texts), self._system.encoder.spec.dim), np.float32)
         for part in outcome.parts:
             with Folder(options.output, folder.options).open(part.part) as file:
@@ -161,7 +161,3 @@ def _kept(config: EvaluateConfig, rows: pa.Table, *others: pa.Table) -> Folder:
     folder = Folder(f"{absolute(config.output).rstrip('/')}/stages/mteb-{digest}", parse_options(config.storage_option))
     folder.claim(FILE, data)
     return folder
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)

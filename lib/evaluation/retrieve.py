@@ -4,11 +4,10 @@ Every stage has a folder named after what fixes it, below that of the task's dat
 and another evaluation of the same model takes what is there.
 """
 
-import time
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..engine.executor import Outcome
 from ..engine.job import RunOptions, require_complete
 from ..engine.mapper import NOT_FINITE
 from ..engine.parts import parquet_bytes
+from ..engine.stage_log import StageLog
 from ..engine.workers import WorkerOptions
 from ..errors import InputError
 from ..index.exact.job import ExactSearch, fingerprint, retrieve
@@ -33,45 +33,31 @@ from .config import EvaluateConfig, EvaluatedModels, TaskData, encoder_options, 
 from .dataset import NAMED, Passages
 from .metrics import CUTS
 
+log = logging.getLogger("shoal")
+
 QUERIES_FILE, CANDIDATES_FILE = "queries.parquet", "candidates.parquet"
 MOST = max(CUTS)  # passages a query that are searched for
-Say = Callable[[str], None]
-
-
-@dataclass
-class Log:
-    """What the stages of one task tell of themselves: seconds by stage, counts, sentences."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.seconds[stage] = round(time.monotonic() - began, 3)
 
 
 def rank_queries(
-    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, log: Log, say: Say
+    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, stages: StageLog
 ) -> Iterator[pa.Table]:
     """The run, in tables of RUN_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
     _keep(work)
     if work.dataset.candidates is not None:
-        log.counts["candidates"] = len(work.dataset.candidates)
+        stages.counts["candidates"] = len(work.dataset.candidates)
     if system.encoder is None:
-        return _reranked(config, CANDIDATES_FILE, work, log, say)
-    retrieval = _embedded(config, system, work, log, say)
+        return _reranked(config, CANDIDATES_FILE, work, stages)
+    retrieval = _embedded(config, system, work, stages)
     name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
     if system.reranker and work.folder.exists(name):
-        return _reranked(config, name, work, log, say)
-    with log.timed("search"):
-        run = retrieve(retrieval, say)
+        return _reranked(config, name, work, stages)
+    with stages.timed("search"):
+        run = retrieve(retrieval)
     if system.reranker is None:
         return run
     work.folder.claim(name, parquet_bytes(pa.concat_tables(_first(table, config.rerank_top) for table in run)))
-    return _reranked(config, name, work, log, say)
+    return _reranked(config, name, work, stages)
 
 
 def estimates(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> Iterator[tuple[str, Estimate]]:
@@ -101,15 +87,15 @@ def _embed_configs(config: EvaluateConfig, system: EvaluatedModels, work: TaskDa
     return {name: embed_options(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
 
 
-def _embedded(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, log: Log, say: Say) -> ExactSearch:
+def _embedded(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, stages: StageLog) -> ExactSearch:
     """Embed passages and queries, or find them embedded; what is to be searched."""
     places = {}
     for name, options in _embed_configs(config, system, work).items():
-        say(f"embedding the {name} of {work.task.name}")
-        with log.timed(f"embed {name}"):
-            outcome = require_complete(embed_job.embed(options, say), options.output)
-        log.counts[name] = sum(part.rows for part in outcome.parts)
-        _note_errors(name, outcome, Folder(options.output, work.folder.options), log)
+        log.info(f"embedding the {name} of {work.task.name}")
+        with stages.timed(f"embed {name}"):
+            outcome = require_complete(embed_job.embed(options), options.output)
+        stages.counts[name] = sum(part.rows for part in outcome.parts)
+        _note_errors(name, outcome, Folder(options.output, work.folder.options), stages)
         places[name] = options.output
     retrieval = ExactSearch(
         **places,
@@ -123,14 +109,14 @@ def _embedded(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, l
     return replace(retrieval, options=replace(retrieval.options, output=output))
 
 
-def _reranked(config: EvaluateConfig, candidates: str, work: TaskData, log: Log, say: Say) -> Iterator[pa.Table]:
+def _reranked(config: EvaluateConfig, candidates: str, work: TaskData, stages: StageLog) -> Iterator[pa.Table]:
     """The candidates with the reranker's scores."""
     options = _rerank_config(config, candidates, work)
-    say(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
-    with log.timed("rerank"):
-        outcome = require_complete(rerank_job.rerank(options, say), options.output)
+    log.info(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
+    with stages.timed("rerank"):
+        outcome = require_complete(rerank_job.rerank(options), options.output)
     folder = Folder(options.output, work.folder.options)
-    _note_errors("pairs", outcome, folder, log)
+    _note_errors("pairs", outcome, folder, stages)
     return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
 
 
@@ -163,7 +149,7 @@ def _shared(config: EvaluateConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in (*names, "token_budget", "storage_option")}
 
 
-def _note_errors(what: str, outcome: Outcome, folder: Folder, log: Log) -> None:
+def _note_errors(what: str, outcome: Outcome, folder: Folder, stages: StageLog) -> None:
     """Rows without a vector or score, and rows that were cut. Raises InputError where a model gave what is not a number."""
     reasons: Counter[str] = Counter()
     for part in outcome.parts:
@@ -176,11 +162,11 @@ def _note_errors(what: str, outcome: Outcome, folder: Folder, log: Log) -> None:
         )
     if reasons:
         named = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common(NAMED))
-        log.notes.append(
+        stages.notes.append(
             f"{reasons.total():,} {what} could not be computed ({named}{'; ...' * (len(reasons) > NAMED)})"
         )
     if truncated := sum(part.truncated for part in outcome.parts):
-        log.notes.append(f"{truncated:,} {what} were cut to the model's length")
+        stages.notes.append(f"{truncated:,} {what} were cut to the model's length")
 
 
 def _first(table: pa.Table, most: int) -> pa.Table:

@@ -7,7 +7,7 @@ comes of it and the queries are dealt by query id, so that a bucket holds whole 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,17 +74,17 @@ def settings(config: RerankConfig) -> dict[str, Any]:
 
 
 @shared_pool()
-def join(config: RerankConfig, say: Callable[[str], None]) -> tuple[pa.Table, pa.Schema]:
+def join(config: RerankConfig) -> tuple[pa.Table, pa.Schema]:
     """Do the join, or what is left of it. The plan of its buckets and their columns, for the scoring.
 
     Raises InputError for a table without the columns it needs, RunError for a join of other inputs in the same place.
     """
     tables = _tables(config)
     buckets = _buckets(config, tables)
-    _deal(tables[PASSAGES], buckets[PASSAGES], say)
-    candidates = _deal(tables[CANDIDATES], buckets[PASSAGES], say)
-    pairs = _join(config, buckets[QUERIES], say)
-    _deal(tables[QUERIES], buckets[QUERIES], say)
+    _deal(tables[PASSAGES], buckets[PASSAGES])
+    candidates = _deal(tables[CANDIDATES], buckets[PASSAGES])
+    pairs = _join(config, buckets[QUERIES])
+    _deal(tables[QUERIES], buckets[QUERIES])
     wanted, made = (sum(part.rows for part in outcome.parts) for outcome in (candidates, pairs))
     if wanted != made:
         raise RunError(
@@ -200,7 +200,7 @@ def _folder(config: RerankConfig, name: str) -> Folder:
     )
 
 
-def _deal(table: Table, buckets: int, say: Callable[[str], None]) -> Outcome:
+def _deal(table: Table, buckets: int) -> Outcome:
     storage = parse_options(table.options.storage_option)
 
     def verb(ledger: Run, workers: WorkerPlan) -> PartitionMapper:
@@ -209,10 +209,10 @@ def _deal(table: Table, buckets: int, say: Callable[[str], None]) -> Outcome:
     fixed = {"verb": "deal", "key": table.key, "buckets": buckets}
     job = Job(said=f"join: dealing {table.name}", settings=fixed, verb=verb)
     rows = max(1, min(MOST_ROWS, int(piece_bytes(table.bytes) / max(table.corpus.row_bytes, 1.0))))
-    return require_complete(carry_out(job, table.options, lambda corpus, workers: rows, say), table.options.output)
+    return require_complete(carry_out(job, table.options, lambda corpus, workers: rows), table.options.output)
 
 
-def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Outcome:
+def _join(config: RerankConfig, buckets: int) -> Outcome:
     storage = parse_options(config.storage_option)
     options = RunOptions(
         input=config.input,
@@ -226,4 +226,4 @@ def _join(config: RerankConfig, buckets: int, say: Callable[[str], None]) -> Out
 
     sources = {name: _folder(config, name) for name in (CANDIDATES, PASSAGES)}
     job = Job(said="join: passages to candidates", settings={"verb": "join", "buckets": buckets}, verb=verb)
-    return require_complete(carry_out_planned(job, options, lambda: bucket_plan(sources), say), options.output)
+    return require_complete(carry_out_planned(job, options, lambda: bucket_plan(sources)), options.output)

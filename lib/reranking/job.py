@@ -24,13 +24,13 @@ PAIRS_A_SHARD = 50_000  # at most: minutes of a GPU worker's time
 RESERVED = {KEY, TEXT, REASON, "id", "query", "passage", "score", "rank", "tokens", "truncated", "error"}
 
 
-def rerank(config: RerankConfig, say: Callable[[str], None]) -> Outcome:
+def rerank(config: RerankConfig) -> Outcome:
     """Plan or resume, score what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
     spec = checked(config)
     if config.corpus is None:
-        return carry_out(pair_job(config, spec), config, _pair_shard_rows, say)
+        return carry_out(pair_job(config, spec), config, _pair_shard_rows)
     job = _job(config, spec, _candidate_rows, candidates.settings(config))
-    return carry_out_planned(job, config, lambda: candidates.join(config, say), say)
+    return carry_out_planned(job, config, lambda: candidates.join(config))
 
 
 def dry_run(config: RerankConfig) -> Estimate:
@@ -83,10 +83,7 @@ def check(config: RerankConfig) -> None:
 
 
 def _job(
-    config: RerankConfig,
-    spec: RerankSpec,
-    source: Callable[[RerankConfig, Run], PairSource],
-    more: dict[str, Any],
+    config: RerankConfig, spec: RerankSpec, source: Callable[[RerankConfig, Run], PairSource], more: dict[str, Any]
 ) -> Job:
     def verb(ledger: Run, workers: WorkerPlan) -> RerankMapper:
         device = "cuda" if workers.gpus else "cpu"

@@ -1,6 +1,7 @@
 """Fine-tune a model: plan the data, train in legs, evaluate after each, keep the best, and say what was done."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,8 @@ from .step.optimizer import Optimization
 from .step.trainable import ALL_LINEAR, Adapters, Trainable
 from .train_and_evaluate import best_of, check_evaluation, train_and_evaluate
 
+log = logging.getLogger("shoal")
+
 MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
 CPU_BUDGET, CUDA_BUDGET = 1024, 16_384  # tokens a chunk
@@ -51,21 +54,17 @@ class Finetuned:
     scores: tuple[dict[str, Any], ...]
 
 
-def finetune(config: FinetuneConfig, say: Callable[[str], None]) -> Finetuned:
+def finetune(config: FinetuneConfig) -> Finetuned:
     """Do the run, or what is left of it. Raises ShoalError before anything scales, for what cannot work."""
     output = Folder(absolute(config.output), parse_options(config.storage_option))
     choice = plan_finetune(config)
     output.probe()
-    with hold_lease(output, ALL, say) as still_held:
-        return _finetune(config, choice, output, say, still_held)
+    with hold_lease(output, ALL) as still_held:
+        return _finetune(config, choice, output, still_held)
 
 
 def _finetune(
-    config: FinetuneConfig,
-    choice: FinetunePlan,
-    output: Folder,
-    say: Callable[[str], None],
-    still_held: Callable[[], None],
+    config: FinetuneConfig, choice: FinetunePlan, output: Folder, still_held: Callable[[], None]
 ) -> Finetuned:
     settings = _settings(config, choice)
     found = read_run_config(output)
@@ -73,8 +72,8 @@ def _finetune(
         check_same_settings(output, found["settings"], settings)
     check_evaluation(config, choice)
     environment()
-    planned = plan(_data(config, choice), config.output, config.storage_option, say)
-    _tell(planned, say)
+    planned = plan(_data(config, choice), config.output, config.storage_option)
+    _tell(planned)
     order = BatchReader(planned.url, output.options)
     _check_names(config, order)
     try_largest_batch(order, choice.losses, choice.spec.dim, config.learn_temperature)
@@ -84,21 +83,21 @@ def _finetune(
     record = found or create_run_config(output, {"settings": settings, "about": about} | _decided(config, pool))
     check_same_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record)
-    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["slices"]), say, still_held)
+    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["slices"]), still_held)
     still_held()
     return _finish(config, choice, planned, course, record, scores)
 
 
-def _tell(planned: Planned, say: Callable[[str], None]) -> None:
+def _tell(planned: Planned) -> None:
     """What of the data is trained on, and what is not, with reasons."""
     counts = planned.counts
-    say(
+    log.info(
         f"data: {counts.usable:,} of {counts.rows:,} rows usable, {planned.steps:,} steps, {counts.left_over:,} left over"
     )
     for kind, bad in counts.bad.items():
-        say(f"data: {bad.count:,} rows left out, {kind}; the first is {bad.first}: {bad.reason}")
+        log.info(f"data: {bad.count:,} rows left out, {kind}; the first is {bad.first}: {bad.reason}")
     for note in counts.notes:
-        say(f"data: {note}")
+        log.info(f"data: {note}")
 
 
 def _check_names(config: FinetuneConfig, order: BatchReader) -> None:

@@ -1,6 +1,7 @@
 """The legs of a training: up to each evaluation, the score of what came of it, and of all models the best."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,23 +20,20 @@ from .losses import RERANKING
 from .metrics import TrainingProgress, read_metrics
 from .ray_train import Pool, run_interval
 
+log = logging.getLogger("shoal")
+
 SCORES = "scores.json"
 BACKWARD = 3  # FLOP of a training step over those of a forward pass
 
 
 def train_and_evaluate(
-    config: FinetuneConfig,
-    choice: FinetunePlan,
-    course: TrainRun,
-    pool: Pool,
-    say: Callable[[str], None],
-    still_held: Callable[[], None],
+    config: FinetuneConfig, choice: FinetunePlan, course: TrainRun, pool: Pool, still_held: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """Every leg that is not done, and what its model scores. still_held: raises when another driver has taken the run over."""
     output = course.output
     scores = _read_scores(output)
     done = {row["step"] for row in scores}
-    say(f"train {choice.spec.name}, {course.steps:,} steps of {course.global_batch:,} rows, {pool}")
+    log.info(f"train {choice.spec.name}, {course.steps:,} steps of {course.global_batch:,} rows, {pool}")
     watch = TrainingProgress(course.steps, BACKWARD * flops_per_token(choice.spec, sum(choice.tokens) // 4))
     for until in _legs(course.steps, config.evaluate_steps if config.evaluate_on else None):
         if until in done:
@@ -46,7 +44,7 @@ def train_and_evaluate(
         still_held()
         row: dict[str, Any] = {"step": until}
         if config.evaluate_on:
-            row |= _score(config, choice, export, until, say)
+            row |= _score(config, choice, export, until)
         scores.append(row)
         still_held()
         output.publish(SCORES, json.dumps(scores, indent=1).encode())
@@ -77,17 +75,15 @@ def _leg(course: TrainRun, until: int, pool: Pool, keep: int, watch: TrainingPro
         )
 
 
-def _score(
-    config: FinetuneConfig, choice: FinetunePlan, export: Folder, step: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _score(config: FinetuneConfig, choice: FinetunePlan, export: Folder, step: int) -> dict[str, Any]:
     """The main measure of an exported model on the held-out queries, by the evaluate verb."""
     model = (
         export.url
         if export.is_local or not config.storage_option
         else str(directory.download_directory(export, cache_folder()))
     )
-    (result,) = evaluate(_evaluation(config, choice, model, f"step-{step:07d}"), say)
-    say(f"step {step}: {result.main_score} {result.main:.4f}")
+    (result,) = evaluate(_evaluation(config, choice, model, f"step-{step:07d}"))
+    log.info(f"step {step}: {result.main_score} {result.main:.4f}")
     return {"measure": result.main_score, result.main_score: result.main}
 
 

@@ -14,6 +14,7 @@ from lib.engine import lease
 from lib.engine.lease import ALL, HOLDERS, ShardSlice, hold_lease, parse_slice
 from lib.errors import RunError, UsageError
 from lib.storage.folder import Folder
+from tests.support.messages import listen
 
 ELSEWHERE = {"host": "far", "processes": "of another machine", "pid": 7, "key": "its own", "beat": 3}
 
@@ -106,9 +107,9 @@ def test_slices_are_held_beside_each_other(run):
 def test_a_dead_driver_of_another_machine_is_waited_for_and_replaced(run):
     """A holder that gives no sign for DEAD seconds is taken over, and whoever waits is told for whom."""
     leave(run, ELSEWHERE)
-    said: list[str] = []
+    said = listen()
     began = time.monotonic()
-    with hold_lease(run, ALL, said.append):
+    with hold_lease(run, ALL):
         assert time.monotonic() - began >= lease.DEAD
         assert list(run.below(HOLDERS).list()) == ["1-1-of-1-0001.json"]
 
@@ -119,9 +120,9 @@ def test_a_dead_process_of_this_machine_is_replaced_at_once(run):
     """Where the holder ran on this machine and its process is gone, nobody waits."""
     no_process = 2**22 + 1  # Linux counts to 2**22
     leave(run, {"host": "here", "processes": lease._processes(), "pid": no_process, "key": "its own", "beat": 0})
-    said: list[str] = []
+    said = listen()
     began = time.monotonic()
-    with hold_lease(run, ALL, said.append):
+    with hold_lease(run, ALL):
         assert time.monotonic() - began < lease.DEAD
 
     assert said == []

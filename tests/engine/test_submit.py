@@ -17,6 +17,7 @@ from lib.errors import RunError
 from lib.storage.folder import Folder
 from tests.real.head import Head
 from tests.real.s3 import Ceph
+from tests.support.messages import listen
 from tests.support.tiny import build
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def see_through(bare, tmp_path, monkeypatch):
     monkeypatch.setattr(submit, "PAUSE_SECONDS", 0.0)
 
     def run(program: str, **options) -> tuple[int, list[str], list[str]]:
-        said: list[str] = []
+        said = listen()
         shown: list[str] = []
         config = submit.SubmitConfig(
             address=f"http://127.0.0.1:{bare.dashboard}",
@@ -121,7 +122,7 @@ def see_through(bare, tmp_path, monkeypatch):
             command=("python", "-c", program),
             **options,
         )
-        code = submit.see_through(config, said.append, shown.append)
+        code = submit.see_through(config, shown.append)
         return code, said, "".join(shown).splitlines()
 
     return run

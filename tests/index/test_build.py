@@ -24,6 +24,7 @@ from lib.index.build_job import build
 from lib.index.kinds import efforts, names, parse
 from lib.storage.listing import InputFile
 from tests.support.indexed import DIM, built, clustered, cut_small, pieces, write, write_many
+from tests.support.messages import listen
 
 ROWS, LISTS = 4000, 16
 # Codes long enough that few of these short vectors tie.
@@ -280,9 +281,9 @@ def test_vectors_that_are_not_normalised(here, tmp_path, vectors):
     long[3] = 0
     write(tmp_path / "long" / "0.parquet", long)
     write(tmp_path / "unit" / "0.parquet", vectors, absent=(3,))
-    said: list[str] = []
+    said = listen()
     config = IndexConfig(input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat", metric="ip")
-    card = build(config, said.append)
+    card = build(config)
     normal = built(tmp_path / "long", tmp_path / "b", kind="flat")
     built(tmp_path / "unit", tmp_path / "c", kind="flat")
     queries = clustered(20, seed=7)

@@ -11,6 +11,7 @@ from lib.errors import InputError, UsageError
 from lib.index.build.config import IndexConfig
 from lib.index.build_job import build
 from tests.support.indexed import DIM, built, clustered, write, write_many
+from tests.support.messages import listen
 
 ROWS, LISTS = 3000, 16
 
@@ -141,10 +142,8 @@ def test_rows_without_a_vector_make_fewer_lists(here, tmp_path):
     write(
         tmp_path / "vectors" / "0.parquet", clustered(3000), absent=tuple(range(0, 3000, 2)) + tuple(range(1, 2400, 2))
     )
-    said: list[str] = []
-    card = build(
-        IndexConfig(input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat"), said.append
-    )
+    said = listen()
+    card = build(IndexConfig(input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat"))
 
     assert card["vectors"] == 300
     assert card["lists"] < 16

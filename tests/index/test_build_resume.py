@@ -14,6 +14,7 @@ from lib.index.build.codec import open_merged, open_piece
 from lib.index.build.config import IndexConfig
 from lib.index.build_job import build
 from tests.support.indexed import DIM, MADE, built, clustered, cut_small, pieces, write, write_many
+from tests.support.messages import listen
 
 ROWS, LISTS = 3000, 16
 
@@ -214,14 +215,14 @@ def test_merged_indexes_are_there_whatever_was_merged_before(here, source, tmp_p
 def test_a_lost_piece_is_made_again(here, source, tmp_path, monkeypatch):
     """A piece that is gone, or cut short, comes back with the same bytes, though pieces would be larger now; the user is told."""
     cut_small(monkeypatch, 700 * 4 * DIM)
-    output, said = tmp_path / "index", []
+    output, said = tmp_path / "index", listen()
     built(source, output, kind="ivf-flat", lists=LISTS)
     before = contents(output)
     first, second, *_ = pieces(output)
     first.unlink()
     second.write_bytes(b"half")
     cut_small(monkeypatch, 1400 * 4 * DIM)
-    build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS), said.append)
+    build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
 
     assert contents(output) == before
     assert any(sentence.startswith("warning: 2 pieces of") for sentence in said)
@@ -240,11 +241,11 @@ def test_pieces_of_a_stopped_addition_do_not_stay(here, source, tmp_path):
 
 def test_recall_is_asked_for_again_with_another_number_of_queries(here, source, tmp_path):
     """--recall-queries may change from command to command; more than were held out are not there, and that is said."""
-    output, said = tmp_path / "index", []
+    output, said = tmp_path / "index", listen()
     first = built(source, output, kind="flat", recall_queries=100)
     second = built(source, output, kind="flat", recall_queries=50)
     config = IndexConfig(input=str(source), output=str(output), kind="flat", recall_queries=5000)
-    third = build(config, said.append)
+    third = build(config)
 
     assert first["queries"]["count"] <= third["queries"]["count"] < 5000
     assert second["queries"]["count"] == 50

@@ -19,6 +19,7 @@ from lib.index.build_job import build
 from lib.index.estimate.forecast import forecast, foresee
 from lib.index.kinds import GRAPH, ID_BYTES
 from tests.support import here as steps
+from tests.support.messages import listen
 
 ROWS, DIM = 24_000, 32
 
@@ -127,7 +128,7 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
 
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
     assert files_below(tmp_path) == 2
-    build(real(tmp_path, **settings), lambda sentence: None)
+    build(real(tmp_path, **settings))
     out, stages = tmp_path / "index", {stage.name: stage for stage in found.stages}
     assert stages["encode"].shards == parts_in(out / "rows")
     assert stages["sample"].shards == parts_in(out / "_build" / "sample")
@@ -144,9 +145,9 @@ def test_seconds_of_encoding(tmp_path):
     write(tmp_path / "in", rows=100_000, dim=64)
     expected = {stage.name: stage.seconds for stage in foresee(real(tmp_path)).stages}["encode"]
     opened = open_index_build(real(tmp_path))
-    train(opened, Log(), lambda sentence: None)
+    train(opened, Log())
     began = time.process_time()
-    encode(opened, lambda sentence: None)
+    encode(opened)
     taken = time.process_time() - began
 
     assert taken / 4 < expected < taken * 4
@@ -171,7 +172,7 @@ def test_every_kind(kind, metric, tmp_path):
     write(tmp_path / "in", rows=4000)
     found = foresee(real(tmp_path, kind=kind, metric=metric))
     opened = open_index_build(real(tmp_path, kind=kind, metric=metric))
-    train(opened, Log(), lambda sentence: None)
+    train(opened, Log())
 
     assert found.given.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
     assert all(stage.seconds > 0 for stage in found.stages)
@@ -212,16 +213,16 @@ def test_refusals_of_the_build(tmp_path):
 def test_a_long_build_says_how_long_it_takes(alone, tmp_path, monkeypatch):
     """Before it begins, and not again when it goes on; what cannot be reckoned does not end it."""
     monkeypatch.setattr("lib.index.build_job.FORESEEN", 1)
-    said: list[str] = []
+    said = listen()
     write(tmp_path / "in")
-    build(real(tmp_path), said.append)
+    build(real(tmp_path))
     assert any("core hours by costs measured here; --dry-run tells them by stage" in sentence for sentence in said)
 
     said.clear()
-    build(real(tmp_path), said.append)
+    build(real(tmp_path))
     assert not any("core hours" in sentence for sentence in said)
     monkeypatch.setattr(
         "lib.index.estimate.forecast.stages_of", lambda given: (_ for _ in ()).throw(InputError("no such stage"))
     )
-    build(real(tmp_path, output=str(tmp_path / "other")), said.append)
+    build(real(tmp_path, output=str(tmp_path / "other")))
     assert "how long it takes is not known: no such stage" in said

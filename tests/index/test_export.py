@@ -17,6 +17,7 @@ from lib.index.build.segments_job import encode
 from lib.index.export.job import export
 from lib.index.export.mappers import lance_options, lance_url, metadata
 from lib.storage.folder import Folder
+from tests.support.messages import listen
 
 DIM = 32
 NOTHING, NAN = 7, 1300  # rows that have no vector
@@ -58,12 +59,12 @@ def build(corpus, tmp_path, here):
     """build(**options): build the index or go on with it, then export; what was said. Its folder is tmp_path/index."""
 
     def run(**options) -> list[str]:
-        said: list[str] = []
+        said = listen()
         given = {"kind": "ivf-flat", "lists": 8, "metric": "l2", "shard_rows": 500, "recall_queries": 10}
         config = IndexConfig(input=str(corpus), output=str(tmp_path / "index"), **(given | options))
-        build_job.build(config, lambda text: None)
+        build_job.build(config)
         opened = open_index_build(config)
-        export(opened, encode(opened, lambda text: None), said.append)
+        export(opened, encode(opened))
         return said
 
     return run

@@ -15,6 +15,7 @@ from lib.index.search import mappers
 from lib.index.search.job import block_rows, search
 from lib.index.search.query import SearchConfig
 from tests.support.indexed import DIM, built, clustered, cut_small, exact, write, write_many
+from tests.support.messages import listen
 from tests.support.searched import found, lists_of
 
 ROWS, LISTS = 3000, 16
@@ -96,14 +97,14 @@ def test_allowed_ids_that_the_index_has_are_counted(here, tmp_path, asked, vecto
     pq.write_table(table.set_column(0, "id", ids), tmp_path / "vectors" / "0.parquet")
     built(tmp_path / "vectors", tmp_path / "index", kind="flat", shard_rows=300)
     pq.write_table(pa.table({"id": ["p3", "p59", "p60", "d1", "p3", None]}), tmp_path / "allow.parquet")
-    said: list[str] = []
+    said = listen()
     where = {"index": str(tmp_path / "index"), "input": str(asked), "output": str(tmp_path / "found")}
-    outcome = search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")), said.append)
+    outcome = search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")))
 
     assert "2 of the 4 ids of --allow are in the index" in said
     assert "2 of the 4 ids of --allow are in the index" in report(outcome, "found")
     monkeypatch.setattr("lib.index.search.filter.COUNTED", 100)
-    search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")), said.append)
+    search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")))
     assert "4 ids of --allow; how many of them are in an index of 3,000 rows is not counted" in said
 
 
@@ -333,7 +334,7 @@ def test_a_search_on_ray_reports_what_it_did(source, tmp_path, queries, vectors,
     table = pq.read_table(write(tmp_path / "queries" / "0.parquet", queries, absent=(1,)))
     pq.write_table(table.drop_columns(["id"]), tmp_path / "queries" / "0.parquet")
     where = {"index": str(tmp_path / "index"), "input": str(tmp_path / "queries"), "output": str(tmp_path / "found")}
-    outcome = search(SearchConfig(**where, top_k=5, max_workers=1), lambda sentence: None)
+    outcome = search(SearchConfig(**where, top_k=5, max_workers=1))
     told = report(outcome, where["output"])
     lists = lists_of(pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "found").glob("part-*"))))
     best = exact(queries, vectors, 5)

@@ -39,7 +39,7 @@ def texts(here, build, tmp_path):
     options = EmbedConfig(
         input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "embedded"), model=str(model), dtype="float32"
     )
-    embed(options, lambda sentence: None)
+    embed(options)
     built(tmp_path / "embedded", tmp_path / "index", kind="flat")
     return model
 
@@ -80,12 +80,12 @@ def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
     options = EmbedConfig(
         input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "short"), model=str(texts), truncate_dim=16
     )
-    embed(options, lambda sentence: None)
+    embed(options)
     card = built(tmp_path / "short", tmp_path / "index16", kind="flat")
     config = SearchConfig(
         index=str(tmp_path / "index16"), input=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "found"), top_k=3
     )
-    search(config, lambda sentence: None)
+    search(config)
     table = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "found").glob("part-*"))
 
     assert card["dim"] == 16
@@ -107,7 +107,7 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
         text_template="{text}",  # the recipe's has a title
         max_tokens=64,
     )
-    embed(options, lambda sentence: None)
+    embed(options)
     card = built(tmp_path / "by-recipe", tmp_path / "index-by-recipe", kind="flat")
     config = SearchConfig(
         index=str(tmp_path / "index-by-recipe"),
@@ -115,7 +115,7 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
         output=str(tmp_path / "found"),
         top_k=3,
     )
-    search(config, lambda sentence: None)
+    search(config)
     (made,) = (tmp_path / "found").glob("_queries-*")
     told = json.loads(pq.read_schema(next(made.glob("part-*"))).metadata[b"shoal"])
 

@@ -12,6 +12,7 @@ from lib.index.build.config import IndexConfig
 from lib.index.build.segments_job import balanced
 from lib.index.build_job import build
 from tests.support.indexed import DIM, built, clustered, cut_small, exact, pieces, write, write_many
+from tests.support.messages import listen
 
 ROWS, LISTS = 4000, 16
 MERGING = """
@@ -88,8 +89,8 @@ def test_fewer_merged_indexes_than_asked_for_are_told(here, source, tmp_path):
     """With what makes more of them."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     config = IndexConfig(input=str(source), output=str(tmp_path / "index"), kind="ivf-flat", lists=LISTS, merge=4)
-    said: list[str] = []
-    build(config, said.append)
+    said = listen()
+    build(config)
 
     assert "--merge 4: 1 are made, of 1 pieces. For more choose a new --output and fewer --shard-rows" in said
 
@@ -99,8 +100,8 @@ def test_what_was_merged_before_an_addition_is_told(here, source, tmp_path):
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
     write(source / "more.parquet", clustered(500, seed=9), first=ROWS)
-    said: list[str] = []
-    card = build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS), said.append)
+    said = listen()
+    card = build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
 
     assert any(s.startswith("warning: ") and "merged holds what there was before" in s and "--merge" in s for s in said)
     assert card["merged"] == []

@@ -74,7 +74,7 @@ def tiktoken_files(folder):
 
 def run(source, target, **changes):
     settings = {"model": str(source), "output": str(target), "reference_python": sys.executable}
-    return convert(ConvertConfig(**(settings | changes)), lambda said: None)
+    return convert(ConvertConfig(**(settings | changes)))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from lib.reranking.job import dry_run, pair_job, rerank
 from lib.reranking.mapper import RerankConfig, ranks
 from tests.support import tiny
 from tests.support.here import publish_here
+from tests.support.messages import listen
 
 PASSAGES = [f"passage {i} " + "about fish and water " * (i % 9) for i in range(200)]
 QUERIES = [f"which fish is number {i}" for i in range(20)]
@@ -50,8 +51,8 @@ def config(data, directory, **changes):
 
 
 def run(data, directory, **changes):
-    said: list[str] = []
-    return rerank(config(data, directory, **changes), said.append), said
+    said = listen()
+    return rerank(config(data, directory, **changes)), said
 
 
 def run_here(data, directory, **changes):

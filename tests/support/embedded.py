@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from lib.embedding.job import embed, prepared
 from lib.embedding.mapper import EmbedConfig
 from tests.support.here import publish_here
+from tests.support.messages import listen
 
 TEXTS = [f"document {i} " + "about fish and water " * (i % 9) for i in range(300)]
 
@@ -27,8 +28,8 @@ def config(docs, minilm, **changes):
 
 
 def run(*words, **changes):
-    said: list[str] = []
-    outcome = embed(config(*words, **changes), said.append)
+    said = listen()
+    outcome = embed(config(*words, **changes))
     return outcome, said
 
 

@@ -10,6 +10,7 @@ from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import evaluate
 from tests.evaluation.test_dataset import write_jsonl, write_tsv
 from tests.support import tiny
+from tests.support.messages import listen
 
 WORDS = [word for text in tiny.TEXT for word in text.split()]
 RANDOM = np.random.default_rng(0)
@@ -35,9 +36,9 @@ def write_data(folder):
 
 
 def run(data, **changes):
-    said: list[str] = []
+    said = listen()
     settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "max_workers": 1}
-    results = evaluate(EvaluateConfig(**(settings | changes)), said.append)
+    results = evaluate(EvaluateConfig(**(settings | changes)))
     return {result.task: result for result in results}, said
 
 

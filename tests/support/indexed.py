@@ -49,7 +49,7 @@ def write_many(folder: Path, vectors: np.ndarray, files: int = 3) -> Path:
 
 def built(folder: Path, output: Path, **more: Any) -> dict[str, Any]:
     """The card of an index of what lies in `folder`."""
-    return build(IndexConfig(input=str(folder), output=str(output), **more), lambda sentence: None)
+    return build(IndexConfig(input=str(folder), output=str(output), **more))
 
 
 def exact(queries: np.ndarray, vectors: np.ndarray, most: int) -> np.ndarray:

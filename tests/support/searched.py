@@ -9,7 +9,7 @@ from lib.index.search.query import SearchConfig
 
 def found(tmp_path, asked, name="found", **more) -> pa.Table:
     config = SearchConfig(index=str(tmp_path / "index"), input=str(asked), output=str(tmp_path / name), **more)
-    search(config, lambda sentence: None)
+    search(config)
     return pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / name).glob("part-*")))
 
 

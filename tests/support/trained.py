@@ -84,6 +84,6 @@ def train_here(here, monkeypatch):
     monkeypatch.setattr("lib.training.train_and_evaluate.run_leg", leg_here)
 
     def train(**options: Any) -> Finetuned:
-        return finetune(FinetuneConfig(**options), lambda sentence: None)
+        return finetune(FinetuneConfig(**options))
 
     return train

@@ -50,7 +50,7 @@ def make(tmp_path, here):  # noqa: F811
                 write(path, entry)
             words.append(str(path))
         options = {"global_batch": 8, "group": 2} | options
-        return plan(DataOptions(data=tuple(words), **options), str(tmp_path / output), (), lambda line: None)
+        return plan(DataOptions(data=tuple(words), **options), str(tmp_path / output), ())
 
     return run
 
@@ -321,9 +321,7 @@ def test_texts_and_lists_of_texts_are_the_same_in_every_format(tmp_path, make):
     }
     for name, table in tables.items():
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
-    planned = plan(
-        DataOptions(data=(str(folder),), global_batch=6, group=2), str(tmp_path / "out"), (), lambda line: None
-    )
+    planned = plan(DataOptions(data=(str(folder),), global_batch=6, group=2), str(tmp_path / "out"), ())
     rows = sorted(steps(planned)[0].to_pylist(), key=lambda row: row["query"])
 
     assert [row["passages"] for row in rows] == [[f"p{i}", f"n{i}"] for i in range(6)]
@@ -347,7 +345,7 @@ def test_positives_may_be_lists_in_one_file_and_texts_in_another(tmp_path, make,
         else:
             pq.write_table(pa.Table.from_pylist([row]), folder / f"{i}.parquet")
     options = DataOptions(data=(str(folder),), global_batch=2, group=2)
-    planned = plan(options, str(tmp_path / "out"), (), lambda line: None)
+    planned = plan(options, str(tmp_path / "out"), ())
 
     assert planned.counts.bad == {}
     assert sorted(steps(planned)[0]["passages"].to_pylist()) == [["p0", "n"], ["p1", "n1"]]
@@ -378,7 +376,7 @@ def test_texts_alone_are_rows_of_one_text(tmp_path, make):
     pq.write_table(pa.table({"text": pa.array(["three"]).dictionary_encode()}), folder / "c.parquet")
     (folder / "d.txt").write_text("four\n")
     options = DataOptions(data=(str(folder),), global_batch=5, group=3)
-    planned = plan(options, str(tmp_path / "out"), (), lambda line: None)
+    planned = plan(options, str(tmp_path / "out"), ())
     rows = steps(planned)[0].to_pylist()
 
     assert sorted(row["query"] for row in rows) == sorted(["one", listed, "two", "three", "four"])

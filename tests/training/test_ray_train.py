@@ -49,7 +49,7 @@ def runs(cluster, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("runs")
     model = tiny.build("bert", folder / "model")
-    finetune(FinetuneConfig(**options(folder, model, "two")), lambda sentence: None)
+    finetune(FinetuneConfig(**options(folder, model, "two")))
     return folder
 
 
@@ -73,7 +73,7 @@ def test_a_lost_end_is_done_again(runs, cluster):
     (folder / "scores.json").unlink()
     for file in (folder / "exports").rglob("_files.json"):
         file.unlink()
-    finetune(FinetuneConfig(**options(runs, runs / "model", "two")), lambda sentence: None)
+    finetune(FinetuneConfig(**options(runs, runs / "model", "two")))
 
     assert losses(folder) == before
     assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [STEPS]

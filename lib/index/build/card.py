@@ -8,7 +8,7 @@ from typing import Any
 from ...cli.charts import curve
 from ...cli.units import format_bytes
 from ...engine.parts import Part, read_manifest
-from ...engine.stage_log import Log
+from ...engine.stage_log import StageLog
 from ..kinds import to_spec, uses_inner_product
 from .config import IndexBuild
 from .kmeans import ITERATIONS
@@ -48,7 +48,12 @@ MERGED_ONES = "merged/*.faiss", "faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_
 
 
 def write_card(
-    build: IndexBuild, manifest: Manifest, parts: Sequence[Part], rows: Sequence[Measured], queries: int, log: Log
+    build: IndexBuild,
+    manifest: Manifest,
+    parts: Sequence[Part],
+    rows: Sequence[Measured],
+    queries: int,
+    stages: StageLog,
 ) -> dict[str, Any]:
     """Write CARD, README and CURVE; the card."""
     config, pieces = build.config, pieces_of(manifest)
@@ -77,8 +82,8 @@ def write_card(
         "recall": [_recall(row) for row in rows],
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
         "drift": drift(build, manifest),
-        "seconds": _seconds(build, log),
-        "notes": [*log.notes, *_fewer(build), *_advice(rows, config.recall)],
+        "seconds": _seconds(build, stages),
+        "notes": [*stages.notes, *_fewer(build), *_advice(rows, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
     build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
@@ -131,13 +136,15 @@ def _trained(build: IndexBuild) -> list[dict[str, Any]]:
     return facts_of(folder, read_manifest(folder))
 
 
-def _seconds(build: IndexBuild, log: Log) -> dict[str, float]:
+def _seconds(build: IndexBuild, stages: StageLog) -> dict[str, float]:
     """By stage, over all commands that came to an end."""
     try:
         before = json.loads(build.folder.read(CARD))["seconds"]
     except FileNotFoundError:
         before = {}
-    return {stage: round(before.get(stage, 0.0) + log.seconds.get(stage, 0.0), 3) for stage in before | log.seconds}
+    return {
+        stage: round(before.get(stage, 0.0) + stages.seconds.get(stage, 0.0), 3) for stage in before | stages.seconds
+    }
 
 
 def _advice(rows: Sequence[Measured], asked: float) -> list[str]:

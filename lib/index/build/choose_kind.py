@@ -43,8 +43,8 @@ def choose(
         merged = kind.merges and one < size and one <= given
         repeated = f", or give --merge 1, with which it takes {format_bytes(one)}" if merged else ""
         raise UsageError(
-            f"{to_spec(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {format_bytes(size)}, over --memory {memory}. Raise it "
-            f"to {format_bytes(size)}, or let --kind auto choose{repeated}"
+            f"{to_spec(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {format_bytes(size)}, over --memory {memory}. Raise "
+            f"it to {format_bytes(size)}, or let --kind auto choose{repeated}"
         )
     return IndexPlan(kind, count, (*why, *said), size)
 
@@ -71,8 +71,8 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
     if not fitting:
         small, least = next(iter(sizes.items()))
         raise UsageError(
-            f"{rows:,.0f} vectors of {dim} dimensions take {format_bytes(least)} at least ({to_spec(small)}). Raise --memory, cut the "
-            "dimensions (embed with --truncate-dim), or build several indexes"
+            f"{rows:,.0f} vectors of {dim} dimensions take {format_bytes(least)} at least ({to_spec(small)}). Raise --memory, cut "
+            "the dimensions (embed with --truncate-dim), or build several indexes"
         )
     kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
     why = [f"{to_spec(kind)}: {_reason(kind, format_bytes(sizes[kind]), memory, recall)}"]

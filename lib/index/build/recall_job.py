@@ -1,5 +1,6 @@
 """The driver of the measurement: what the pieces find, against exact search over everything there is."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ import pyarrow.parquet as pq
 from ...engine.job import Job, carry_out_planned, require_complete
 from ...engine.parts import Part, parquet_bytes
 from ...engine.run import Run, read_plan
-from ...engine.stage_log import Say
 from ...engine.workers import WorkerPlan
 from ...errors import InputError
 from ...storage.folder import Folder
@@ -37,21 +37,23 @@ from .segments_job import Manifest, lists_in, piece_files
 from .stage_parts import File, facts_of, files_of, files_plan, read_parts, some_shards
 from .train_job import source
 
+log = logging.getLogger("shoal")
 
-def measure_recall(build: IndexBuild, manifest: Manifest, say: Say) -> tuple[list[Measured], int]:
+
+def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[Measured], int]:
     """By effort; and how many queries it is measured with. Only what new generations hold is searched again."""
     plan, columns = read_plan(build.folder.below(ROWS))
     name = digest(build.key, fixed(build), build.config.recall_queries)
     place = build.stage(f"queries-{name}")
     if not place.exists(QUERIES):
-        place.claim(QUERIES, parquet_bytes(queries_of(build, plan, say)))
+        place.claim(QUERIES, parquet_bytes(queries_of(build, plan)))
     own = pq.read_table(pa.BufferReader(place.read(QUERIES)))[NUMBER].to_numpy()
     if not len(own):
         raise InputError(
             "no vector to measure recall with: no row that was held out of the sample has one. Give some with --queries"
         )
     if len(own) < build.config.recall_queries:
-        say(f"recall is measured with {len(own):,} queries: there are no more")
+        log.info(f"recall is measured with {len(own):,} queries: there are no more")
     wanted = efforts(build.kind, lists_in(build))
     truth: list[File] = []
     probes: list[File] = []
@@ -59,15 +61,15 @@ def measure_recall(build: IndexBuild, manifest: Manifest, say: Say) -> tuple[lis
     for generation in manifest["generations"]:
         key = digest(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
         shards = some_shards(plan, *generation["shards"])
-        probed, folder = _probe(build, place, key, generation, wanted, say), build.stage(f"probe-{key}")
+        probed, folder = _probe(build, place, key, generation, wanted), build.stage(f"probe-{key}")
         for fact in facts_of(folder, probed):
             for effort in wanted:
                 seconds[effort] += fact["seconds"][str(effort)]
-        found = _shortened(build, place, files_of(folder, probed), say)
+        found = _shortened(build, place, files_of(folder, probed))
         if not place.exists(_found(key)):
             lists, _ = _lists(build, found, own)
             place.claim(_found(key), parquet_bytes(pa.table({PAIR: pairs(numbers for _, numbers in lists.values())})))
-        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation, say), say)
+        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation))
         probes += found
     best = {effort: numbers for effort, (_, numbers) in _lists(build, probes, own)[0].items()}
     nearest, scored = _lists(build, truth, own, pairs(best.values()))
@@ -86,7 +88,7 @@ def _lists(
     return merge_top_k(read_parts(paths, LISTED, build.storage), own, wanted)
 
 
-def _shortened(build: IndexBuild, place: Folder, files: list[File], say: Say) -> list[File]:
+def _shortened(build: IndexBuild, place: Folder, files: list[File]) -> list[File]:
     """The same lists in few enough parts for the driver to go through."""
     if len(files) <= PARTS_AT_ONCE:
         return files
@@ -94,8 +96,8 @@ def _shortened(build: IndexBuild, place: Folder, files: list[File], say: Say) ->
     folder = build.stage(f"lists-{key}")
     job = Job("shortening the lists", {"verb": "lists", "key": key}, _shorten(build, place))
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]
-    outcome = carry_out_planned(job, build.options(place.url, folder), lambda: files_plan(groups), say)
-    return _shortened(build, place, files_of(folder, require_complete(outcome, folder.url).parts), say)
+    outcome = carry_out_planned(job, build.options(place.url, folder), lambda: files_plan(groups))
+    return _shortened(build, place, files_of(folder, require_complete(outcome, folder.url).parts))
 
 
 def _shorten(build: IndexBuild, place: Folder) -> Callable[[Run, WorkerPlan], Shorten]:
@@ -103,13 +105,7 @@ def _shorten(build: IndexBuild, place: Folder) -> Callable[[Run, WorkerPlan], Sh
 
 
 def _truth(
-    build: IndexBuild,
-    place: Folder,
-    key: str,
-    shards: pa.Table,
-    columns: pa.Schema,
-    generation: dict[str, Any],
-    say: Say,
+    build: IndexBuild, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any]
 ) -> list[File]:
     """The parts of nearest vectors, and of the scores of what was found."""
     rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
@@ -124,13 +120,11 @@ def _truth(
     folder = build.stage(f"truth-{key}")
     job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)
     options = build.options(build.config.input, folder)
-    outcome = require_complete(carry_out_planned(job, options, lambda: (shards, columns), say), folder.url)
+    outcome = require_complete(carry_out_planned(job, options, lambda: (shards, columns)), folder.url)
     return files_of(folder, outcome.parts)
 
 
-def _probe(
-    build: IndexBuild, place: Folder, key: str, generation: dict[str, Any], wanted: Sequence[int], say: Say
-) -> list[Part]:
+def _probe(build: IndexBuild, place: Folder, key: str, generation: dict[str, Any], wanted: Sequence[int]) -> list[Part]:
     """The parts of what the generation's pieces find."""
 
     def verb(ledger: Run, workers: WorkerPlan) -> ProbeSegment:
@@ -144,7 +138,7 @@ def _probe(
         weight_bytes=_trained(build),
     )
     options = build.options(place.url, folder)
-    outcome = carry_out_planned(job, options, lambda: files_plan([[file] for file in files]), say)
+    outcome = carry_out_planned(job, options, lambda: files_plan([[file] for file in files]))
     return require_complete(outcome, folder.url).parts
 
 

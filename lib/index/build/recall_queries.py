@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from ...data.corpus import list_files, measure
 from ...data.shards import cut_shards, sample_shards
 from ...engine.parts import FOOTER_THREADS, read_manifest
-from ...engine.stage_log import Say
 from ...errors import InputError
 from ...storage.folder import open_file
 from ...storage.listing import InputFile
@@ -40,14 +39,14 @@ def fixed(build: IndexBuild) -> str:
     return digest([(f.path, f.size, f.tag) for f in _files(build)]) if build.config.queries else ""
 
 
-def queries_of(build: IndexBuild, plan: pa.Table, say: Say) -> pa.Table:
+def queries_of(build: IndexBuild, plan: pa.Table) -> pa.Table:
     """VECTOR and NUMBER of those that are asked for. plan: of the encoded rows."""
     if build.config.queries:
         vectors = _given(build)
         numbers = np.full(len(vectors), -1, np.int64)
     else:
         folder = build.stage("sample")
-        parts = read_manifest(folder) or draw(build, say)
+        parts = read_manifest(folder) or draw(build)
         with ThreadPoolExecutor(FOOTER_THREADS) as threads:
             held = pa.concat_tables(threads.map(lambda part: _held(folder.path(part.part), build.storage), parts))
         numbers = _numbers(plan, held[FILE].to_pylist(), held[ROW].to_numpy())

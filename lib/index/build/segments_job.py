@@ -8,6 +8,7 @@ stopped finds its own again.
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from ...engine.job import Job, carry_out, carry_out_planned, even_rows, require_
 from ...engine.parts import Part
 from ...engine.parts import read_manifest as read_parts_manifest
 from ...engine.run import Run
-from ...engine.stage_log import Say
 from ...engine.workers import WorkerPlan
 from ...errors import RunError
 from ...storage.folder import Folder
@@ -32,10 +32,12 @@ from .stage_parts import File, facts_of, files_of, files_plan
 from .train_job import source
 from .vector_source import SHARD_BYTES
 
+log = logging.getLogger("shoal")
+
 Manifest = dict[str, Any]
 
 
-def encode(build: IndexBuild, say: Say) -> list[Part]:
+def encode(build: IndexBuild) -> list[Part]:
     """The parts of all rows there are, those of new files last."""
     folder, config = build.folder.below(ROWS), build.config
     trained = build.folder.read(TRAINED)
@@ -61,7 +63,7 @@ def encode(build: IndexBuild, say: Say) -> list[Part]:
     )
     settings = {"verb": "encode", "of": build.key, "trained": fixed}
     job = Job(f"encoding as {to_spec(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
-    return require_complete(carry_out(job, options, rows, say), folder.url).parts
+    return require_complete(carry_out(job, options, rows), folder.url).parts
 
 
 def read_manifest(build: IndexBuild) -> Manifest:
@@ -72,21 +74,21 @@ def read_manifest(build: IndexBuild) -> Manifest:
         return {"generations": [], "merged": []}
 
 
-def add(build: IndexBuild, parts: Sequence[Part], say: Say) -> Manifest:
+def add(build: IndexBuild, parts: Sequence[Part]) -> Manifest:
     """Make pieces of the rows that no generation has, and the manifest with them."""
     manifest = read_manifest(build)
     done = manifest["generations"][-1]["shards"][1] if manifest["generations"] else 0
     new = parts[done:]
-    _make_again(build, manifest, parts, say)
+    _make_again(build, manifest, parts)
     if not new:
         return manifest
     if manifest["merged"] and not build.config.merge:
-        say(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
+        log.info(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
     first = sum(part.rows for part in parts[:done])
     facts = facts_of(build.folder.below(ROWS), new)
     row_bytes, overhead = _row_bytes(build), len(build.folder.read(TRAINED))
     merged = 1 if done else build.config.merge or 1  # of an addition as few as may be: each repeats the centroids
-    pieces = _assembled(build, grouped(new, row_bytes, overhead, merged), first, say)
+    pieces = _assembled(build, grouped(new, row_bytes, overhead, merged), first)
     vectors = sum(fact["vectors"] for fact in facts)
     error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
     generation = {
@@ -107,7 +109,7 @@ def add(build: IndexBuild, parts: Sequence[Part], say: Say) -> Manifest:
     return manifest
 
 
-def _make_again(build: IndexBuild, manifest: Manifest, parts: Sequence[Part], say: Say) -> None:
+def _make_again(build: IndexBuild, manifest: Manifest, parts: Sequence[Part]) -> None:
     """Pieces that the manifest names and that are gone, or not whole, from the rows they were made of."""
     place = build.folder.below(SEGMENTS)
     there = place.list()
@@ -115,10 +117,10 @@ def _make_again(build: IndexBuild, manifest: Manifest, parts: Sequence[Part], sa
         lost = [piece["name"] for piece in generation["pieces"] if there.get(piece["name"]) != piece["bytes"]]
         if not lost:
             continue
-        say(f"warning: {len(lost)} pieces of {place.url} are gone, {lost[0]} the first: they are made again")
+        log.info(f"warning: {len(lost)} pieces of {place.url} are gone, {lost[0]} the first: they are made again")
         first, stop = generation["shards"]
         groups = _as_before(parts[first:stop], generation["pieces"])
-        _assembled(build, groups, generation["pieces"][0]["first"], say, again=True)
+        _assembled(build, groups, generation["pieces"][0]["first"], again=True)
 
 
 def _as_before(parts: Sequence[Part], pieces: Sequence[dict[str, Any]]) -> list[list[Part]]:
@@ -140,7 +142,7 @@ def _keep_only(folder: Folder, named: set[str]) -> None:
 
 
 def _assembled(
-    build: IndexBuild, groups: Sequence[Sequence[Part]], first: int, say: Say, again: bool = False
+    build: IndexBuild, groups: Sequence[Sequence[Part]], first: int, again: bool = False
 ) -> list[dict[str, Any]]:
     """What is known of the new pieces, one of each group of parts. again: of those too that were made before."""
     rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
@@ -161,7 +163,7 @@ def _assembled(
         folder.remove_all()
     job = Job(f"filling {len(groups)} pieces", {"verb": "assemble", "names": list(names)}, verb, weight_bytes=int(most))
     options = build.options(rows.url, folder)
-    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files)), folder.url).parts
     return facts_of(folder, made)
 
 
@@ -174,14 +176,14 @@ def piece_files(build: IndexBuild, pieces: Sequence[dict[str, Any]]) -> list[Fil
     return [File(folder.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in pieces]
 
 
-def merge(build: IndexBuild, manifest: Manifest, count: int, say: Say) -> Manifest:
+def merge(build: IndexBuild, manifest: Manifest, count: int) -> Manifest:
     """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
     place, pieces = build.folder.below(MERGED), pieces_of(manifest)
     groups = balanced(pieces, count)
     key = digest(build.key, [[piece["name"] for piece in group] for group in groups])
     names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
     if len(groups) < count:
-        say(
+        log.info(
             f"--merge {count}: {len(groups)} are made, of {len(pieces)} pieces. For more choose a new --output and fewer --shard-rows"
         )
     if [merged["name"] for merged in manifest["merged"]] == list(names) and _all_there(place, manifest["merged"]):
@@ -197,7 +199,7 @@ def merge(build: IndexBuild, manifest: Manifest, count: int, say: Say) -> Manife
     job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb, weight_bytes=held)
     files = [piece_files(build, group) for group in groups]
     options = build.options(build.folder.below(SEGMENTS).url, folder)
-    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files), say), folder.url).parts
+    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files)), folder.url).parts
     manifest = manifest | {"merged": facts_of(folder, made)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
     _keep_only(place, {file["name"] for merged in manifest["merged"] for file in merged["files"]})

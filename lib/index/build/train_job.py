@@ -1,5 +1,6 @@
 """The driver of a build's first half: the sample, then centroids and codec. What is trained is never trained again."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from ...engine.job import Job, carry_out_planned, require_complete
 from ...engine.parts import Part, read_manifest
 from ...engine.run import Run
 from ...engine.shuffle import bucket_plan
-from ...engine.stage_log import Log, Say
+from ...engine.stage_log import StageLog
 from ...engine.workers import WorkerPlan, largest_node_cpus
 from ...errors import InputError
 from ..kinds import FLAT_LISTS, to_spec
@@ -36,6 +37,8 @@ from .train import (
 )
 from .vector_source import Source
 
+log = logging.getLogger("shoal")
+
 CODEC_POINTS = 65_536  # train a codec where the lists ask for fewer
 COPIES = 3  # of what trains the codec: as it was drawn, turned, and less the centroids
 LENGTHS = {
@@ -45,17 +48,17 @@ LENGTHS = {
 OFF_UNIT = 0.01  # of the sample: more vectors than these are not normalised
 
 
-def train(build: IndexBuild, log: Log, say: Say) -> None:
+def train(build: IndexBuild, stages: StageLog) -> None:
     """Draw the sample and train on it, or find that done. Raises InputError for too few vectors.
 
     Where _build was deleted the sample is drawn again, to tell of drift; what was trained stays.
     """
     if not (build.folder.exists(TRAINED) and read_manifest(build.stage("train"))):
-        with log.timed("sample"):
-            parts = draw(build, say)
-        with log.timed("train"):
-            _train(build, parts, say)
-    _tell_lengths(build, log, say)
+        with stages.timed("sample"):
+            parts = draw(build)
+        with stages.timed("train"):
+            _train(build, parts)
+    _tell_lengths(build, stages)
 
 
 def source(build: IndexBuild, columns: pa.Schema, carried: tuple[str, ...] = ()) -> Source:
@@ -78,7 +81,7 @@ def wanted_rows(build: IndexBuild) -> int:
     return build.config.sample_rows or max(POINTS * build.choice.lists, CODEC_POINTS)
 
 
-def draw(build: IndexBuild, say: Say) -> list[Part]:
+def draw(build: IndexBuild) -> list[Part]:
     """The sample's parts."""
     rows, held = wanted_rows(build), build.held
     corpus = measure_input(build)
@@ -92,7 +95,7 @@ def draw(build: IndexBuild, say: Say) -> list[Part]:
     folder = build.stage("sample")
     options = build.options(build.config.input, folder)
     outcome = carry_out_planned(
-        job, options, lambda: (sample_plan(corpus, rows + held, build.vectors.dim), corpus.schema), say
+        job, options, lambda: (sample_plan(corpus, rows + held, build.vectors.dim), corpus.schema)
     )
     return require_complete(outcome, folder.url).parts
 
@@ -102,7 +105,7 @@ def measure_input(build: IndexBuild) -> Corpus:
     return measure(list_files(options, build.storage), options, build.storage, strict=True)
 
 
-def _tell_lengths(build: IndexBuild, log: Log, say: Say) -> None:
+def _tell_lengths(build: IndexBuild, stages: StageLog) -> None:
     """Tell of vectors whose products are no cosines."""
     folder = build.stage("sample")
     parts = read_manifest(folder)  # none where _build was deleted
@@ -112,17 +115,17 @@ def _tell_lengths(build: IndexBuild, log: Log, say: Say) -> None:
     made = build.vectors.made.get("normalized") and build.vectors.type == "int8"  # rounding alone moves their lengths
     if build.config.metric != "l2" and share > OFF_UNIT and not made:
         note = f"{share:.0%} of the vectors are not of length 1: {LENGTHS[build.config.metric]}"
-        log.notes.append(note)
-        say(f"warning: {note}")
+        stages.notes.append(note)
+        log.info(f"warning: {note}")
 
 
-def _train(build: IndexBuild, parts: Sequence[Part], say: Say) -> None:
+def _train(build: IndexBuild, parts: Sequence[Part]) -> None:
     folder, rows = build.stage("sample"), _trainable(build, parts)
-    plan = TrainPlan(build.kind, build.vectors.dim, _lists(build, rows, say), build.config.metric)
+    plan = TrainPlan(build.kind, build.vectors.dim, _lists(build, rows), build.config.metric)
     files = files_of(folder, parts)
     centroids: tuple[str, ...] = ()
     if plan.lists > FLAT_LISTS and not build.folder.exists(TRAINED):
-        centroids, count = _two_levels(build, plan, parts, rows, say)
+        centroids, count = _two_levels(build, plan, parts, rows)
         plan = replace(plan, lists=count)
         files = files[:: max(1, rows // CODEC_ROWS)]  # only the codec is left to train
     said = f"training {to_spec(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else "")
@@ -133,7 +136,7 @@ def _train(build: IndexBuild, parts: Sequence[Part], say: Say) -> None:
     rows = sum(file.rows for file in files)
     held = int(4 * plan.dim * ((1 + COPIED) * rows + COPIES * min(rows, CODEC_ROWS)))
     job = Job(said, {"verb": "train", "of": build.key}, verb, weight_bytes=held)
-    _on_one_worker(build, job, "train", [files], say)
+    _on_one_worker(build, job, "train", [files])
 
 
 def _trainable(build: IndexBuild, parts: Sequence[Part]) -> int:
@@ -157,27 +160,25 @@ def _trainable(build: IndexBuild, parts: Sequence[Part]) -> int:
     return rows
 
 
-def _lists(build: IndexBuild, rows: int, say: Say) -> int:
+def _lists(build: IndexBuild, rows: int) -> int:
     """What was asked for or chosen; by itself no more than so many vectors train: rows without one were counted in."""
     lists, config = build.choice.lists, build.config
     if not config.lists and not config.sample_rows and rows < LEAST_POINTS * lists:
         lists = max(1, rows // POINTS)
-        say(f"{lists:,} lists: {rows:,} rows of the sample have a vector to train on, {POINTS} for a list")
+        log.info(f"{lists:,} lists: {rows:,} rows of the sample have a vector to train on, {POINTS} for a list")
     return lists
 
 
-def _on_one_worker(build: IndexBuild, job: Job, name: str, groups: Sequence[Sequence[File]], say: Say) -> None:
+def _on_one_worker(build: IndexBuild, job: Job, name: str, groups: Sequence[Sequence[File]]) -> None:
     """A stage of one shard, on all cores of the largest node."""
     connect()
     folder = build.stage(name)
     cpus = largest_node_cpus(build.config)
     options = build.options(build.stage("sample").url, folder, cpus_per_worker=cpus, max_workers=1, min_workers=1)
-    require_complete(carry_out_planned(job, options, lambda: files_plan(groups), say), folder.url)
+    require_complete(carry_out_planned(job, options, lambda: files_plan(groups)), folder.url)
 
 
-def _two_levels(
-    build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int, say: Say
-) -> tuple[tuple[str, ...], int]:
+def _two_levels(build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int) -> tuple[tuple[str, ...], int]:
     """Centroids by cells: the paths of the parts that hold them, and how many there are."""
     sample = build.stage("sample")
     files = files_of(sample, parts)
@@ -187,7 +188,7 @@ def _two_levels(
     def first(ledger: Run, workers: WorkerPlan) -> TrainCells:
         return TrainCells(plan, cells, build.stage("cells"), workers.threads, build.storage)
 
-    _on_one_worker(build, Job(f"{cells:,} cells", {"verb": "cells", "of": build.key}, first), "cells", [taken], say)
+    _on_one_worker(build, Job(f"{cells:,} cells", {"verb": "cells", "of": build.key}, first), "cells", [taken])
 
     def deal(ledger: Run, workers: WorkerPlan) -> PartitionByCell:
         return PartitionByCell(plan, build.stage("cells"), workers.threads, build.storage)
@@ -196,9 +197,7 @@ def _two_levels(
     job = Job("dealing the sample by cell", {"verb": "deal", "of": build.key}, deal)
     count = cells_at_once(len(files), rows, plan.dim)
     groups = [files[start : start + count] for start in range(0, len(files), count)]
-    require_complete(
-        carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(groups), say), dealt.url
-    )
+    require_complete(carry_out_planned(job, build.options(sample.url, dealt), lambda: files_plan(groups)), dealt.url)
     buckets, columns = bucket_plan({"dealt": dealt})
     points = buckets.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
     given = tuple(shares(points, plan.lists).tolist())
@@ -208,6 +207,6 @@ def _two_levels(
 
     folder = build.stage("centroids")
     job = Job(f"{plan.lists:,} centroids", {"verb": "centroids", "of": build.key}, cluster)
-    outcome = carry_out_planned(job, build.options(dealt.url, folder), lambda: (buckets, columns), say)
+    outcome = carry_out_planned(job, build.options(dealt.url, folder), lambda: (buckets, columns))
     made = require_complete(outcome, folder.url).parts
     return tuple(folder.path(part.part) for part in made), sum(given)

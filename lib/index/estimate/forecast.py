@@ -84,8 +84,8 @@ class Forecast:
         return [
             f"plan      {corpus.rows:,.0f} vectors of {build.vectors.dim:,} dimensions in {len(corpus.files):,} files{supposed}",
             *(f"kind      {sentence}" for sentence in choice.why),
-            f"index     {format_bytes(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each worker "
-            f"loads it, {format_bytes(self.given.trained)}",
+            f"index     {format_bytes(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each "
+            f"worker loads it, {format_bytes(self.given.trained)}",
             f"pieces    {len(self.pieces):,}, {format_bytes(sum(self.pieces))} on disk; "
             f"{format_bytes(len(self.pieces) * self.given.trained)} of it are centroids and codec, which every piece repeats",
         ]

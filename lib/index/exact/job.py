@@ -6,7 +6,7 @@ blocks of queries                       --Merge, a shard each-->   the best of a
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,13 +46,13 @@ class ExactSearch:
         return {"verb": "search"} | cuts | {name: getattr(self, name) for name in named}
 
 
-def retrieve(retrieval: ExactSearch, say: Callable[[str], None]) -> Iterator[pa.Table]:
+def retrieve(retrieval: ExactSearch) -> Iterator[pa.Table]:
     """Search, or go on with it, and then the run: a table of RUN_SCHEMA for each block of queries, each query's best first.
 
     Raises RunError when shards failed for good.
     """
     output = retrieval.options.output
-    search = carry_out_planned(_search_job(retrieval), retrieval.options, lambda: search_plan(retrieval), say)
+    search = carry_out_planned(_search_job(retrieval), retrieval.options, lambda: search_plan(retrieval))
     parts = require_complete(search, output).parts
     blocks = len(_pieces(_measured(retrieval.queries, retrieval.folder.options), QUERY_BLOCK, QUERIES))
     folder = Folder(absolute(output), retrieval.folder.options)
@@ -61,7 +61,7 @@ def retrieve(retrieval: ExactSearch, say: Callable[[str], None]) -> Iterator[pa.
         folder = Folder(f"{folder.url}-merged", folder.options)
         options = replace(retrieval.options, output=folder.url)
         parts = require_complete(
-            carry_out_planned(_merge_job(retrieval), options, lambda: (plan, RUN_SCHEMA), say), folder.url
+            carry_out_planned(_merge_job(retrieval), options, lambda: (plan, RUN_SCHEMA)), folder.url
         ).parts
     return (read_run(folder.path(part.part), folder.options) for part in parts)
 

@@ -10,6 +10,7 @@ Each generation of the index is a run of its own: what a grown corpus adds is ex
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,6 @@ from ...engine.job import Job, carry_out_planned, require_complete
 from ...engine.mapper import Mapper
 from ...engine.parts import Part
 from ...engine.run import Run, read_plan
-from ...engine.stage_log import Say
 from ...engine.workers import WorkerPlan
 from ...errors import RunError
 from ...storage.folder import Folder
@@ -36,6 +36,8 @@ from ..build.train_job import source
 from ..build.vector_source import Source
 from ..kinds import lists_of, uses_inner_product
 from .mappers import ExportFiles, ExportFragments, file_name, lance_options, lance_schema, lance_url
+
+log = logging.getLogger("shoal")
 
 EXPORTED, README = "exports", "README.md"
 CENTROIDS, CODEBOOKS, ROTATION = "centroids", "codebooks", "rotation"
@@ -55,19 +57,19 @@ MILVUS = Store("milvus", "milvus", "vector", described=False)
 PINECONE = Store("pinecone", "pinecone/__default__", "values", described=True)
 
 
-def export(build: IndexBuild, parts: Sequence[Part], say: Say) -> None:
+def export(build: IndexBuild, parts: Sequence[Part]) -> None:
     """Write what --exports asks for and is not there yet. parts: of the encoded rows, all of which the manifest has.
 
     Raises RunError where what was exported before is no longer there.
     """
     asked, vectors = build.config.exports, sum(part.rows - part.errors for part in parts)
     if "centroids" in asked:
-        _centroids(build, say)
+        _centroids(build)
     for store in (MILVUS, PINECONE):
         if store.name in asked:
-            _files(build, store, vectors, say)
+            _files(build, store, vectors)
     if "lance" in asked:
-        _lance(build, vectors, say)
+        _lance(build, vectors)
 
 
 def _place(build: IndexBuild, name: str) -> Folder:
@@ -84,11 +86,11 @@ class ExportRun:
     parts: Sequence[Part]
 
 
-def _runs(build: IndexBuild, name: str, verb: Callable[[Source, int], Mapper], say: Say) -> list[ExportRun]:
+def _runs(build: IndexBuild, name: str, verb: Callable[[Source, int], Mapper]) -> list[ExportRun]:
     """One for each generation, every shard of it done. verb: of how the vectors are read, and of ExportRun's `first`."""
     plan, columns = read_plan(build.folder.below(ROWS))
     return [
-        _run(build, name, generation["shards"], (plan, columns), verb, say)
+        _run(build, name, generation["shards"], (plan, columns), verb)
         for generation in read_manifest(build)["generations"]
     ]
 
@@ -99,7 +101,6 @@ def _run(
     between: tuple[int, int],
     rows: tuple[pa.Table, pa.Schema],
     verb: Callable[[Source, int], Mapper],
-    say: Say,
 ) -> ExportRun:
     """between: the first of its shards, and the one after its last. rows: plan and columns of all."""
     (first, stop), (plan, columns) = between, rows
@@ -111,34 +112,34 @@ def _run(
     folder = build.stage(f"export-{name}-{first:06d}-{stop:06d}")
     job = Job(f"exporting for {name}", {"verb": "export", "to": name, "of": build.key, "shards": [first, stop]}, made)
     options = build.options(build.config.input, folder)
-    outcome = require_complete(carry_out_planned(job, options, lambda: (own, columns), say), folder.url)
+    outcome = require_complete(carry_out_planned(job, options, lambda: (own, columns)), folder.url)
     return ExportRun(first, own, folder, outcome.parts)
 
 
-def _files(build: IndexBuild, store: Store, vectors: int, say: Say) -> None:
+def _files(build: IndexBuild, store: Store, vectors: int) -> None:
     """What a store imports. vectors: how many the index has."""
     place, kept = _place(build, store.place), bool(build.config.keep_columns)
 
     def verb(source: Source, first: int) -> ExportFiles:
         return ExportFiles(source, place, first, store.column, store.described and kept)
 
-    runs, files = _runs(build, store.name, verb, say), 0
+    runs, files = _runs(build, store.name, verb), 0
     there = place.list()
     for run in runs:
         told = zip(shards(run.plan), run.parts, strict=True)
         names = [file_name(run.first, shard) for shard, part in told if part.source_rows > part.errors]
         _refuse_gone(place, run, [name for name in names if name not in there])
         files += len(names)
-    say(f"{place.url}: {vectors:,} vectors in {files:,} files{_left_out(place, runs, vectors)}")
+    log.info(f"{place.url}: {vectors:,} vectors in {files:,} files{_left_out(place, runs, vectors)}")
 
 
-def _lance(build: IndexBuild, vectors: int, say: Say) -> None:
+def _lance(build: IndexBuild, vectors: int) -> None:
     """One dataset. Its commit names every fragment there is, so a repeated one has the same rows, and none of them twice."""
     import lance
 
     place = _place(build, "vectors.lance")
     url, options = lance_url(place), lance_options(place)
-    runs = _runs(build, "lance", lambda source, first: ExportFragments(source, url, options), say)
+    runs = _runs(build, "lance", lambda source, first: ExportFragments(source, url, options))
     there, made = place.below("data").list(), []
     for run in runs:
         fragments = [each for fact in facts_of(run.folder, run.parts) for each in fact["fragments"]]
@@ -149,7 +150,7 @@ def _lance(build: IndexBuild, vectors: int, say: Say) -> None:
         schema = lance_schema(source(build, read_plan(build.folder.below(ROWS))[1], build.config.keep_columns))
         known = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in made]
         lance.LanceDataset.commit(url, lance.LanceOperation.Overwrite(schema, known), storage_options=options)
-    say(f"{place.url}: {vectors:,} vectors in {len(made):,} fragments{left_out}")
+    log.info(f"{place.url}: {vectors:,} vectors in {len(made):,} fragments{left_out}")
 
 
 def _paths(fragments: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -187,7 +188,7 @@ def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
     return f"; {without:,} rows without one are left out ({ROWS}/ says why)" if without else ""
 
 
-def _centroids(build: IndexBuild, say: Say) -> None:
+def _centroids(build: IndexBuild) -> None:
     """Published once, the README last: what is trained never changes."""
     place = _place(build, "centroids")
     if place.exists(README):
@@ -202,7 +203,7 @@ def _centroids(build: IndexBuild, say: Say) -> None:
         README,
         explained(arrays, uses_inner_product(build.kind, build.config.metric), lists_of(index).by_residual).encode(),
     )
-    say(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
+    log.info(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
 
 
 def trained_arrays(index: Any) -> dict[str, np.ndarray]:

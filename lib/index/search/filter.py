@@ -1,5 +1,6 @@
 """The only passages that a search may find: their ids are read once, held against the index, and kept for the workers."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from ...storage.listing import InputFile
 from ..build.config import digest
 from ..build.layout import ROWS
 from ..build.stage_parts import ids_of
-from .query import Opened, Say, SearchConfig
+from .query import Opened, SearchConfig
+
+log = logging.getLogger("shoal")
 
 ALLOWED = "allowed.parquet"
 IDS_AT_ONCE = 1_000_000  # of the list, and of the index: each time the whole list is hashed
@@ -36,7 +39,7 @@ class AllowedIds:
     notes: tuple[str, ...] = ()
 
 
-def read_allowed_ids(config: SearchConfig, opened: Opened, folder: Folder, say: Say) -> AllowedIds:
+def read_allowed_ids(config: SearchConfig, opened: Opened, folder: Folder) -> AllowedIds:
     """The list that --allow names, written once. Raises InputError for one without any id, or with none of the index's.
 
     Reads every id of an index of up to COUNTED rows. Memory: the list, once a thread, and the ids of a few million rows.
@@ -48,7 +51,7 @@ def read_allowed_ids(config: SearchConfig, opened: Opened, folder: Folder, say: 
     if not len(ids):
         raise InputError(f"--allow {config.allow} has no id in column {config.allow_column!r}: nothing could be found")
     said = _compared(ids, config, opened)
-    say(said)
+    log.info(said)
     name = f"_{digest(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
     folder.claim(name, parquet_bytes(pa.table({"id": ids})))
     return AllowedIds(name, (said,))

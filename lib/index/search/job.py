@@ -28,14 +28,14 @@ from .filter import read_allowed_ids
 from .hits import FOUND_SCHEMA, PASSAGES_AT_ONCE
 from .mappers import QUERIES as OF_QUERIES
 from .mappers import Gather, SearchSegment
-from .query import Opened, QueryVectors, Say, SearchConfig, check_queries, open_index, query_vectors, shared
+from .query import Opened, QueryVectors, SearchConfig, check_queries, open_index, query_vectors, shared
 
 LEAST_BLOCK, MOST_BLOCK = 4096, 32_768  # queries a shard, where their lists are short: a piece is opened for each
 OF_PIECES = "_pieces"  # in the output: each piece's own lists, where there are several pieces
 BLOCKS = 32  # of queries, where they are enough: so many workers can search one piece
 
 
-def search(config: SearchConfig, say: Say) -> Outcome:
+def search(config: SearchConfig) -> Outcome:
     """Embed the queries if need be, search, rerank if asked. Raises ShoalError before anything scales, for what cannot work."""
     opened = open_index(config)
     _check(config, opened)
@@ -45,13 +45,13 @@ def search(config: SearchConfig, say: Say) -> Outcome:
     )
     folder.probe()
     _refuse_another_index(folder, opened)
-    allow = read_allowed_ids(config, opened, folder, say)
-    vectors = query_vectors(config, opened, say)
+    allow = read_allowed_ids(config, opened, folder)
+    vectors = query_vectors(config, opened)
     check_queries(vectors, opened, config)
-    outcome = _found(config, opened, vectors, folder, allow.name, say)
+    outcome = _found(config, opened, vectors, folder, allow.name)
     if reranked:
         require_complete(outcome, folder.url)
-        outcome = rerank_job.rerank(_rerank_config(config, folder.url), say)
+        outcome = rerank_job.rerank(_rerank_config(config, folder.url))
     return replace(outcome, notes=allow.notes)
 
 
@@ -104,9 +104,7 @@ def _check_texts(config: SearchConfig, storage: Mapping[str, Any]) -> None:
             )
 
 
-def _found(
-    config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: Folder, allowed: str | None, say: Say
-) -> Outcome:
+def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: Folder, allowed: str | None) -> Outcome:
     card, kind = opened.card, opened.kind
     effort = config.effort or card["advised"]
     if kind.lists:
@@ -148,15 +146,13 @@ def _found(
     job = Job(said, settings, verb, weight_bytes=most)
     blocks = tables_of(cut_shards(vectors.corpus, block), OF_QUERIES)
     options = _options(config, vectors.url, place)
-    outcome = carry_out_planned(job, options, lambda: _plan(vectors, blocks, opened), say)
+    outcome = carry_out_planned(job, options, lambda: _plan(vectors, blocks, opened))
     if not many:
         return outcome
     files = files_of(place, require_complete(outcome, place.url).parts)
     groups = [files[number :: len(blocks)] for number in range(len(blocks))]
     merge = Job("merging the pieces' lists", settings | {"verb": "gather"}, _gather(config, folder))
-    return carry_out_planned(
-        merge, _options(config, place.url, folder), lambda: (files_plan(groups)[0], FOUND_SCHEMA), say
-    )
+    return carry_out_planned(merge, _options(config, place.url, folder), lambda: (files_plan(groups)[0], FOUND_SCHEMA))
 
 
 def _gather(config: SearchConfig, folder: Folder) -> Callable[[Run, WorkerPlan], Gather]:

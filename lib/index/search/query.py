@@ -1,7 +1,8 @@
 """What a search of an index is told: the index, and the queries as vectors that can be held against its own."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -28,7 +29,8 @@ from ..build.segments_job import pieces_of
 from ..build.vector_source import ENCODING, VectorOptions, Vectors, describe
 from ..kinds import IndexKind, parse
 
-Say = Callable[[str], None]
+log = logging.getLogger("shoal")
+
 IDS_AT_ONCE = 100_000  # that are read
 
 
@@ -138,14 +140,14 @@ class QueryVectors:
     id_column: str | None
 
 
-def query_vectors(config: SearchConfig, opened: Opened, say: Say) -> QueryVectors:
+def query_vectors(config: SearchConfig, opened: Opened) -> QueryVectors:
     storage, url, id_column = opened.folder.options, absolute(config.input), config.id_column
     column = config.vector_column
     if column not in columns_at(url, storage):
         given = _embed_config(config, opened)
         _refuse_twice(_measured(given, storage, strict=False), config.input, storage)
-        say("embedding the queries")
-        require_complete(embed_job.embed(given, say), given.output)
+        log.info("embedding the queries")
+        require_complete(embed_job.embed(given), given.output)
         url, column, id_column = given.output, "embedding", "id"
     options = VectorOptions(input=url, output=config.output, id_column=id_column, keep_columns=(column,))
     corpus = _measured(options, storage, strict=True)

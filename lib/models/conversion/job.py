@@ -1,10 +1,10 @@
 """Convert: a reranker that brings its own code as a plain classifier, written only if both score alike."""
 
 import json
+import logging
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ...errors import ModelError, UsageError
 from ...recipes import RerankRecipe
 from ..files import read_json
 from ..spec import Tokens
+
+log = logging.getLogger("shoal")
 
 TOLERANCE = 1e-2  # of a score, between the brought code and the converted network, both in float32
 SCRIPT = Path(__file__).with_name("original_scores.py")
@@ -51,7 +53,7 @@ class ConvertConfig:
     )
 
 
-def convert(config: ConvertConfig, say: Callable[[str], None]) -> float:
+def convert(config: ConvertConfig) -> float:
     """Write the converted reranker; the largest difference of a score. Raises ModelError when it is over TOLERANCE."""
     source, target = Path(config.model), Path(config.output)
     if target.exists():
@@ -60,12 +62,12 @@ def convert(config: ConvertConfig, say: Callable[[str], None]) -> float:
     _check_layer(config, kind)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".convert-") as name:
         folder = Path(name)
-        say(f"scoring {len(PAIRS)} pairs by the code of {source}")
+        log.info(f"scoring {len(PAIRS)} pairs by the code of {source}")
         original = _original(config, kind, folder)
-        say("converting")
+        log.info("converting")
         segments, error = _converted(config, kind, original, folder)
         (folder / "made").rename(target)
-    say(f"{target}: scores differ by {error:.1e} at most; the score is read after {segments[-1]!r}")
+    log.info(f"{target}: scores differ by {error:.1e} at most; the score is read after {segments[-1]!r}")
     return error
 
 

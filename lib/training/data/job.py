@@ -10,7 +10,7 @@ The same command resumes each of them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,6 @@ from .stats import Counts, check_batches, check_dealt, count, merged, summaries
 
 MOST_BATCH = 65_536  # rows
 SHARD_ROWS = 100_000
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class Planned:
 
 
 @shared_pool()
-def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say: Say) -> Planned:
+def plan(options: DataOptions, output: str, storage_option: tuple[str, ...]) -> Planned:
     """Make the plan in OUTPUT/plan, or what is left of it. Raises UsageError, InputError or RunError, see counts too."""
     _check_numbers(options)
     urls, weights = parse_data(options.data), parse_weights(options.weight)
@@ -87,7 +86,7 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
     fixed = _fixed(options, entries, weights)
     if (record := read_run_config(folder)) is not None:
         check_same_settings(folder, record["settings"], fixed)
-    dealt = {entry.name: _deal(entry, options, say) for entry in entries}
+    dealt = {entry.name: _deal(entry, options) for entry in entries}
     datasets = {name for found in dealt.values() for name, _ in found["sets"]}
     _check_names(weights, [*urls, *sorted(datasets - set(urls))])
     for name, found in dealt.items():
@@ -100,7 +99,7 @@ def plan(options: DataOptions, output: str, storage_option: tuple[str, ...], say
         for name, found in dealt.items()
         for dataset, in_batch in sorted(found["sets"])
     ]
-    order, batched = _order(entries, options, dealt, streams, fixed, say)
+    order, batched = _order(entries, options, dealt, streams, fixed)
     folder.claim(ORDER, parquet_bytes(order))
     steps = pq.read_metadata(pa.BufferReader(folder.read(ORDER))).num_rows
     epoch_steps = sum(stream.weight * len(stream.batches(0)) for stream in streams)
@@ -132,7 +131,7 @@ def _fixed(options: DataOptions, entries: Sequence[Entry], weights: Mapping[str,
     }
 
 
-def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
+def _deal(entry: Entry, options: DataOptions) -> dict[str, Any]:
     """The first map over one entry; what its rows are, see counts.merged."""
     storage, buckets = parse_options(entry.options.storage_option), entry.buckets(options.global_batch)
 
@@ -145,7 +144,7 @@ def _deal(entry: Entry, options: DataOptions, say: Say) -> dict[str, Any]:
         settings=fixed,
         verb=verb,
     )
-    done = carry_out(job, entry.options, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS), say)
+    done = carry_out(job, entry.options, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS))
     parts = require_complete(done, entry.options.output).parts
     return merged(summaries(Folder(absolute(entry.options.output), storage), parts))
 
@@ -156,7 +155,6 @@ def _order(
     dealt: Mapping[str, Mapping[str, Any]],
     streams: Sequence[Stream],
     fixed: Mapping[str, Any],
-    say: Say,
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The order, and what the parts that it is of say. Fills the streams.
 
@@ -173,7 +171,7 @@ def _order(
         epochs = range(made, min(made + lacking, options.epochs))
         passes = {entry.name: _passes([s for s in streams if s.entry == entry.name], epochs) for entry in entries}
         if any(passes.values()):
-            names, found = _batch(entries, options, having, epochs, passes, fixed, say)
+            names, found = _batch(entries, options, having, epochs, passes, fixed)
             _fill(streams, found, len(parts))
             parts, batched = parts + names, batched + found
         for name, rows in dealt.items():
@@ -210,7 +208,6 @@ def _batch(
     epochs: range,
     passes: Mapping[str, range],
     fixed: Mapping[str, Any],
-    say: Say,
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """The second map over all buckets: its parts' names, from the plan's folder, and summaries, in order."""
     storage = parse_options(entries[0].options.storage_option)
@@ -229,7 +226,7 @@ def _batch(
     )
     ends = {entry: [numbers.start, numbers.stop] for entry, numbers in passes.items()}
     job = Job(said="plan: making batches", settings={"verb": "make batches", "passes": ends, **fixed}, verb=verb)
-    done = require_complete(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes), say), run.output)
+    done = require_complete(carry_out_planned(job, run, lambda: _bucket_passes(sources, passes)), run.output)
     found = summaries(Folder(absolute(run.output), storage), done.parts)
     return [f"{name}/{part.part}" for part in done.parts], found
 
