@@ -25,7 +25,7 @@ from ..models.encoder_options import ResolvedEncoder, resolve_encoder
 from ..models.files import check_m3
 from ..models.spec import ModelSpec
 from ..models.tokenizer import Tokenizer
-from ..storage.folder import filesystem, parse_options
+from ..storage.filesystem import filesystem, parse_options
 from .mapper import DENSE, MULTI, OUTPUTS, EmbedConfig, EmbedMapper
 
 log = logging.getLogger("shoal")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..storage.folder import CHECKSUM_ENVIRONMENT
+from ..storage.filesystem import CHECKSUM_ENVIRONMENT
 
 # Of every process of a run, where the user has not set them.
 ENVIRONMENT = {

@@ -10,7 +10,8 @@ import numpy as np
 from ..cli.progress import format_duration
 from ..data.corpus import Corpus
 from ..data.shards import Shard, count_shards, cut_shards, sample_shards
-from ..storage.folder import Folder, absolute
+from ..storage.filesystem import absolute
+from ..storage.folder import Folder
 from .cluster import connect
 from .job import Job, RunOptions
 from .mapper import Mapper, Tables

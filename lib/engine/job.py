@@ -13,7 +13,8 @@ from ..cli.progress import Progress
 from ..data.corpus import Corpus, CorpusOptions
 from ..data.shards import count_shards
 from ..errors import RunError, UsageError
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from ..storage.listing import covers
 from . import executor
 from .cluster import connect

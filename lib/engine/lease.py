@@ -22,7 +22,8 @@ from math import gcd
 from typing import Any
 
 from ..errors import RunError, UsageError
-from ..storage.folder import PROBE_OPTIONS, Folder
+from ..storage.filesystem import PROBE_OPTIONS
+from ..storage.folder import Folder
 
 log = logging.getLogger("shoal")
 

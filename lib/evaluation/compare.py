@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import recipes
 from ..errors import InputError
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from ..storage.listing import find
 from . import tasks
 from .results import Result, read_result

@@ -13,7 +13,8 @@ from ..models.files import read_json
 from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..recipes import PASSAGE_NAMES, QUERY, RerankRecipe, names
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from ..storage.listing import WILDCARDS, find
 from . import dataset_layouts, tasks
 from .dataset import Dataset, read_dataset

@@ -19,7 +19,7 @@ import yaml
 
 from ..data.formats import COMPRESSIONS, format_of
 from ..errors import InputError, UsageError
-from ..storage.folder import filesystem
+from ..storage.filesystem import filesystem
 from ..storage.listing import WILDCARDS, find
 from ..storage.retry import retrying
 from .tasks import Task

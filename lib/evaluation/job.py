@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from ..engine.stage_log import StageLog
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, read_works
 from .dataset import Dataset
 from .metrics import NAMES

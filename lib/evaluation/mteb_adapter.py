@@ -22,7 +22,8 @@ from ..engine.parts import parquet_bytes
 from ..engine.stage_log import StageLog
 from ..errors import UsageError
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RUN_SCHEMA, SCORE, matrix
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, refuse_unfit
 from .dataset import Dataset, Passages
 from .retrieve import MOST, embed_options, rank_queries

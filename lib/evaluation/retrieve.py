@@ -28,7 +28,8 @@ from ..index.exact.job import ExactSearch, fingerprint, retrieve
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, read_run
 from ..reranking import job as rerank_job
 from ..reranking.mapper import RerankConfig
-from ..storage.folder import Folder, absolute
+from ..storage.filesystem import absolute
+from ..storage.folder import Folder
 from .config import EvaluateConfig, EvaluatedModels, TaskData, encoder_options, prompts_of, reranker_options
 from .dataset import NAMED, Passages
 from .metrics import CUTS

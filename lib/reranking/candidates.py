@@ -25,7 +25,8 @@ from ..engine.run import Run
 from ..engine.shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
 from ..engine.workers import WorkerPlan, beside
 from ..errors import InputError, RunError
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from .mapper import RerankConfig
 
 CANDIDATES, PASSAGES, PAIRS, QUERIES = "candidates", "passages", "pairs", "queries"

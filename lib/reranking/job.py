@@ -15,7 +15,7 @@ from ..engine.workers import WorkerPlan
 from ..errors import UsageError
 from ..models.reranker_options import resolve_reranker
 from ..models.reranker_spec import RerankSpec
-from ..storage.folder import filesystem, parse_options
+from ..storage.filesystem import filesystem, parse_options
 from . import candidates
 from .mapper import CandidateRows, PairRows, PairSource, RerankConfig, RerankMapper
 

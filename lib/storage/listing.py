@@ -12,7 +12,8 @@ from fsspec.utils import glob_translate
 
 from ..errors import StorageError, UsageError
 from . import atomic
-from .folder import Folder, filesystem, has_buckets
+from .filesystem import filesystem, has_buckets
+from .folder import Folder
 from .retry import retrying
 
 HIDDEN = (".", "_")  # first letters of names that are not part of a corpus

@@ -15,7 +15,8 @@ from ..engine.run_config import check_same_settings, create_run_config, read_run
 from ..engine.workers import WorkerOptions, beside, largest_node, parse_labels, plan_workers, require_explicit_sizes
 from ..errors import UsageError
 from ..storage import directory
-from ..storage.folder import Folder, absolute, parse_options
+from ..storage.filesystem import absolute, parse_options
+from ..storage.folder import Folder
 from .config import FinetuneConfig, FinetunePlan, plan_finetune
 from .data.batch_reader import BatchReader
 from .data.job import DataOptions, Planned, plan

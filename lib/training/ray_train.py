@@ -10,7 +10,8 @@ import torch
 
 from .. import errors
 from ..errors import RunError, ShoalError, StorageError
-from ..storage.folder import Folder, filesystem
+from ..storage.filesystem import filesystem
+from ..storage.folder import Folder
 from .loop import TrainRun
 from .loop import work as work_here
 

@@ -17,7 +17,8 @@ from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import dry_run
 from lib.evaluation.metrics import NAMES
 from lib.index.exact.job import ExactSearch, retrieve
-from lib.storage.folder import Folder, filesystem
+from lib.storage.filesystem import filesystem
+from lib.storage.folder import Folder
 from tests.evaluation.test_dataset import write_parquet, write_tsv
 from tests.support import tiny
 from tests.support.evaluated import (

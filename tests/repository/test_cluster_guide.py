@@ -11,7 +11,7 @@ import yaml
 from s3fs import S3FileSystem
 
 from lib.engine.lease import BEAT
-from lib.storage.folder import open_file
+from lib.storage.filesystem import open_file
 from tests.repository.test_docs import parsed
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,8 @@ from lib.engine.mapper import Mapper, Prepare, Publish, Receipt, Work, pack
 from lib.engine.parts import Part
 from lib.engine.run import Run, audit, missing, open_ledger
 from lib.engine.workers import WorkerPlan
-from lib.storage.folder import Folder, parse_options
+from lib.storage.filesystem import parse_options
+from lib.storage.folder import Folder
 
 ONE = WorkerPlan(minimum=1, initial=1, maximum=1, threads=2, cpus=1.0, gpus=0.0, task_cpus=0.001)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...storage.folder import open_file
+from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 from . import MAX_LINE, Measure, compression_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...storage.folder import open_file
+from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 from ...storage.retry import is_damage
 from . import Measure, check_columns, error_table

@@ -11,7 +11,8 @@ from ...engine.job import refuse_nested
 from ...engine.run_config import check_same_settings, create_run_config, read_run_config
 from ...engine.workers import CpuWorkerOptions
 from ...errors import InputError, UsageError
-from ...storage.folder import Folder, absolute, filesystem, parse_options
+from ...storage.filesystem import absolute, filesystem, parse_options
+from ...storage.folder import Folder
 from ..kinds import IndexKind, Metric, names, parse, to_spec
 from .choose_kind import AUTO, IndexPlan, choose
 from .layout import CARD, CODE, LIST, MANIFEST, ROWS, SEGMENTS, STAGES, TRAINED, VECTOR

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from ...data.shards import Shard
 from ...engine.mapper import Tables
-from ...storage.folder import Folder, download
+from ...storage.filesystem import download
+from ...storage.folder import Folder
 from ...storage.scratch import Scratch
 from ..exact.topk import nearest
 from ..kinds import IndexKind, Metric, scores_of, set_effort

@@ -13,7 +13,7 @@ from ...data.corpus import list_files, measure
 from ...data.shards import cut_shards, sample_shards
 from ...engine.parts import FOOTER_THREADS, read_manifest
 from ...errors import InputError
-from ...storage.folder import open_file
+from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 from .config import IndexBuild, digest
 from .layout import FILE, HELD, NUMBER, ROW, VECTOR

@@ -23,7 +23,8 @@ from ...data.reader import as_one_array
 from ...data.shards import Shard
 from ...engine.mapper import Tables
 from ...engine.parts import Part
-from ...storage.folder import Folder, download
+from ...storage.filesystem import download
+from ...storage.folder import Folder
 from ...storage.scratch import Scratch
 from ..kinds import IndexKind, lists_of
 from .codec import fill, load_index, open_merged, open_piece

@@ -15,7 +15,8 @@ from ...data.reader import as_one_array
 from ...data.shards import PLAN_SCHEMA, FileRange, Shard
 from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import FOOTER_THREADS, Part
-from ...storage.folder import Folder, open_file
+from ...storage.filesystem import open_file
+from ...storage.folder import Folder
 from .layout import FACTS, HELD, VECTOR
 
 PATHS = "paths"

@@ -17,7 +17,7 @@ from ...data.shards import Shard, cut_shards, sample_shards
 from ...engine.job import RunOptions
 from ...engine.parts import FOOTER_THREADS
 from ...errors import InputError
-from ...storage.folder import open_file
+from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 
 SHARD_BYTES = 64 << 20  # of float32 vectors a shard

@@ -17,7 +17,8 @@ from ...engine.cluster import connect
 from ...engine.parts import ROW_GROUP
 from ...engine.workers import WorkerPlan, largest_node_cpus, plan_workers
 from ...errors import InputError, RunError, ShoalError, UsageError
-from ...storage.folder import Folder, absolute, parse_options
+from ...storage.filesystem import absolute, parse_options
+from ...storage.folder import Folder
 from ...storage.listing import InputFile
 from ..build.choose_kind import choose
 from ..build.config import IndexBuild, IndexConfig, check, corpus_options, refuse_for_kind

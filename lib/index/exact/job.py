@@ -18,7 +18,8 @@ from ...engine.job import Job, RunOptions, carry_out_planned, require_complete
 from ...engine.parts import Part
 from ...engine.run import Run
 from ...engine.workers import WorkerPlan
-from ...storage.folder import Folder, absolute, parse_options
+from ...storage.filesystem import absolute, parse_options
+from ...storage.folder import Folder
 from .mappers import PASSAGES, QUERIES, RUN_SCHEMA, ExactSearchMapper, Merge, ScoreCandidatesMapper, Vectors, read_run
 
 QUERY_BLOCK = 1024

@@ -16,7 +16,8 @@ from ...data.reader import read_rows
 from ...data.shards import Shard, of_source
 from ...engine.mapper import Tables
 from ...errors import InputError
-from ...storage.folder import Folder, open_file
+from ...storage.filesystem import open_file
+from ...storage.folder import Folder
 from .topk import nearest
 
 QUERIES, PASSAGES, CANDIDATES = "queries", "passages", "candidates"

@@ -19,7 +19,8 @@ from ...data.shards import Shard
 from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import ROW_GROUP
 from ...storage import atomic
-from ...storage.folder import Folder, filesystem
+from ...storage.filesystem import filesystem
+from ...storage.folder import Folder
 from ..build.layout import FACTS, FILE, VECTOR
 from ..build.vector_source import Source
 

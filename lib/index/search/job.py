@@ -18,7 +18,8 @@ from ...models.reranker_options import RerankerOptions
 from ...reranking import job as rerank_job
 from ...reranking.candidates import ID_NAMES
 from ...reranking.mapper import RerankConfig
-from ...storage.folder import Folder, absolute
+from ...storage.filesystem import absolute
+from ...storage.folder import Folder
 from ..build.config import digest
 from ..build.layout import ROWS, SEGMENTS
 from ..build.stage_parts import File, files_of, files_plan

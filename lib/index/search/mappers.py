@@ -17,7 +17,8 @@ from ...data.shards import Shard, of_source
 from ...engine.mapper import FusedMapper, Tables
 from ...engine.parts import read_manifest
 from ...errors import InputError
-from ...storage.folder import Folder, download, open_file
+from ...storage.filesystem import download, open_file
+from ...storage.folder import Folder
 from ...storage.listing import current_tag
 from ...storage.scratch import Scratch
 from ..build.codec import open_piece

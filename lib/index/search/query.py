@@ -22,7 +22,8 @@ from ...engine.workers import WorkerOptions
 from ...errors import InputError, ModelError, UsageError
 from ...models.encoder_options import EncoderOptions, ModelOptions, ResolvedEncoder, prompt_of, resolve_encoder
 from ...recipes import QUERY, RerankRecipe, names
-from ...storage.folder import Folder, absolute, parse_options
+from ...storage.filesystem import absolute, parse_options
+from ...storage.folder import Folder
 from ..build.config import digest
 from ..build.layout import CARD, MANIFEST, ROWS, SEGMENTS
 from ..build.segments_job import pieces_of

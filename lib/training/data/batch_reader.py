@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import RunError
-from ...storage.folder import Folder, absolute
+from ...storage.filesystem import absolute
+from ...storage.folder import Folder
 
 ORDER = "order.parquet"
 SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.string()), ("group", pa.int32()), ("dataset", pa.string())])

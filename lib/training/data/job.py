@@ -27,7 +27,8 @@ from ...engine.run_config import check_same_settings, create_run_config, read_ru
 from ...engine.shuffle import MOST_RANGES, bucket_plan
 from ...engine.workers import WorkerOptions, WorkerPlan, beside
 from ...errors import UsageError
-from ...storage.folder import Folder, absolute, parse_options
+from ...storage.filesystem import absolute, parse_options
+from ...storage.folder import Folder
 from .batch_reader import ORDER, SCHEMA
 from .batches import BatchesMapper, Set
 from .pairs import PartitionPairs

@@ -17,7 +17,7 @@ from ...engine.job import RunOptions, refuse_nested
 from ...engine.shuffle import REASON
 from ...engine.workers import WorkerOptions, beside
 from ...errors import InputError, UsageError
-from ...storage.folder import parse_options
+from ...storage.filesystem import parse_options
 from ...storage.listing import WILDCARDS
 from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 

@@ -1,0 +1,125 @@
+"""The fsspec filesystem of a URL, with options that suit this project, and readers of objects by ranges."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from ..errors import UsageError
+from . import atomic
+from .retry import PROBE_SECONDS, retrying
+
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
+# Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
+CHECKSUM_ENVIRONMENT = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+# One layer retries, this module: botocore's own attempts on top would multiply into a storm.
+PROBE_OPTIONS = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_SECONDS, "retries": {"total_max_attempts": 1}}
+}
+S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """`key=value` words as fsspec options; true, false, {...} and [...] are read as JSON. Raises UsageError."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--storage-option {pair!r} is not KEY=VALUE, as in endpoint_url=http://host:9000")
+        try:
+            options[key] = json.loads(value) if value in ("true", "false") or value[:1] in ("{", "[") else value
+        except ValueError as error:
+            raise UsageError(f"--storage-option {pair!r}: the value begins as JSON and is none ({error})") from error
+    return options
+
+
+def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem and the path within it. Raises UsageError for an unknown or uninstalled scheme."""
+    for name, value in CHECKSUM_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    scheme = url.split("://")[0] if "://" in url else "file"
+    defaults: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("s3", "s3a"):
+        defaults |= S3_OPTIONS
+    try:
+        fs, path = url_to_fs(url, **(defaults | dict(options)))
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')"
+        ) from error
+    if hasattr(fs, "call_s3"):
+        fs.retries = 1  # as S3_OPTIONS: retrying is done here
+    return fs, path.rstrip("/") or "/"
+
+
+def absolute(url: str) -> str:
+    """The URL with a local path made absolute: processes of a cluster have other current folders."""
+    return url if "://" in url else os.path.abspath(url)
+
+
+def has_buckets(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether the first name of a path is a bucket, which can be asked for."""
+    return not BUCKETS.isdisjoint(atomic.protocols(fs))
+
+
+def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:
+    """A seekable reader over `url` that fetches `buffering` bytes at a time."""
+    fs, path = filesystem(url, options)
+    if atomic.is_local(fs):
+        return open(path, "rb")
+    size = retrying(lambda: fs.info(path), url)["size"]
+    return io.BufferedReader(_Ranges(fs, path, url, size), buffering)
+
+
+def download(url: str, path: str, options: Mapping[str, Any]) -> str:
+    """A file of this machine that holds the object: `path`, or the object itself where it lies here."""
+    fs, place = filesystem(url, options)
+    if atomic.is_local(fs):
+        return place
+    with open_file(url, options) as source, open(path, "wb") as file:
+        shutil.copyfileobj(source, file, 8 << 20)
+    return path
+
+
+class _Ranges(io.RawIOBase):
+    """An object read by ranges, each tried again while the store is away."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, size: int):
+        self.fs, self.path, self.url, self.size, self.position = fs, path, url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence])
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readall(self) -> bytes:
+        rest = bytearray(max(0, self.size - self.position))
+        view = memoryview(rest)
+        while view:
+            view = view[self.readinto(view[: 8 << 20]) :]
+        return bytes(rest)
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.position + len(buffer), self.size)
+        if end <= self.position:
+            return 0
+        data = retrying(lambda: self.fs.cat_file(self.path, start=self.position, end=end), self.url)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
