@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from lib.cli.options import command
-from lib.cli.progress import format_duration
+from lib.cli.units import format_duration
 
 IN_FLIGHT = 2  # shards a worker
 WAIT = 0.1  # seconds that Ray Data waits for tasks in each turn

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from .units import format_duration
+
 LIVE_SECONDS = 0.5  # between two redraws on a terminal
 LINE_SECONDS = 15.0  # between two plain lines in a log
 STAGES = ("read", "tokenise", "encode", "write")
@@ -86,10 +88,3 @@ class Progress:
         """Share of the stages' summed busy time, by stage."""
         total = sum(self.seconds.values()) or 1.0
         return {stage: self.seconds.get(stage, 0.0) / total for stage in STAGES}
-
-
-def format_duration(seconds: float) -> str:
-    """1:02:03, or 2:03 under an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..cli.progress import format_duration
+from ..cli.units import format_duration
 from ..data.corpus import Corpus
 from ..data.shards import Shard, count_shards, cut_shards, sample_shards
 from ..storage.filesystem import absolute

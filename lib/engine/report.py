@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from ..cli.progress import Progress, format_duration
+from ..cli.progress import Progress
+from ..cli.units import format_duration
 from ..errors import EXIT_QUARANTINED
 from .executor import Outcome
 from .parts import Part

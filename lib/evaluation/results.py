@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..cli.progress import format_duration
+from ..cli.units import format_duration
 from ..engine.parts import parquet_bytes
 from ..errors import RunError
 from ..storage.folder import Folder

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..cli.progress import LINE_SECONDS, LIVE_SECONDS, format_duration
+from ..cli.progress import LINE_SECONDS, LIVE_SECONDS
+from ..cli.units import format_duration
 from ..engine.parts import parquet_bytes
 from ..storage.folder import Folder
 

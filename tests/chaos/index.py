@@ -43,7 +43,7 @@ from tests.real.s3 import Ceph
 DIM, FILES, CENTRES, LISTS = 64, 6, 200, 256
 EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, the 50th one that is not finite; from 0
 # The real job, with pieces as small as their centroids allow; only the driver reads that number.
-SCRIPT = "from lib.index.build.layout import sizes; sizes.PIECE_BYTES = 1; from jobs.build_index import main; main()"
+SCRIPT = "from lib.index.build import segments; segments.SEGMENT_BYTES = 1; from jobs.build_index import main; main()"
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 # By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
 SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}

@@ -119,7 +119,7 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     follows; the forecast itself leaves no file."""
     for module in ("indexes", "building.training", "building.expected", "building.choose", "building.costs"):
         monkeypatch.setattr(f"lib.{module}.FLAT_LISTS", flat_lists)
-    monkeypatch.setattr("lib.cli.units.PIECE_BYTES", ROWS // 4 * (DIM + ID_BYTES))
+    monkeypatch.setattr("lib.index.build.segments.SEGMENT_BYTES", ROWS // 4 * (DIM + ID_BYTES))
     monkeypatch.setattr("lib.index.build.recall_job.PARTS_AT_ONCE", 2)
     monkeypatch.setattr("lib.index.estimate.stages.PARTS_AT_ONCE", 2)
     write(tmp_path / "in")

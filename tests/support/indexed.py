@@ -63,5 +63,5 @@ def pieces(output: Path) -> list[Path]:
 
 def cut_small(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Pieces of about so many bytes, as a large corpus has many."""
-    monkeypatch.setattr("lib.cli.units.PIECE_BYTES", size)
-    monkeypatch.setattr("lib.cli.units.CENTROIDS_OVER", 0)
+    monkeypatch.setattr("lib.index.build.segments.SEGMENT_BYTES", size)
+    monkeypatch.setattr("lib.index.build.segments.CENTROID_MULTIPLE", 0)

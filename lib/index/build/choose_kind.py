@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from ...cli.units import format_bytes, parse_bytes, pieces_for
+from ...cli.units import format_bytes, parse_bytes
 from ...errors import UsageError
 from ..kinds import FLAT_LISTS, GRAPH, ID_BYTES, IndexKind, parse, to_spec
+from .segments import segments_for
 from .train import LEAST_CODEC, LEAST_POINTS, POINTS
 
 AUTO = "auto"
@@ -54,7 +55,7 @@ def size_of(kind: IndexKind, lists: int, rows: float, dim: int, merge: int | Non
     centroids and the links between them."""
     codes = rows * (kind.bytes(dim) + ID_BYTES)
     repeated = 4.0 * lists * dim + (lists * 8.0 * GRAPH if lists > FLAT_LISTS else 0.0)
-    return codes + (merge or pieces_for(codes, repeated)) * repeated
+    return codes + (merge or segments_for(codes, repeated)) * repeated
 
 
 def _warned(kind: IndexKind, rows: float) -> list[str]:

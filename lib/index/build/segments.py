@@ -5,6 +5,7 @@ the same one.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...cli.units import pieces_for
 from ...data.reader import as_one_array
 from ...data.shards import Shard
 from ...engine.mapper import Tables
@@ -31,16 +31,28 @@ from .codec import fill, load_index, open_merged, open_piece
 from .layout import CODE, FACTS, LIST, TRAINED
 from .stage_parts import PATHS, OfParts, matrix, paths_of, read_parts
 
+SEGMENT_BYTES = 512 << 20  # of codes, about; the worker that fills a segment holds up to twice as much
+CENTROID_MULTIPLE = 2  # a segment has at least so many times the bytes of the centroids, which each segment repeats
 FILL_BYTES = 64 << 20  # of codes at once: each list that they go to costs a call
 LIST_BYTES = 24  # of a list in a mapped piece: its length, its room, its place
 DATA = ".ivfdata"
+
+
+def segments_for(codes: float, repeated: float, merged: int = 1) -> int:
+    """Return the number of segments that `codes` bytes of codes are split into.
+
+    repeated: bytes of the empty index, which every segment repeats. merged: the number of merged indexes, each of which
+    takes equally many segments.
+    """
+    count = max(1, math.ceil(codes / max(SEGMENT_BYTES, CENTROID_MULTIPLE * repeated)))
+    return -(-count // merged) * merged
 
 
 def grouped(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int = 1) -> list[list[Part]]:
     """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids. merged: indexes that
     are made of them, of as many pieces each where there are parts enough."""
     ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
-    count = pieces_for(ends[-1], overhead, merged)
+    count = segments_for(ends[-1], overhead, merged)
     places = np.ceil(ends * count / max(ends[-1], 1)).clip(1, count).tolist()
     return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
 

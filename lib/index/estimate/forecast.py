@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ...cli.progress import format_duration
-from ...cli.units import format_bytes, pieces_for
+from ...cli.units import format_bytes, format_duration
 from ...data.corpus import Corpus, list_files, measure
 from ...data.formats import Measure
 from ...engine.cluster import connect
@@ -22,6 +21,7 @@ from ...storage.folder import Folder
 from ...storage.listing import InputFile
 from ..build.choose_kind import choose
 from ..build.config import IndexBuild, IndexConfig, check, corpus_options, refuse_for_kind
+from ..build.segments import segments_for
 from ..build.train_job import measure_input
 from ..build.vector_source import Vectors, describe
 from ..kinds import ID_BYTES
@@ -182,7 +182,7 @@ def reckon(build: IndexBuild, corpus: Corpus) -> Forecast:
             return str(error)
 
     codes = corpus.rows * (choice.kind.bytes(dim) + ID_BYTES)
-    row_lists = choice.lists * pieces_for(codes, 4.0 * choice.lists * dim, config.merge or 1) / corpus.rows
+    row_lists = choice.lists * segments_for(codes, 4.0 * choice.lists * dim, config.merge or 1) / corpus.rows
     costs = measure_costs(choice.kind, dim, choice.lists, config.metric, build.vectors.type, row_lists)
     given = EstimateInputs(build, corpus, costs, find)
     return Forecast(given, *stages_of(given))
