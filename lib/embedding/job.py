@@ -22,7 +22,7 @@ from ..engine.run import Run
 from ..engine.workers import WorkerPlan
 from ..errors import InputError, UsageError
 from ..models.encoder_options import ResolvedEncoder, resolve_encoder
-from ..models.files import check_m3
+from ..models.files import check_bge_m3
 from ..models.spec import ModelSpec
 from ..models.tokenizer import Tokenizer
 from ..storage.filesystem import filesystem, parse_options
@@ -71,7 +71,7 @@ def prepared(config: EmbedConfig) -> tuple[EmbedConfig, ResolvedEncoder, Job]:
     config = replace(config, text_template=config.text_template or encoding.text_template)
     chunk_size = chunk_room(config, encoding)
     if set(config.outputs) != {DENSE}:
-        check_m3(Path(encoding.spec.folder))
+        check_bge_m3(Path(encoding.spec.folder))
     job = Job(
         said=f"{encoding.spec.name} ({encoding.spec.dim} dims)",
         settings=_settings(config, encoding, storage),

@@ -128,9 +128,9 @@ class EmbedMapper:
         wanted = [name for name in self.config.outputs if name != DENSE]
         if not wanted:
             return None
-        from ..models.bge_m3 import M3Head, multi_vector_column, sparse_column
+        from ..models.bge_m3 import BgeM3Head, multi_vector_column, sparse_column
 
-        head = M3Head(on_this_machine(self.spec)).eval().to(encoder.device)
+        head = BgeM3Head(on_this_machine(self.spec)).eval().to(encoder.device)
         special = _tokenizer(self.spec).special_ids
 
         def more(tokens: Tokens, skip: int) -> tuple[np.ndarray, dict[str, pa.Array]]:

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .files import M3_FILES, check_m3
+from .files import BGE_M3_FILES, check_bge_m3
 from .spec import ModelSpec, Tokens
 
 
-class M3Head(nn.Module):
+class BgeM3Head(nn.Module):
     """Both layers, in float32."""
 
     def __init__(self, spec: ModelSpec) -> None:
         """Raises ModelError for a checkpoint without the two files."""
         super().__init__()
         folder = Path(spec.folder)
-        check_m3(folder)
-        self.lexical, self.multiple = (_layer(folder / name, spec.hidden_size) for name in M3_FILES)
+        check_bge_m3(folder)
+        self.lexical, self.multiple = (_layer(folder / name, spec.hidden_size) for name in BGE_M3_FILES)
         self.width = self.multiple.out_features
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ VOCABULARIES = (
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md"]
 REQUIRED = object()
-M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
+BGE_M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
 
 
 def locate(model: str, revision: str | None) -> Path:
@@ -64,7 +64,7 @@ def _download(model: str, revision: str | None) -> Path:
     skipped = ["onnx/*", "openvino/*"]
     try:
         return Path(
-            snapshot_download(model, revision=revision, allow_patterns=[*HUB_FILES, *M3_FILES], ignore_patterns=skipped)
+            snapshot_download(model, revision=revision, allow_patterns=[*HUB_FILES, *BGE_M3_FILES], ignore_patterns=skipped)
         )
     except Exception as error:  # the hub client raises a dozen types: no network, no such id, no access, wrong revision
         raise ModelError(
@@ -129,9 +129,9 @@ def _ends(file: Path) -> bytes:
         return head + stream.read(MIB)
 
 
-def check_m3(folder: Path) -> None:
+def check_bge_m3(folder: Path) -> None:
     """Raises ModelError for a checkpoint without the layers of M3's other outputs."""
-    for name in M3_FILES:
+    for name in BGE_M3_FILES:
         if not (folder / name).is_file():
             raise ModelError(
                 f"{folder} has no {name}: it is no M3 checkpoint. Leave sparse and multi_vector out of --outputs"

@@ -11,7 +11,7 @@ from .spec import ModelSpec, read_spec
 from .tokenizer import Tokenizer
 
 Activation = Literal["none", "sigmoid"]
-OWN = "shoal_reranker.json"  # how pairs go through a model, beside it; see convert
+SPEC_FILE = "shoal_reranker.json"  # how pairs go through a model, beside it; see convert
 QUERY_SHARE = 0.75  # of the length; FlagEmbedding's
 
 
@@ -57,7 +57,7 @@ def read_rerank_spec(
     that is no reranker without a recipe.
     """
     root = files.locate(model, revision)
-    own = files.read_json(root / OWN, {})  # of a converted model
+    own = files.read_json(root / SPEC_FILE, {})  # of a converted model
     segments = tuple(own.get("segments", segments))
     beyond, activation = tuple(own.get("beyond", beyond)), activation or own.get("activation")
     max_tokens = max_tokens or own.get("max_tokens")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ..files import read_json
-from ..reranker_spec import OWN
+from ..reranker_spec import SPEC_FILE
 
 Weights = dict[str, Tensor]
 SHAPE = (
@@ -119,7 +119,7 @@ def write(source: Path, target: Path, config: Mapping[str, Any], weights: Weight
     tokenizer = read_json(source / "tokenizer_config.json", {})
     tokenizer.pop("auto_map", None)
     (target / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=1))
-    (target / OWN).write_text(json.dumps(about, indent=1))
+    (target / SPEC_FILE).write_text(json.dumps(about, indent=1))
 
 
 def _config(config: Mapping[str, Any], layers: int) -> dict[str, Any]:

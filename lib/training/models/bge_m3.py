@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...models.bge_m3 import M3Head
-from ...models.files import M3_FILES
+from ...models.bge_m3 import BgeM3Head
+from ...models.files import BGE_M3_FILES
 from ...models.forward import PackedBatch, move
 from ...models.pooling import pool
 from ...models.spec import ModelSpec
@@ -27,8 +27,8 @@ class BgeM3Network(VectorNetwork):
     def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
         """The two layers are new where the model has none."""
         super().__init__(spec, backbone)
-        if all((Path(spec.folder) / name).is_file() for name in M3_FILES):
-            head = M3Head(spec)
+        if all((Path(spec.folder) / name).is_file() for name in BGE_M3_FILES):
+            head = BgeM3Head(spec)
             self.lexical, self.multiple = head.lexical, head.multiple
         else:
             self.lexical, self.multiple = nn.Linear(spec.hidden_size, 1), nn.Linear(spec.hidden_size, spec.hidden_size)
@@ -59,7 +59,7 @@ class BgeM3Trainable(Embedder):
         """As an Embedder, with the two layers beside it, as BGE-M3 has them."""
         super().save(network, folder)
         assert isinstance(network, BgeM3Network)
-        for name, layer in zip(M3_FILES, (network.lexical, network.multiple), strict=True):
+        for name, layer in zip(BGE_M3_FILES, (network.lexical, network.multiple), strict=True):
             torch.save(layer.state_dict(), folder / name)
 
 

@@ -14,7 +14,7 @@ from ...errors import ModelError
 from ...models.forward import PackedBatch
 from ...models.load import quiet
 from ...models.reranker import Picker, Reranker
-from ...models.reranker_spec import OWN, RerankSpec
+from ...models.reranker_spec import SPEC_FILE, RerankSpec
 from ...models.score_heads import Classifier, load_classifier
 from ...models.spec import on_this_machine
 from ..step.grad_cache import AccumulatingStep
@@ -86,7 +86,7 @@ class PairScorer:
         copy_tokenizer(self.spec.model, folder)
         if self.spec.segments and not self.spec.answers:
             said = {name: getattr(self.spec, name) for name in ("segments", "beyond", "activation")}
-            write_json(folder / OWN, said | {"max_tokens": self.spec.model.max_tokens})
+            write_json(folder / SPEC_FILE, said | {"max_tokens": self.spec.model.max_tokens})
 
     def _language_model(self) -> Any:
         from transformers import AutoModelForCausalLM
