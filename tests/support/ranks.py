@@ -236,7 +236,7 @@ def _detached(place: Rank, tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _broken(mistake: str):
     patches = {
-        "no replay": mock.patch.object(step_module, "sow"),
+        "no replay": mock.patch.object(step_module, "seed_dropout"),
         "detached": mock.patch.object(Rank, "gather", _detached),
         "no factor": mock.patch.object(BatchKeys, "mean", lambda rows, values: values.sum() / len(rows.query_keys)),
     }
@@ -249,7 +249,7 @@ def run(cases: Iterable[Case], folder: Path, model: Path) -> dict[str, dict]:
     cases = sorted(cases, key=lambda case: case.world)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.ranks", str(folder), str(model)]
+    command = [sys.executable, "-m", "tests.support.ranks", str(folder), str(model)]
     ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(4)]
     deadline = time.monotonic() + 300
     while any(rank.poll() is None for rank in ranks):

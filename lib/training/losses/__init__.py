@@ -199,7 +199,7 @@ class Sum:
 
 def names() -> list[str]:
     """Of all losses that stand alone."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)} - {"tiles", "matryoshka"}
+    found = {module.name for module in pkgutil.iter_modules(__path__)} - {"tiled_logsumexp", "matryoshka"}
     return sorted(name.replace("_", "-") for name in found)
 
 
