@@ -6,6 +6,7 @@ A field's name gives the option's name, its type the values, its default the def
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from types import NoneType, UnionType
@@ -61,7 +62,7 @@ class _Stderr(logging.Handler):
     """Writes the driver's messages to the standard error of the moment, one sentence a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        print(self.format(record), file=sys.stderr)  # click.echo goes round the live line to the terminal itself
 
 
 def _show_messages() -> None:
