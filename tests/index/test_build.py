@@ -21,7 +21,7 @@ from lib.index.build.sample import sample_plan
 from lib.index.build.stage_parts import matrix, read_training_vectors
 from lib.index.build.train import shares
 from lib.index.build_job import build
-from lib.index.kinds import efforts, names, parse
+from lib.index.kinds import names, parse, search_parameter_values
 from lib.storage.listing import InputFile
 from tests.support.indexed import DIM, built, clustered, cut_small, pieces, write, write_many
 from tests.support.messages import listen
@@ -34,7 +34,7 @@ OURS = ["ivf-rabitq"]  # of 4 bits; tests/index/test_kinds.py holds them against
 # BLAS rounds what it turns by how many vectors are turned at once; fast-scan what it computes ahead, in an index that was read.
 ROUNDED = "rabitq", "opq", "fastscan"
 IVF = [kind for kind in KINDS if kind.startswith("ivf")]
-MERGED = [kind for kind in IVF if parse(kind).merges]
+MERGED = [kind for kind in IVF if parse(kind).mergeable]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vec
     built(source, output, kind=kind, **lists_for(kind))
     index, wanted = open_piece(str(pieces(output)[0])), plain(output, kind, vectors)
     queries = clustered(50, seed=5)
-    for effort in (efforts(parse(kind), LISTS)[0], efforts(parse(kind), LISTS)[-1]):
+    for effort in (search_parameter_values(parse(kind), LISTS)[0], search_parameter_values(parse(kind), LISTS)[-1]):
         for each in (index, wanted):
-            if parse(kind).effort:
-                faiss.ParameterSpace().set_index_parameter(each, parse(kind).effort, effort)
+            if parse(kind).search_parameter:
+                faiss.ParameterSpace().set_index_parameter(each, parse(kind).search_parameter, effort)
         assert_alike(kind, index.search(queries, 10), wanted.search(queries, 10))
 
 

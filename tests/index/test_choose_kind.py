@@ -7,7 +7,7 @@ from lib.errors import UsageError
 from lib.index.build.card import _advice
 from lib.index.build.choose_kind import choose, default_lists, size_of
 from lib.index.build.recall import Measured, enough
-from lib.index.kinds import ID_BYTES, efforts, names, parse, to_spec
+from lib.index.kinds import ID_BYTES, names, parse, search_parameter_values, to_spec
 from tests.support.indexed import DIM, built, clustered, write_many
 
 ROWS = 3000
@@ -65,9 +65,9 @@ def test_lists_grow_with_the_root_of_the_rows():
 
 def test_efforts_are_a_ladder_to_an_eighth_of_the_lists():
     """nprobe in powers of two; few lists are probed all."""
-    assert efforts(parse("ivf-flat"), 16) == (1, 2, 4, 8, 16)
-    assert efforts(parse("ivf-flat"), 4096)[-1] == 512
-    assert efforts(parse("hnsw"), 0) == (16, 32, 64, 128, 256, 512)
+    assert search_parameter_values(parse("ivf-flat"), 16) == (1, 2, 4, 8, 16)
+    assert search_parameter_values(parse("ivf-flat"), 4096)[-1] == 512
+    assert search_parameter_values(parse("hnsw"), 0) == (16, 32, 64, 128, 256, 512)
 
 
 def test_kinds_name_themselves():

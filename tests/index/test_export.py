@@ -264,7 +264,7 @@ def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lance", None)
     with pytest.raises(UsageError, match=r"pip install -e '\.\[lance\]'"):
         opened(kind="flat", exports=("lance",))
-    assert opened(kind="ivf-flat", lists=4, exports=("centroids",)).kind.lists
+    assert opened(kind="ivf-flat", lists=4, exports=("centroids",)).kind.has_lists
 
 
 def test_lance_is_told_the_store_in_its_own_words(monkeypatch):

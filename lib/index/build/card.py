@@ -77,7 +77,7 @@ def write_card(
         "bytes_per_vector": size / max(vectors, 1),
         "sample": _sample(build),
         "ranks_by": "products" if uses_inner_product(build.kind, config.metric) else "distances",
-        "effort": build.kind.effort,
+        "effort": build.kind.search_parameter,
         "advised": advised.effort,
         "recall": [_recall(row) for row in rows],
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
@@ -86,7 +86,7 @@ def write_card(
         "notes": [*stages.notes, *_fewer(build), *_advice(rows, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
-    build.folder.publish(CURVE, curve(card["recall"], build.kind.effort).encode())
+    build.folder.publish(CURVE, curve(card["recall"], build.kind.search_parameter).encode())
     build.folder.publish(README, markdown(card).encode())
     build.folder.publish(CARD, json.dumps(card, indent=1).encode())
     build.folder.sweep(done={CURVE, README, CARD})
@@ -120,7 +120,10 @@ def _sample(build: IndexBuild) -> dict[str, int]:
         folder = build.stage("sample")
         parts = read_manifest(folder)
         held = sum(fact["held"] for fact in facts_of(folder, parts))
-        return {"rows": sum(part.rows for part in parts) - held, "iterations": ITERATIONS if build.kind.lists else 0}
+        return {
+            "rows": sum(part.rows for part in parts) - held,
+            "iterations": ITERATIONS if build.kind.has_lists else 0,
+        }
 
 
 def _fewer(build: IndexBuild) -> list[str]:

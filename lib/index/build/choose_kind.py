@@ -41,7 +41,7 @@ def choose(
     count, said = _lists(kind, lists, rows)
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
     if size > given:
-        merged = kind.merges and one < size and one <= given
+        merged = kind.mergeable and one < size and one <= given
         repeated = f", or give --merge 1, with which it takes {format_bytes(one)}" if merged else ""
         raise UsageError(
             f"{to_spec(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {format_bytes(size)}, over --memory {memory}. Raise "
@@ -59,7 +59,7 @@ def size_of(kind: IndexKind, lists: int, rows: float, dim: int, merge: int | Non
 
 
 def _warned(kind: IndexKind, rows: float) -> list[str]:
-    if kind.lists or not kind.effort or rows <= LARGE_GRAPH:
+    if kind.has_lists or not kind.search_parameter or rows <= LARGE_GRAPH:
         return []
     return [f"a graph of {rows:,.0f} vectors takes days to build and all of them in memory: an ivf kind is for so many"]
 
@@ -98,7 +98,7 @@ def default_lists(rows: float) -> int:
 
 
 def _lists(kind: IndexKind, asked: int | None, rows: float) -> tuple[int, list[str]]:
-    if not kind.lists:
+    if not kind.has_lists:
         if asked:
             raise UsageError(f"--lists {asked}: {to_spec(kind)} has no lists. Leave it out, or choose an ivf kind")
         return 0, []

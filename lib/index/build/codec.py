@@ -75,7 +75,7 @@ class Coder:
 
     def __init__(self, kind: IndexKind, index: Any) -> None:
         self._kind, self._index = kind, index
-        self._lists: Any = lists_of(index) if kind.lists else None
+        self._lists: Any = lists_of(index) if kind.has_lists else None
         self._nearest = nearest_of(self._lists.quantizer) if self._lists is not None else None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +109,7 @@ def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, co
     """Add encoded vectors to an index. numbers: what faiss will call them, int64 [n]."""
     import faiss
 
-    if not kind.lists:
+    if not kind.has_lists:
         index.add_with_ids(np.ascontiguousarray(codes).view(np.float32), numbers)
         return
     inner = lists_of(index)

@@ -175,12 +175,12 @@ def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> IndexPlan:
 
 def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
     """Raises UsageError for a merge or an export that this kind of index, or this machine, cannot make."""
-    if config.merge and not kind.merges:
+    if config.merge and not kind.mergeable:
         raise UsageError(
             f"--merge {config.merge}: faiss cannot merge {to_spec(kind)} on disk. Its pieces are searched as they are: leave "
             "--merge out, or choose ivf-pq, ivf-rabitq, ivf-sq8 or ivf-flat"
         )
-    if "centroids" in config.exports and not kind.lists:
+    if "centroids" in config.exports and not kind.has_lists:
         raise UsageError(
             f"--exports centroids: {to_spec(kind)} has no lists, hence no centroids. Leave it out, or choose a --kind that begins "
             "with ivf"

@@ -21,7 +21,7 @@ from ...storage.filesystem import download
 from ...storage.folder import Folder
 from ...storage.scratch import Scratch
 from ..exact.topk import nearest
-from ..kinds import IndexKind, Metric, scores_of, set_effort
+from ..kinds import IndexKind, Metric, scores_of, set_search_parameter
 from .codec import open_piece
 from .layout import FACTS, NUMBER, VECTOR
 from .stage_parts import PATHS, OfParts, column, matrix, read_parts
@@ -112,7 +112,7 @@ class ProbeSegment(OfParts):
             with Scratch("probe") as place:
                 index = open_piece(download(path, f"{place}/piece", self.storage))
                 for effort in self.efforts:
-                    set_effort(self.kind, index, effort)
+                    set_search_parameter(self.kind, index, effort)
                     began = time.perf_counter()
                     scores, numbers = index.search(queries, MOST + 1)
                     seconds[effort] = (time.perf_counter() - began) * self.threads

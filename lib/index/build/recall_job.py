@@ -14,7 +14,7 @@ from ...engine.run import Run, read_plan
 from ...engine.workers import WorkerPlan
 from ...errors import InputError
 from ...storage.folder import Folder
-from ..kinds import efforts
+from ..kinds import search_parameter_values
 from .config import IndexBuild, digest
 from .layout import NUMBER, ROWS, TRAINED
 from .recall import (
@@ -54,7 +54,7 @@ def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[Measured
         )
     if len(own) < build.config.recall_queries:
         log.info(f"recall is measured with {len(own):,} queries: there are no more")
-    wanted = efforts(build.kind, lists_in(build))
+    wanted = search_parameter_values(build.kind, lists_in(build))
     truth: list[File] = []
     probes: list[File] = []
     seconds = dict.fromkeys(wanted, 0.0)

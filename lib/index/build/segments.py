@@ -76,7 +76,7 @@ class BuildSegment(OfParts):
     def worker(self) -> Callable[[Tables], Tables]:
         import faiss
 
-        faiss.omp_set_num_threads(self.threads if self.kind.lists else 1)
+        faiss.omp_set_num_threads(self.threads if self.kind.has_lists else 1)
         trained = self.folder.read(TRAINED)
 
         def work(bundle: Tables) -> Tables:

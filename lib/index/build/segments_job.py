@@ -225,4 +225,4 @@ def balanced(pieces: Sequence[dict[str, Any]], count: int) -> list[list[dict[str
 
 def lists_in(build: IndexBuild) -> int:
     """Inverted lists of the trained index: what was asked for, or fewer where the sample had not so many points."""
-    return lists_of(load_index(build.folder.read(TRAINED))).nlist if build.kind.lists else 0
+    return lists_of(load_index(build.folder.read(TRAINED))).nlist if build.kind.has_lists else 0

@@ -90,7 +90,7 @@ class TrainMapper(OfParts):
         index = self.plan.empty()
         for turn in transforms_of(index):
             turn.train(fit)
-        if self.plan.kind.lists:
+        if self.plan.kind.has_lists:
             give_centroids(index, self._given() if self.centroids else self._made(sample))
             train_codec(index, fit)
         else:

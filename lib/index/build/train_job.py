@@ -152,7 +152,7 @@ def _trainable(build: IndexBuild, parts: Sequence[Part]) -> int:
             f"the sample have one. Ask for --lists {max(1, rows // LEAST_POINTS):,} or fewer, or a larger --sample-rows, "
             "with a new --output"
         )
-    if build.kind.lists and rows < LEAST_CODEC:
+    if build.kind.has_lists and rows < LEAST_CODEC:
         raise InputError(
             f"{rows:,} vectors to train on are too few for {to_spec(build.kind)}, which takes {LEAST_CODEC} at least. Use --kind "
             "flat, with a new --output"

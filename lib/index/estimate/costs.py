@@ -28,7 +28,7 @@ from ..build.segments import FILL_BYTES, BuildSegment
 from ..build.stage_parts import column, matrix, read_parts
 from ..build.threads import compute_with
 from ..build.vector_source import Source
-from ..kinds import FLAT_LISTS, IndexKind, Metric, efforts, empty_index, lists_of, uses_inner_product
+from ..kinds import FLAT_LISTS, IndexKind, Metric, empty_index, lists_of, search_parameter_values, uses_inner_product
 
 BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
 CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
@@ -128,8 +128,12 @@ def measure_costs(kind: IndexKind, dim: int, lists: int, metric: Metric, number:
         few = max(1, min(lists, ASKED, int(rows * row_lists)))
         index, codec, codec_rows = _learned(kind, dim, few, metric, vectors[:rows])
         steps = _steps(kind, index, few, lists, metric, number, vectors, place)
-    steps["encode"] = max(steps["encode"] - few * dim * found["product"] * kind.lists, 1e-9)
-    held = {"trained": len(save_index(index)) - 4 * dim * few * kind.lists, "codec": codec, "codec_rows": codec_rows}
+    steps["encode"] = max(steps["encode"] - few * dim * found["product"] * kind.has_lists, 1e-9)
+    held = {
+        "trained": len(save_index(index)) - 4 * dim * few * kind.has_lists,
+        "codec": codec,
+        "codec_rows": codec_rows,
+    }
     return Costs(**{"rows": rows} | found | steps | held)
 
 
@@ -184,7 +188,7 @@ def _learned(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.
     import faiss
 
     index = empty_index(kind, dim, lists, metric)
-    if not kind.lists:
+    if not kind.has_lists:
         return index, 0.0, 0
     inner = lists_of(index)
     points, rounds = vectors[:lists], 0
@@ -232,16 +236,16 @@ def _steps(
     pieces = BuildSegment(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
     (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
     (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
-    scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.lists else 0.0
+    scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.has_lists else 0.0
     (_, exact, listed), best = _taken(
         GroundTruthMapper(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet"
     )
     again = pa.table({"path": [folder.path(best.part)] * 3})
     met = _seconds(lambda: merge_top_k(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
-    ladder = (few,) if kind.lists else efforts(kind, 0)
+    ladder = (few,) if kind.has_lists else search_parameter_values(kind, 0)
     piece = _shard(folder, "piece.faiss", rows, 0)
     (_, probed, _), _ = _taken(ProbeSegment(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
-    scanned = ASKED * (1 if kind.effort and not kind.lists else rows)
+    scanned = ASKED * (1 if kind.search_parameter and not kind.has_lists else rows)
     return {
         "read": read / size,
         "put": put / size,

@@ -89,7 +89,7 @@ class EstimateInputs:
 def deeper(given: EstimateInputs, rows: int) -> float:
     """How much more a vector costs in a graph of so many than in the one that was measured; 1 where there is no graph."""
     kind = given.build.kind
-    if kind.lists or not kind.effort:
+    if kind.has_lists or not kind.search_parameter:
         return 1.0
     return max(1.0, math.log(max(rows, 2)) / math.log(given.costs.rows))
 

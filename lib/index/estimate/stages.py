@@ -22,7 +22,7 @@ from ..build.segments_job import balanced
 from ..build.train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, cells_at_once
 from ..build.train_job import COPIES, wanted_rows
 from ..build.vector_source import SHARD_BYTES
-from ..kinds import FLAT_LISTS, efforts
+from ..kinds import FLAT_LISTS, search_parameter_values
 from .stage import EstimateInputs, StageEstimate, decoded, deeper, shard_rows, stored
 
 RUN_OBJECTS = 3  # of each stage: its record, its plan, its manifest
@@ -160,7 +160,7 @@ def _encode(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
     rows = shard_rows(plan)
     read = decoded(plan, corpus)
     carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.keep_columns else 0.0
-    seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.lists
+    seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.has_lists
     batch = min(ROWS_PER_TABLE, int(rows.max())) * given.vector
     stage = StageEstimate(
         name="encode",
@@ -213,13 +213,13 @@ def _merge(given: EstimateInputs, groups: Sequence[int]) -> StageEstimate:
 def _measure(given: EstimateInputs, encoded: StageEstimate, groups: Sequence[int], largest: int) -> list[StageEstimate]:
     """Exact search of the held queries over all vectors, and the pieces' own at every effort. largest: rows of a shard."""
     build, costs, rows = given.build, given.costs, given.corpus.rows
-    queries, ladder = build.config.recall_queries, efforts(build.kind, given.lists)
+    queries, ladder = build.config.recall_queries, search_parameter_values(build.kind, given.lists)
     workers, listed = given.find(0, False), queries * (MOST + 1)  # places of the lists that a shard leaves
     shards, pieces, tried = encoded.shards, len(groups), len(ladder)
-    if build.kind.lists:
+    if build.kind.has_lists:
         look = sum(costs.probed(given.lists, effort) for effort in ladder)
         probed = queries * (pieces * look + sum(ladder) / given.lists * rows * costs.scan)
-    elif build.kind.effort:
+    elif build.kind.search_parameter:
         probed = queries * pieces * costs.scan * deeper(given, max(groups))
     else:
         probed = queries * rows * costs.scan

@@ -29,9 +29,9 @@ class IndexKind(Protocol):
     which a search is quicker or finds more, or none. recall: expected at 10 with effort enough, of MiniLM's 384 dimensions
     (docs/index.md): a guide to a choice, never a claim about a built index."""
 
-    lists: ClassVar[bool]
-    merges: ClassVar[bool]
-    effort: ClassVar[str]
+    has_lists: ClassVar[bool]
+    mergeable: ClassVar[bool]
+    search_parameter: ClassVar[str]
 
     @property
     def recall(self) -> float: ...
@@ -103,7 +103,7 @@ def empty_index(kind: IndexKind, dim: int, lists: int, metric: Metric) -> Any:
     coarse = f"IVF{lists}" if lists <= FLAT_LISTS else f"IVF{lists}_HNSW{GRAPH}"
     number = faiss.METRIC_INNER_PRODUCT if uses_inner_product(kind, metric) else faiss.METRIC_L2
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
-    if kind.lists:
+    if kind.has_lists:
         inner = lists_of(index)
         if hasattr(inner, "pq"):
             inner.pq.cp.niter = CODEBOOK_ITERATIONS
@@ -119,7 +119,7 @@ def uses_inner_product(kind: IndexKind, metric: Metric) -> bool:
     Cosines are products of unit vectors, and rank as distances do. A code's error e spoils a product by q e, whatever the
     vector, a distance from a near one by (q - x) e, which is less: recall@10 of ivf-pq 0.76 instead of 0.57 (LOG.md).
     """
-    return metric == "ip" or (metric == "cosine" and not kind.lists)
+    return metric == "ip" or (metric == "cosine" and not kind.has_lists)
 
 
 def scores_of(kind: IndexKind, metric: Metric, found: np.ndarray) -> np.ndarray:
@@ -129,20 +129,20 @@ def scores_of(kind: IndexKind, metric: Metric, found: np.ndarray) -> np.ndarray:
     return 1 - found / 2 if metric == "cosine" else -found
 
 
-def efforts(kind: IndexKind, lists: int) -> tuple[int, ...]:
+def search_parameter_values(kind: IndexKind, lists: int) -> tuple[int, ...]:
     """The ladder on which recall and speed are measured: powers of two."""
-    if not kind.effort:
+    if not kind.search_parameter:
         return (0,)
-    first, last = (1, min(lists, max(16, lists // 8), 1024)) if kind.lists else (16, 512)
+    first, last = (1, min(lists, max(16, lists // 8), 1024)) if kind.has_lists else (16, 512)
     return tuple(2**power for power in range(first.bit_length() - 1, last.bit_length()))
 
 
-def set_effort(kind: IndexKind, index: Any, effort: int) -> None:
+def set_search_parameter(kind: IndexKind, index: Any, effort: int) -> None:
     """How hard the next searches of a faiss index try."""
     import faiss
 
-    if kind.effort:
-        faiss.ParameterSpace().set_index_parameter(index, kind.effort, effort)
+    if kind.search_parameter:
+        faiss.ParameterSpace().set_index_parameter(index, kind.search_parameter, effort)
 
 
 def faiss_codes(inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:

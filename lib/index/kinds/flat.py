@@ -12,9 +12,9 @@ from . import own_bytes
 class Flat:
     """float32, no training."""
 
-    lists: ClassVar[bool] = False
-    merges: ClassVar[bool] = False
-    effort: ClassVar[str] = ""
+    has_lists: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
+    search_parameter: ClassVar[str] = ""
     recall: ClassVar[float] = 1.0
 
     def check(self, dim: int) -> None:

@@ -17,9 +17,9 @@ class Hnsw:
     """links: of a vector on each level but the lowest, which has twice as many."""
 
     links: int = 32
-    lists: ClassVar[bool] = False
-    merges: ClassVar[bool] = False
-    effort: ClassVar[str] = "efSearch"
+    has_lists: ClassVar[bool] = False
+    mergeable: ClassVar[bool] = False
+    search_parameter: ClassVar[str] = "efSearch"
     recall: ClassVar[float] = 0.99
 
     def check(self, dim: int) -> None:

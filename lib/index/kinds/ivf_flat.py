@@ -12,9 +12,9 @@ from . import faiss_codes, list_parameters
 class IvfFlat:
     """float32."""
 
-    lists: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
-    effort: ClassVar[str] = "nprobe"
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 1.0
 
     def check(self, dim: int) -> None:

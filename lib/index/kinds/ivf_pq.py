@@ -19,9 +19,9 @@ class IvfPq:
     """
 
     code: int = 0
-    lists: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
-    effort: ClassVar[str] = "nprobe"
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 0.65
 
     def check(self, dim: int) -> None:

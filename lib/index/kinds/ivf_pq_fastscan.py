@@ -15,9 +15,9 @@ class IvfPqFastscan:
     """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions, or a few more."""
 
     groups: int = 0
-    lists: ClassVar[bool] = True
-    merges: ClassVar[bool] = False
-    effort: ClassVar[str] = "nprobe"
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = False
+    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 0.60
 
     def check(self, dim: int) -> None:

@@ -31,9 +31,9 @@ class IvfRabitq:
     """bits: a dimension. The rotation is one matrix for all; without it a few strong dimensions spoil the codes."""
 
     bits: int = 4
-    lists: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
-    effort: ClassVar[str] = "nprobe"
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    search_parameter: ClassVar[str] = "nprobe"
 
     @property
     def recall(self) -> float:

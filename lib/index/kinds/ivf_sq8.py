@@ -12,9 +12,9 @@ from . import faiss_codes, list_parameters
 class IvfSq8:
     """256 steps between the least and the greatest of each dimension in the training sample."""
 
-    lists: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
-    effort: ClassVar[str] = "nprobe"
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 0.98
 
     def check(self, dim: int) -> None:

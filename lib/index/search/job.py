@@ -58,7 +58,7 @@ def search(config: SearchConfig) -> Outcome:
 
 def _check(config: SearchConfig, opened: Opened) -> None:
     """What can be told without the queries. Raises UsageError."""
-    if config.effort and not opened.kind.effort:
+    if config.effort and not opened.kind.search_parameter:
         raise UsageError(f"--effort {config.effort}: {opened.card['kind']} searches everything. Leave it out")
     if (config.reranker or config.reranker_recipe) and not config.corpus:
         raise UsageError("--reranker reads the passages' texts: give --corpus, with the ids that the index has")
@@ -108,7 +108,7 @@ def _check_texts(config: SearchConfig, storage: Mapping[str, Any]) -> None:
 def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: Folder, allowed: str | None) -> Outcome:
     card, kind = opened.card, opened.kind
     effort = config.effort or card["advised"]
-    if kind.lists:
+    if kind.has_lists:
         effort = min(effort, card["lists"])  # faiss's fast-scan loses its way when asked for more lists than there are
     block = block_rows(vectors.corpus.rows, config.top_k)
     firsts = {piece["name"]: (piece["first"], piece["rows"]) for piece in opened.pieces}
@@ -143,7 +143,9 @@ def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: 
     many = len(opened.pieces) > 1
     place = folder.below(OF_PIECES) if many else folder
     most = max(piece["bytes"] for piece in opened.pieces)
-    said = f"searching {opened.vectors:,} vectors" + (f", {kind.effort} {effort}" if kind.effort else "")
+    said = f"searching {opened.vectors:,} vectors" + (
+        f", {kind.search_parameter} {effort}" if kind.search_parameter else ""
+    )
     job = Job(said, settings, verb, weight_bytes=most)
     blocks = tables_of(cut_shards(vectors.corpus, block), OF_QUERIES)
     options = _options(config, vectors.url, place)

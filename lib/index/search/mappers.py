@@ -169,8 +169,8 @@ class _Opened:
                 places = np.flatnonzero(pc.is_in(self.ids(name), value_set=self.allowed).to_numpy(zero_copy_only=False))
                 kept["allowed"] = faiss.IDSelectorBatch(places + self.verb.firsts[name][0])
             chosen["sel"] = kept["allowed"]
-        if kind.effort:
-            chosen[kind.effort] = self.verb.effort
+        if kind.search_parameter:
+            chosen[kind.search_parameter] = self.verb.effort
         return kind.parameters(**chosen)
 
 
