@@ -1,9 +1,10 @@
-"""What a run says while it works and when it ends: one live line on a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar and one line on a terminal, plain lines in a log."""
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -16,8 +17,67 @@ STAGES = ("read", "tokenise", "encode", "write")
 
 
 @dataclass
+class LiveLine:
+    """One line about a run, which a thread redraws on a terminal and repeats in a log.
+
+    text: returns the line. fraction: returns the share of the run that is done. stream: the terminal or the log; the
+    standard error of the moment by default. On a terminal, what the process writes to the standard error meanwhile
+    scrolls above the bar.
+    """
+
+    text: Callable[[], str]
+    fraction: Callable[[], float]
+    stream: TextIO | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        stream = self.stream or sys.stderr
+        draw = self._draw_bar if _is_terminal(stream) else self._write_lines
+        self._ended.clear()
+        self._thread = threading.Thread(target=draw, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Remove the bar from a terminal; the lines of a log stay."""
+        self._ended.set()
+        if self._thread:
+            self._thread.join()
+
+    def _write_lines(self, stream: TextIO) -> None:
+        while not self._ended.wait(LINE_SECONDS):
+            stream.write(f"{self.text()}\n")
+            stream.flush()
+
+    def _draw_bar(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        columns = (
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the room that the text leaves
+        )
+        # soft_wrap: a long message stays one line, so that a path in it can be copied. The results go to the standard
+        # output, which may be a file: it stays as it is.
+        console = Console(file=stream, soft_wrap=True)
+        with Progress(
+            *columns, console=console, auto_refresh=False, transient=True, expand=True, redirect_stdout=False
+        ) as bar:
+            console.show_cursor(True)  # a driver that is killed leaves the terminal with its cursor
+            task = bar.add_task(self.text(), total=1.0)
+            while not self._ended.wait(LIVE_SECONDS):
+                bar.update(task, completed=self.fraction(), description=self.text(), refresh=True)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Return whether lines of the stream can be redrawn."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@dataclass
 class Progress:
-    """Counts of one driver's run, drawn by a thread while `shown`. Rates are of this driver alone."""
+    """Counts of one driver's run. Rates are of this driver alone."""
 
     shards: int  # of the whole run
     done: int = 0  # finished by earlier drivers and this one
@@ -27,29 +87,27 @@ class Progress:
     padded: int = 0  # tokens a padded batch of 32 in arrival order would have seen
     errors: int = 0
     truncated: int = 0
-    failures: int = 0  # tries of a shard that failed
+    failures: int = 0  # failed attempts at a shard
     worked_from: float | None = None  # epoch seconds at which the first loaded worker began
     worked_until: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
-    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    stream: TextIO | None = None
     began: float = field(default_factory=time.monotonic)
-    first: int = 0
-    _ended: threading.Event = field(default_factory=threading.Event)
+    resumed: int = 0  # shards that earlier drivers finished
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The line is drawn meanwhile."""
-        self.began, self.first = time.monotonic(), self.done
-        thread = threading.Thread(target=self._draw, daemon=True)
-        thread.start()
+        """Show the line while the block runs."""
+        self.began, self.resumed = time.monotonic(), self.done
+        live = LiveLine(self.line, self.fraction, self.stream)
+        live.start()
         try:
             yield
         finally:
-            self._ended.set()
-            thread.join()
+            live.stop()
 
     def add(self, counts: dict[str, Any], seconds: dict[str, float], worked_from: float | None) -> None:
-        """One finished shard, which a loaded worker took at `worked_from`."""
+        """Count a finished shard, which a loaded worker began at `worked_from`."""
         self.done += 1
         if worked_from is not None:
             self.worked_from = min(worked_from, self.worked_from or worked_from)
@@ -61,7 +119,7 @@ class Progress:
 
     def line(self) -> str:
         elapsed = max(time.monotonic() - self.began, 1e-9)
-        finished = self.done - self.first
+        finished = self.done - self.resumed
         left = (self.shards - self.done) * elapsed / finished if finished else None
         parts = [
             f"{self.done}/{self.shards} shards",
@@ -75,16 +133,10 @@ class Progress:
             parts.append(f"{self.failures} tries failed")
         return "  ".join(parts)
 
-    def _draw(self) -> None:
-        live = self.stream.isatty()
-        while not self._ended.wait(LIVE_SECONDS if live else LINE_SECONDS):
-            self.stream.write(f"\r\033[K{self.line()}" if live else f"{self.line()}\n")
-            self.stream.flush()
-        if live:
-            self.stream.write("\r\033[K")
-            self.stream.flush()
+    def fraction(self) -> float:
+        return self.done / max(self.shards, 1)
 
     def shares(self) -> dict[str, float]:
-        """Share of the stages' summed busy time, by stage."""
+        """Return the share of the stages' summed busy time, by stage."""
         total = sum(self.seconds.values()) or 1.0
         return {stage: self.seconds.get(stage, 0.0) / total for stage in STAGES}

@@ -1,4 +1,4 @@
-"""What is seen of a training run: the line, the metrics files, TensorBoard's events, the page."""
+"""The metrics of a training run: its live line, metrics files, TensorBoard events and report page."""
 
 import io
 import re
@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lib.cli import progress
 from lib.storage.folder import Folder
-from lib.training import metrics
-from lib.training.metrics import SCHEMA, TrainingProgress, line, publish_metrics, read_metrics, tensorboard
+from lib.training.metrics import SCHEMA, TrainingProgress, progress_line, publish_metrics, read_metrics, tensorboard
 from lib.training.report import POINTS, page, smooth, thin
+from tests.support.messages import listen
 
 VOID = {"meta", "br", "hr", "link", "img"}
 
@@ -41,63 +42,69 @@ def test_the_line_says_where_the_run_is() -> None:
     latest = [*rows(101, 119), row(120, loss=0.4321)]
     expected = "step 120/400  loss 0.4321  lr 1.0e-05  3,210 tokens/s  45 samples/s  "
 
-    assert line(latest, 400, None, None) == f"{expected}ETA 9:20"
-    assert line(latest, 400, 6e8, None) == f"{expected}ETA 9:20"
-    assert line(latest, 400, 6e8, 5e12) == f"{expected}MFU 39 %  ETA 9:20"
-    assert line([], 400, None, None) == "step 0/400  waiting for the first step"
+    assert progress_line(latest, 400, None, None) == f"{expected}ETA 9:20"
+    assert progress_line(latest, 400, 6e8, None) == f"{expected}ETA 9:20"
+    assert progress_line(latest, 400, 6e8, 5e12) == f"{expected}MFU 39 %  ETA 9:20"
+    assert progress_line([], 400, None, None) == "step 0/400  waiting for the first step"
 
 
 def test_rates_are_of_the_last_steps() -> None:
-    """Slow first steps are forgotten after the window."""
-    seen = TrainingProgress(100, stream=io.StringIO())
-    seen.add([row(1, seconds=1000.0), *rows(2, 21)])
+    """Slow first steps leave the window."""
+    run = TrainingProgress(100, stream=io.StringIO())
+    run.add([row(1, seconds=1000.0), *rows(2, 21)])
 
-    assert "3,210 tokens/s" in seen.line()
-
-
-def test_a_restart_is_said_once_and_its_steps_count_once() -> None:
-    """After a restart the line goes on from the earlier step, with the rates of what was kept and done again."""
-    stream = io.StringIO()
-    seen = TrainingProgress(40, stream=stream)
-    seen.add(rows(1, 20))
-    seen.add([row(17, seconds=4.0)])
-    seen.add(rows(18, 21, seconds=4.0))
-    seen.start()
-    seen.stop()
-    seen.stop()
-
-    assert stream.getvalue().count("went back to step 16\n") == 1
-    assert seen.line().startswith("step 21/40")
-    assert f"{6420 * 20 / (15 * 2 + 5 * 4):,.0f} tokens/s" in seen.line()
+    assert "3,210 tokens/s" in run.line()
 
 
-def test_a_step_that_was_given_up_is_told() -> None:
+def test_a_restart_is_reported_once_and_its_steps_count_once() -> None:
+    """After a restart the line goes on from the earlier step, with the rates of the steps before it and of the new ones."""
+    messages, stream = listen(), io.StringIO()
+    run = TrainingProgress(40, stream=stream)
+    run.add(rows(1, 20))
+    run.add([row(17, seconds=4.0)])
+    run.add(rows(18, 21, seconds=4.0))
+    run.start()
+    run.stop()
+    run.stop()
+
+    assert messages == ["went back to step 16"]
+    assert run.line().startswith("step 21/40")
+    assert f"{6420 * 20 / (15 * 2 + 5 * 4):,.0f} tokens/s" in run.line()
+
+
+def test_a_skipped_step_is_reported() -> None:
     """Its row has no speed, and does not enter the line."""
-    stream = io.StringIO()
-    seen = TrainingProgress(40, stream=stream)
-    seen.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
-    seen.stop()
+    messages, stream = listen(), io.StringIO()
+    run = TrainingProgress(40, stream=stream)
+    run.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
+    run.stop()
 
-    assert stream.getvalue().startswith("step 4 could not be done: loss nan, gradient norm 1.0\nstep 3/40  ")
+    assert messages == ["step 4 could not be done: loss nan, gradient norm 1.0"]
+    assert stream.getvalue().startswith("step 3/40  ")
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_the_line_is_drawn_while_the_run_goes_on(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_line_is_drawn_during_the_run(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal's line is drawn over, a log gets lines; the last one stays."""
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: live)
-    monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.01)
-    monkeypatch.setattr(metrics, "LINE_SECONDS", 0.01)
-    seen = TrainingProgress(9, stream=stream)
-    seen.start()
-    time.sleep(0.1)
-    seen.add(rows(1, 9))
-    seen.stop()
-    said = stream.getvalue()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    run = TrainingProgress(9, stream=stream)
+    run.start()
+    deadline = time.monotonic() + 30
+    while stream.getvalue().count("waiting for the first step") < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert run.fraction() == 0.0
+    run.add(rows(1, 9))
+    run.stop()
+    written = stream.getvalue()
 
-    assert said.endswith("ETA 0:00\n")
-    assert "waiting for the first step" in said
-    assert (said.count("\r\033[K") > 2) if live else ("\r" not in said and said.count("\n") > 2)
+    assert written.endswith("ETA 0:00\n")
+    assert run.fraction() == 1.0
+    assert written.count("waiting for the first step") > 2
+    assert (written.count("\r\x1b[2K") > 2) if live else ("\r" not in written and written.count("\n") > 2)
 
 
 def test_metrics_come_back_in_order_each_step_once(tmp_path: Path) -> None:
