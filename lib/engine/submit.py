@@ -5,7 +5,6 @@ to do is to start the same command again, and to know when not to: after a wrong
 (exit 3), and after errors that come again (exit 1).
 """
 
-import hashlib
 import logging
 import os
 import shlex
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import EXIT_ERROR, EXIT_QUARANTINED, EXIT_USAGE, RunError, UsageError
+from ..storage.fingerprint import fingerprint
 
 log = logging.getLogger("shoal")
 
@@ -117,8 +117,8 @@ class _Jobs:
         self.config, self.variables, self.show = config, variables, show
         self.until = time.monotonic() + 3600 * config.hours
         self.entrypoint = shlex.join(config.command)
-        said = repr((self.entrypoint, config.working_dir, sorted(variables.items())))
-        self.prefix = f"shoal-{hashlib.sha256(said.encode()).hexdigest()[:10]}-"
+        key = fingerprint(self.entrypoint, config.working_dir, sorted(variables.items()), digits=10)
+        self.prefix = f"shoal-{key}-"
         self.answered = False
 
     def running(self) -> str | None:

@@ -1,6 +1,5 @@
 """What an evaluation is told, and what is read before anything is computed: models, tasks, their data."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..recipes import PASSAGE_NAMES, QUERY, RerankRecipe, names
 from ..storage.filesystem import absolute, parse_options
+from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
 from ..storage.listing import WILDCARDS, find
 from . import dataset_layouts, tasks
@@ -260,7 +260,7 @@ def _folder(config: EvaluateConfig, name: str, urls: Sequence[str | None]) -> Fo
     """A folder below the output whose name changes when any file at the URLs does."""
     storage = parse_options(config.storage_option)
     seen = [(absolute(url), find(absolute(url), storage)) for url in urls if url]
-    key = hashlib.sha256(repr(seen).encode()).hexdigest()[:12]
+    key = fingerprint(seen)
     place = f"{absolute(config.output).rstrip('/')}/stages/{name}-{key}"
     if any(letter in place for letter in WILDCARDS):
         raise UsageError(
@@ -275,4 +275,4 @@ def _digest(dataset: Dataset, storage: Mapping[str, Any]) -> str:
     said: list[Any] = [(file.name, file.size) for file in find(absolute(dataset.passages.url), storage)]
     said += sorted((query, sorted(grades.items())) for query, grades in dataset.qrels.items())
     rows = [sorted(map(repr, table.to_pylist())) for table in tables if table is not None]
-    return hashlib.sha256(repr(said + rows).encode()).hexdigest()[:12]
+    return fingerprint(said + rows)

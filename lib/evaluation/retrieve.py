@@ -24,11 +24,12 @@ from ..engine.parts import parquet_bytes
 from ..engine.stage_log import StageLog
 from ..engine.workers import WorkerOptions
 from ..errors import InputError
-from ..index.exact.job import ExactSearch, fingerprint, retrieve
+from ..index.exact.job import ExactSearch, retrieve
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, read_run
 from ..reranking import job as rerank_job
 from ..reranking.mapper import RerankConfig
 from ..storage.filesystem import absolute
+from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
 from .config import EvaluateConfig, EvaluatedModels, TaskData, encoder_options, prompts_of, reranker_options
 from .dataset import NAMED, Passages

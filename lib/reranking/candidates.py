@@ -4,7 +4,6 @@ Four maps over shards in `OUTPUT/_join`, each resumable: passages and candidates
 comes of it and the queries are dealt by query id, so that a bucket holds whole queries, ready to be scored.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from ..engine.shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
 from ..engine.workers import WorkerPlan, beside
 from ..errors import InputError, RunError
 from ..storage.filesystem import absolute, parse_options
+from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
 from .mapper import RerankConfig
 
@@ -70,7 +70,7 @@ def settings(config: RerankConfig) -> dict[str, Any]:
     found["carried"] = list(config.keep_columns)
     for name, url in {CANDIDATES: config.input, PASSAGES: config.corpus, QUERIES: config.queries}.items():
         files = list_files(CorpusOptions(input=str(url)), storage)
-        found[f"{name} files"] = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+        found[f"{name} files"] = fingerprint(files, digits=16)
     return found
 
 

@@ -29,8 +29,8 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, Path):
         return str(value)
-    if is_dataclass(value) and type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+    if is_dataclass(type(value)) and type(value).__dataclass_params__.frozen:
+        return [_plain(getattr(value, each.name)) for each in fields(value)]
     if isinstance(value, Mapping) and all(type(name) is str for name in value):
         return {name: _plain(each) for name, each in value.items()}
     raise TypeError(

@@ -1,6 +1,5 @@
 """What every worker of a training run does: load, resume, step by step, checkpoint, export."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ import torch
 
 from ..engine.malloc import return_large_blocks
 from ..storage.directory import upload_directory
+from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
 from . import checkpoint
 from .data.batch_reader import BatchReader
@@ -281,7 +281,7 @@ def _save(run: Trainer) -> None:
 
 def _prefix(course: TrainRun) -> str:
     """Of this run's folders on a worker's disk."""
-    return f"shoal-checkpoint-{hashlib.sha256(course.output.url.encode()).hexdigest()[:12]}-"
+    return f"shoal-checkpoint-{fingerprint(course.output.url)}-"
 
 
 def _sweep(course: TrainRun) -> None:

@@ -46,8 +46,8 @@ def test_two_values_share_a_fingerprint_only_if_they_are_equal(one, other):
 
 def _sorted(value):
     if isinstance(value, dict):
-        return repr(sorted((name, _sorted(each)) for name, each in value.items()))
-    return repr([_sorted(each) for each in value]) if isinstance(value, list) else repr(value)
+        return "dict", sorted((name, repr(_sorted(each))) for name, each in value.items())
+    return ("list", [_sorted(each) for each in value]) if isinstance(value, list) else repr(value)
 
 
 def test_files_are_their_values():

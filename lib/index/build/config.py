@@ -1,6 +1,5 @@
 """What an index build is told, and what is read and decided before anything is computed."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -224,8 +223,3 @@ def settings(config: IndexConfig, storage: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: getattr(config, name) for name in named} | {"keep_columns": list(config.keep_columns)}
     auto = {"memory": config.memory, "recall": config.recall} if config.kind == AUTO else {}
     return {"verb": "index", "input": fs.unstrip_protocol(path)} | found | auto
-
-
-def digest(*words: object) -> str:
-    """12 hex digits that name a stage after what fixes it."""
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:12]

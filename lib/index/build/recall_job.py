@@ -13,9 +13,10 @@ from ...engine.parts import Part, parquet_bytes
 from ...engine.run import Run, read_plan
 from ...engine.workers import WorkerPlan
 from ...errors import InputError
+from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..kinds import search_parameter_values
-from .config import IndexBuild, digest
+from .config import IndexBuild
 from .layout import NUMBER, ROWS, TRAINED
 from .recall import (
     LISTED,
@@ -43,7 +44,7 @@ log = logging.getLogger("shoal")
 def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[Measured], int]:
     """By effort; and how many queries it is measured with. Only what new generations hold is searched again."""
     plan, columns = read_plan(build.folder.below(ROWS))
-    name = digest(build.key, fixed(build), build.config.recall_queries)
+    name = fingerprint(build.key, fixed(build), build.config.recall_queries)
     place = build.stage(f"queries-{name}")
     if not place.exists(QUERIES):
         place.claim(QUERIES, parquet_bytes(queries_of(build, plan)))
@@ -59,7 +60,7 @@ def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[Measured
     probes: list[File] = []
     seconds = dict.fromkeys(wanted, 0.0)
     for generation in manifest["generations"]:
-        key = digest(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
+        key = fingerprint(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
         shards = some_shards(plan, *generation["shards"])
         probed, folder = _probe(build, place, key, generation, wanted), build.stage(f"probe-{key}")
         for fact in facts_of(folder, probed):
@@ -92,7 +93,7 @@ def _shortened(build: IndexBuild, place: Folder, files: list[File]) -> list[File
     """The same lists in few enough parts for the driver to go through."""
     if len(files) <= PARTS_AT_ONCE:
         return files
-    key = digest([file.path for file in files])
+    key = fingerprint([file.path for file in files])
     folder = build.stage(f"lists-{key}")
     job = Job("shortening the lists", {"verb": "lists", "key": key}, _shorten(build, place))
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]

@@ -14,8 +14,9 @@ from ...data.shards import cut_shards, sample_shards
 from ...engine.parts import FOOTER_THREADS, read_manifest
 from ...errors import InputError
 from ...storage.filesystem import open_file
+from ...storage.fingerprint import fingerprint
 from ...storage.listing import InputFile
-from .config import IndexBuild, digest
+from .config import IndexBuild
 from .layout import FILE, HELD, NUMBER, ROW, VECTOR
 from .stage_parts import column, matrix
 from .train_job import draw, source
@@ -36,7 +37,7 @@ def check_queries(build: IndexBuild) -> None:
 
 def fixed(build: IndexBuild) -> str:
     """What names these queries: the files of --queries, or nothing."""
-    return digest([(f.path, f.size, f.tag) for f in _files(build)]) if build.config.queries else ""
+    return fingerprint([(f.path, f.size, f.tag) for f in _files(build)]) if build.config.queries else ""
 
 
 def queries_of(build: IndexBuild, plan: pa.Table) -> pa.Table:

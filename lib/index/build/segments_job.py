@@ -21,10 +21,11 @@ from ...engine.parts import read_manifest as read_parts_manifest
 from ...engine.run import Run
 from ...engine.workers import WorkerPlan
 from ...errors import RunError
+from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..kinds import ID_BYTES, lists_of, to_spec
 from .codec import load_index
-from .config import IndexBuild, corpus_options, digest
+from .config import IndexBuild, corpus_options
 from .encode import EncodeMapper
 from .layout import MANIFEST, MERGED, ROWS, SEGMENTS, TRAINED
 from .segments import LIST_BYTES, BuildSegment, MergeSegments, grouped
@@ -149,7 +150,7 @@ def _assembled(
     firsts = [first]
     for group in groups:
         firsts.append(firsts[-1] + sum(part.rows for part in group))
-    key = digest(build.key, [[part.part for part in group] for group in groups])
+    key = fingerprint(build.key, [[part.part for part in group] for group in groups])
     names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
     files = [files_of(rows, group) for group in groups]
 
@@ -180,7 +181,7 @@ def merge(build: IndexBuild, manifest: Manifest, count: int) -> Manifest:
     """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
     place, pieces = build.folder.below(MERGED), pieces_of(manifest)
     groups = balanced(pieces, count)
-    key = digest(build.key, [[piece["name"] for piece in group] for group in groups])
+    key = fingerprint(build.key, [[piece["name"] for piece in group] for group in groups])
     names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
     if len(groups) < count:
         log.info(

@@ -4,8 +4,6 @@ blocks of queries x ranges of passages  --Search, a shard each-->  the best of e
 blocks of queries                       --Merge, a shard each-->   the best of all; where there is more than one range
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,11 +95,6 @@ def merge_plan(folder: Folder, parts: Sequence[Part], blocks: int) -> pa.Table:
         "error": pa.nulls(count, pa.string()),
     }
     return pa.table(data, PLAN_SCHEMA)
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """12 hex digits that name a folder after what fixes its content."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _search_job(retrieval: ExactSearch) -> Job:

@@ -16,9 +16,9 @@ from ...data.reader import read_rows
 from ...data.shards import cut_shards, shards
 from ...engine.parts import Part, parquet_bytes, read_manifest
 from ...errors import InputError
+from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ...storage.listing import InputFile
-from ..build.config import digest
 from ..build.layout import ROWS
 from ..build.stage_parts import ids_of
 from .query import Opened, SearchConfig
@@ -52,7 +52,7 @@ def read_allowed_ids(config: SearchConfig, opened: Opened, folder: Folder) -> Al
         raise InputError(f"--allow {config.allow} has no id in column {config.allow_column!r}: nothing could be found")
     said = _compared(ids, config, opened)
     log.info(said)
-    name = f"_{digest(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
+    name = f"_{fingerprint(config.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
     folder.claim(name, parquet_bytes(pa.table({"id": ids})))
     return AllowedIds(name, (said,))
 

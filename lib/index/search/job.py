@@ -19,8 +19,8 @@ from ...reranking import job as rerank_job
 from ...reranking.candidates import ID_NAMES
 from ...reranking.mapper import RerankConfig
 from ...storage.filesystem import absolute
+from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
-from ..build.config import digest
 from ..build.layout import ROWS, SEGMENTS
 from ..build.stage_parts import File, files_of, files_plan
 from ..build.vector_source import Source, VectorOptions
@@ -115,7 +115,7 @@ def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: 
     settings = {
         "verb": "search",
         "queries": vectors.url,
-        "files": digest([(f.name, f.size, f.tag) for f in vectors.corpus.files]),
+        "files": fingerprint([(f.name, f.size, f.tag) for f in vectors.corpus.files]),
         "columns": [vectors.column, vectors.id_column],
         "index": opened.identity,
         "block": block,

@@ -23,8 +23,8 @@ from ...errors import InputError, ModelError, UsageError
 from ...models.encoder_options import EncoderOptions, ModelOptions, ResolvedEncoder, prompt_of, resolve_encoder
 from ...recipes import QUERY, RerankRecipe, names
 from ...storage.filesystem import absolute, parse_options
+from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
-from ..build.config import digest
 from ..build.layout import CARD, MANIFEST, ROWS, SEGMENTS
 from ..build.segments_job import pieces_of
 from ..build.vector_source import ENCODING, VectorOptions, Vectors, describe
@@ -100,7 +100,7 @@ class Opened:
     def identity(self) -> dict[str, Any]:
         """What tells this index from any other, and from itself before it grew."""
         names = sorted(piece["name"] for piece in self.pieces)
-        return {"vectors": self.vectors, "pieces": len(names), "names": digest(names)}
+        return {"vectors": self.vectors, "pieces": len(names), "names": fingerprint(names)}
 
 
 def open_index(config: SearchConfig) -> Opened:
@@ -190,7 +190,7 @@ def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:
         output=config.output,
     )
     _, _, job = embed_job.prepared(options)
-    return replace(options, output=absolute(f"{config.output.rstrip('/')}/_queries-{digest(job.settings)}"))
+    return replace(options, output=absolute(f"{config.output.rstrip('/')}/_queries-{fingerprint(job.settings)}"))
 
 
 def _model(config: SearchConfig, opened: Opened) -> EncoderOptions:

@@ -1,6 +1,5 @@
 """The files of a training plan, one entry for each --data: named, measured, and their first rows looked at."""
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from ...engine.shuffle import REASON
 from ...engine.workers import WorkerOptions, beside
 from ...errors import InputError, UsageError
 from ...storage.filesystem import parse_options
+from ...storage.fingerprint import fingerprint
 from ...storage.listing import WILDCARDS
 from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr(self.corpus.files).encode()).hexdigest()[:16]
+        return fingerprint(self.corpus.files, digits=16)
 
     def buckets(self, global_batch: int) -> int:
         """How many buckets its rows are dealt into: 64 batches each, within bounds of rows and bytes."""
