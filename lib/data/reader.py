@@ -30,7 +30,7 @@ def read_rows(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: 
 
 def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     """The same, some rows at a time, in order."""
-    for piece in shard.slices:
+    for piece in shard.ranges:
         yield from _read_slice(piece, columns, schema, storage)
 
 

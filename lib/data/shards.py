@@ -30,6 +30,10 @@ PLAN_SCHEMA = pa.schema(
         ("size", pa.int64()),  # of the file, bytes
         ("tag", pa.string()),  # of the file: etag or modification time; empty where only the size must hold
         ("error", pa.string()),  # why the file could not be measured; such a file is one row
+        (
+            "source",
+            pa.string(),
+        ),  # of the inputs of a joined job the one that the range is of; null where there is one input
     ]
 )
 
@@ -46,23 +50,38 @@ class FileRange:
     size: int
     tag: str
     error: str | None
+    source: str | None = None  # name of one of several inputs
 
 
 @dataclass(frozen=True)
 class Shard:
     number: int
-    slices: tuple[FileRange, ...]
+    ranges: tuple[FileRange, ...]
 
     @property
     def rows(self) -> int:
         """Rows the plan expects, or -1 where only reading tells."""
-        counts = [piece.rows for piece in self.slices]
+        counts = [each.rows for each in self.ranges]
         return -1 if -1 in counts else sum(counts)
 
     @property
     def key(self) -> str:
-        """12 hex digits that depend on what the shard reads and nothing else."""
-        return hashlib.sha256(repr(self.slices).encode()).hexdigest()[:12]
+        """12 hex digits that depend on what the shard reads and nothing else: names of parts, and seeds of samples.
+
+        The hashed text is fixed, with the words of the first version: a new field or name of a class must not change it.
+        """
+        texts = [_key_text(each) for each in self.ranges]
+        text = f"({texts[0]},)" if len(texts) == 1 else f"({', '.join(texts)})"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _key_text(part: FileRange) -> str:
+    """What a range adds to the key of its shard."""
+    name = part.name if part.source is None else f"{part.source}/{part.name}"
+    return (
+        f"Slice(path={part.path!r}, name={name!r}, start={part.start!r}, stop={part.stop!r}, rows={part.rows!r}, "
+        f"size={part.size!r}, tag={part.tag!r}, error={part.error!r})"
+    )
 
 
 def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
@@ -79,7 +98,7 @@ def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Tabl
             stop = _end_of_piece(length, start, room)
             count = (stop - start) * length.unit_rows
             exact = stop - start if length.exact else -1
-            rows.append((shard, file.path, file.name, start, stop, exact, file.size, file.tag, error))
+            rows.append((shard, file.path, file.name, start, stop, exact, file.size, file.tag, error, None))
             start, room = stop, room - count
     columns = zip(*rows, strict=True) if rows else [[]] * len(PLAN_SCHEMA)
     return pa.table([pa.array(values, f.type) for values, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
@@ -117,16 +136,15 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
 
 
 def tables_of(plan: pa.Table, source: str) -> list[pa.Table]:
-    """The plan of each shard, with the name of a source before its files' names: shards of several sources are told apart."""
-    names = pa.array([f"{source}/{name}" for name in plan["name"].to_pylist()], pa.string())
-    plan = plan.set_column(PLAN_SCHEMA.get_field_index("name"), PLAN_SCHEMA.field("name"), names)
+    """The plan of each shard, its ranges marked as ranges of one source, to be joined with shards of other sources."""
+    names = pa.array([source] * len(plan), pa.string())
+    plan = plan.set_column(PLAN_SCHEMA.get_field_index("source"), PLAN_SCHEMA.field("source"), names)
     return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
 
 
 def of_source(shard: Shard, source: str) -> Shard:
-    """A shard's slices of one source, under the names that their files have there."""
-    mine = [piece for piece in shard.slices if piece.name.startswith(f"{source}/")]
-    return Shard(shard.number, tuple(replace(piece, name=piece.name.removeprefix(f"{source}/")) for piece in mine))
+    """The shard's ranges of one source."""
+    return Shard(shard.number, tuple(each for each in shard.ranges if each.source == source))
 
 
 def numbered(tables: Sequence[pa.Table]) -> pa.Table:
@@ -164,7 +182,7 @@ def sample_shards(plan: pa.Table, count: int, rows: int) -> list[Shard]:
 
 
 def _head(shard: Shard, rows: int) -> Shard:
-    piece = shard.slices[0]
+    piece = shard.ranges[0]
     # A byte range is cut at about 1 KiB a row; too many or few rows of a sample do no harm.
     units = rows if piece.rows >= 0 else rows << 10
     stop = min(piece.stop, piece.start + units)

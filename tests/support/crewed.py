@@ -46,7 +46,7 @@ class Told(FusedMapper):
         self._there("met", os.getpid())
         self._until(lambda: self._count("met") >= self.meet)
         if shard.number == self.last:
-            self._until(lambda: self._count("done") >= shard.slices[0].size - 1)
+            self._until(lambda: self._count("done") >= shard.ranges[0].size - 1)
         time.sleep(self.seconds + (self.slow if shard.number == 0 else 0))
         return {}, {}
 

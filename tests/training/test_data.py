@@ -547,7 +547,7 @@ def test_a_bucket_that_fills_no_batch_has_an_empty_part(tmp_path):
     bundle = verb._work({"rows": PAIRS.empty_table().replace_schema_metadata(place)})
     folder = Folder(str(tmp_path))
     folder.publish(RUN, b"{}")
-    shard = Shard(0, (FileRange("x", "a/0/0/x", 0, 3, 3, 1, "", None),))
+    shard = Shard(0, (FileRange("x", "0/0/x", 0, 3, 3, 1, "", None, "a"),))
     part = publish_part(folder, "part-0.parquet", 0, *verb.finish(shard, bundle))
 
     assert isinstance(part, Part)

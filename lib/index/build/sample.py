@@ -87,10 +87,10 @@ class SampleMapper(OfParts):
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.good))
         held = min(self.hold, len(places) // 10)
         places = places[: held + self.draw]
-        sizes = [piece.rows for piece in shard.slices]
+        sizes = [piece.rows for piece in shard.ranges]
         slices = pa.array(np.repeat(np.arange(len(sizes)), sizes)[places])
-        files = pa.array([piece.path for piece in shard.slices], pa.string()).take(slices)
-        lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.slices])
+        files = pa.array([piece.path for piece in shard.ranges], pa.string()).take(slices)
+        lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.ranges])
         data = {
             VECTOR: column(rows.vectors[places]),
             FILE: files,

@@ -49,6 +49,7 @@ def files_plan(groups: Sequence[Sequence[File]]) -> tuple[pa.Table, pa.Schema]:
         "size": [file.bytes for _, file in files],
         "tag": [""] * len(files),
         "error": pa.nulls(len(files), pa.string()),
+        "source": pa.nulls(len(files), pa.string()),
     }
     return pa.table(data, PLAN_SCHEMA), pa.schema([])
 
@@ -61,7 +62,7 @@ def some_shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
 
 def paths_of(shard: Shard) -> pa.Table:
     """What the worker gets of a shard that it reads itself: its slices."""
-    return pa.Table.from_pylist([asdict(piece) for piece in shard.slices], SLICES)
+    return pa.Table.from_pylist([asdict(piece) for piece in shard.ranges], SLICES)
 
 
 def shard_of(paths: pa.Table) -> Shard:

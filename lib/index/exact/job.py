@@ -93,6 +93,7 @@ def merge_plan(folder: Folder, parts: Sequence[Part], blocks: int) -> pa.Table:
         "size": [part.bytes for part in parts],
         "tag": [""] * count,  # one that is published again is the same part
         "error": pa.nulls(count, pa.string()),
+        "source": pa.nulls(count, pa.string()),
     }
     return pa.table(data, PLAN_SCHEMA)
 

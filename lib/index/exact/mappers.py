@@ -128,7 +128,7 @@ class Merge:
     def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Memory: two lists, whatever the number of ranges."""
         began = time.perf_counter()
-        lists = (read_run(piece.path, self.storage) for piece in shard.slices)
+        lists = (read_run(piece.path, self.storage) for piece in shard.ranges)
         merged = reduce(lambda left, right: _best_of(left, right, self.most), lists)
         return {"rows": merged}, {"read": time.perf_counter() - began}
 

@@ -64,7 +64,7 @@ class SearchSegment:
 
     def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         began = time.perf_counter()
-        rows, (piece,) = self.source.read(of_source(shard, QUERIES)), of_source(shard, PIECES).slices
+        rows, (piece,) = self.source.read(of_source(shard, QUERIES)), of_source(shard, PIECES).ranges
         queries = pa.table({"id": rows.table["id"], "vector": column(rows.vectors), "error": rows.reasons})
         return {"queries": queries, "piece": pa.table({"path": [piece.path]})}, {"read": time.perf_counter() - began}
 
@@ -196,7 +196,7 @@ class Gather(FusedMapper):
     def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         """Memory: two lists, whatever the number of pieces."""
         began = time.perf_counter()
-        lists = (self._read(piece.path) for piece in shard.slices)
+        lists = (self._read(piece.path) for piece in shard.ranges)
         return {"rows": reduce(self._best, lists)}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Tables], Tables]:

@@ -154,7 +154,7 @@ class BatchesMapper(FusedMapper):
         if table["_error"].null_count < table.num_rows or table.num_rows != shard.rows:
             raise RuntimeError(f"dealt parts cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
         table = table.filter(table[REASON].is_null()).select(names)
-        place = json.dumps(shard.slices[0].name.split("/")[:3])
+        place = json.dumps([shard.ranges[0].source, *shard.ranges[0].name.split("/")[:2]])
         return {"rows": table.replace_schema_metadata({PLACE: place})}, {"read": time.perf_counter() - began}
 
     def worker(self) -> Callable[[Tables], Tables]:

@@ -74,7 +74,7 @@ def read_pairs(
     columns: what most files have of NEEDED and OPTIONAL, or of ALONE and its own; odd: by path, what others have.
     """
     tables: list[pa.Table] = []
-    for piece in shard.slices:
+    for piece in shard.ranges:
         schema = odd.get(piece.path, columns)
         table = read_rows(Shard(shard.number, (piece,)), schema.names, schema, storage)
         if tables and tables[-1].schema == table.schema:
