@@ -27,7 +27,8 @@ from benchmarks.exact_lengths import Corpus, corpora
 from benchmarks.networks import SHAPES, build
 from benchmarks.reporting import cosines
 from lib.models.encoder import Encoder
-from lib.models.spec import ModelSpec, Tokens, flops_per_token, read_spec
+from lib.models.spec import ModelSpec, Tokens, flops_per_token
+from lib.models.spec_reader import read_spec
 
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy")
 BATCHES = (32, 128, 512)  # of sentence-transformers

@@ -35,7 +35,7 @@ from benchmarks.process import run_python
 from benchmarks.reporting import machine, spread, verdict
 from lib.engine.cluster import ENVIRONMENT
 from lib.engine.malloc import M_MMAP_THRESHOLD, return_large_blocks
-from lib.models.spec import read_spec
+from lib.models.spec_reader import read_spec
 from lib.training.data.batches import BATCHES
 from lib.training.data.pairs import text_keys
 from lib.training.job import CPU_BUDGET

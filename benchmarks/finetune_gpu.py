@@ -22,7 +22,8 @@ from benchmarks.exact_lengths import corpora
 from benchmarks.finetune_cpu import Contender, Peer, Shoal, agreement, tokens_of, trainer, unlike
 from benchmarks.networks import SHAPES, build
 from benchmarks.reporting import spread
-from lib.models.spec import flops_per_token, read_spec
+from lib.models.spec import flops_per_token
+from lib.models.spec_reader import read_spec
 from lib.training.job import CUDA_BUDGET
 
 ROUNDS, PASSES = 4, 3  # passes: a backward counts as two forwards; the forward that is done twice counts once

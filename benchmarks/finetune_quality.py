@@ -113,7 +113,7 @@ def ranked(queries: list[str], passages: list[str]) -> tuple[np.ndarray, np.ndar
     """Cosines and places of all passages by the base model, best first: [queries, passages] each."""
     from lib.index.exact.topk import nearest
     from lib.models.encoder import Encoder
-    from lib.models.spec import read_spec
+    from lib.models.spec_reader import read_spec
     from lib.models.tokenizer import Tokenizer
 
     threads, spec = len(os.sched_getaffinity(0)), read_spec(minilm())

@@ -110,7 +110,7 @@ held: dict[str, Any] = {}  # tokenizer and encoder of one process of the encoder
 
 def load(model: str, dtype: str, loaded: Any) -> None:
     from lib.models.encoder import Encoder
-    from lib.models.spec import read_spec
+    from lib.models.spec_reader import read_spec
     from lib.models.tokenizer import Tokenizer
 
     spec = read_spec(model)

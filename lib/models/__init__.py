@@ -1,1 +1,1 @@
-"""A model directory -> tokenizer, packed encoder, reranker. Floor 3: knows no engine and no job."""
+"""Models: a model directory -> tokenizer, packed encoder, reranker. Floor 3: imports no engine and no job."""

@@ -1,11 +1,11 @@
-"""One attention function for every model: documents lie end to end in one row, a token sees its own document only.
+"""Packed attention: documents lie end to end in one row, and a token attends to its own document only.
 
-It is registered with transformers' AttentionInterface under `NAME`, and no mask function is registered under that name,
-so transformers builds no mask: the borders come from the `packed=Layout` argument that the model's forward hands down.
+One function serves every model. It is registered with transformers' AttentionInterface under `NAME`. No mask function is
+registered under that name, so transformers builds no mask: the borders come from the argument `packed=Layout`, which the
+model's forward passes down to every layer.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from .packing import Group
 
 NAME = "shoal_packed"
 
-# Arguments that models hand to every attention function and that cannot change its result here: positions are already
-# in the query and key, there is no cache, and the others ask for side outputs or for a kernel variant.
-HARMLESS = frozenset(
+# Arguments that models pass to every attention function and that cannot change its result here: query and key already
+# contain the positions, there is no cache, and the others select side outputs or a kernel variant.
+IGNORED_ARGUMENTS = frozenset(
     {
         "position_ids",
         "use_cache",
@@ -31,7 +31,7 @@ HARMLESS = frozenset(
 
 
 class CannotPack(Exception):
-    """This model asks for something that packed attention does not do; the loader then uses exact-length batches."""
+    """The model needs something that packed attention does not do; the loader then uses exact-length batches."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Layout:
 
     offsets: int32 [documents + 1] on the model's device. longest: tokens of the longest document.
     groups: the same borders as runs of documents of one length, on the host.
-    keys: for the kernel, where documents see a prefix: what each sees in all, laid end to end. None where none does.
+    keys: for the CUDA kernel, the keys of every document where some documents attend to a shared prefix, else None.
     """
 
     offsets: Tensor
@@ -51,7 +51,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Keys:
-    """What documents see, prefix and own tokens: places int64 [keys] in the batch, offsets int32 [documents + 1]."""
+    """Keys of every document, laid end to end: the tokens of its prefix, then its own.
+
+    places: int64 [keys], positions in the batch. offsets: int32 [documents + 1]. longest: keys of the longest document.
+    """
 
     places: Tensor
     offsets: Tensor
@@ -59,7 +62,7 @@ class Keys:
 
 
 def register() -> None:
-    """Make `NAME` known to transformers; call at model load. Repeating it is harmless."""
+    """Register `NAME` with transformers at model load. A second call changes nothing."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
@@ -77,31 +80,32 @@ def packed_attention(
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Tensor, None]:
-    """Attention inside each document: query [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim].
+    """Attend inside each document: query [1, heads, tokens, head_dim] -> [1, tokens, heads, head_dim].
 
-    Key and value may have fewer heads (grouped queries). Raises CannotPack for what would change the result.
+    Key and value may have fewer heads (grouped-query attention). Raises CannotPack for an argument that would change the
+    result.
     """
-    asked = sorted(name for name, given in others.items() if given is not None and name not in HARMLESS)
-    if packed is None or attention_mask is not None or asked:
-        raise CannotPack(f"layout given: {packed is not None}, mask: {attention_mask is not None}, arguments: {asked}")
+    unsupported = sorted(name for name, value in others.items() if value is not None and name not in IGNORED_ARGUMENTS)
+    if packed is None or attention_mask is not None or unsupported:
+        raise CannotPack(f"layout: {packed is not None}, mask: {attention_mask is not None}, arguments: {unsupported}")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary positions leave float32 behind
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings return float32
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     reach = _reach(module, sliding_window, is_causal)
     if any(group.prefix[1] for group in packed.groups) and (reach is not None or not is_causal):
-        raise CannotPack("a shared beginning needs a causal mask without a window")
+        raise CannotPack("a shared prefix needs a causal mask without a sliding window")
     if _has_kernel(query):
-        output = _by_kernel(query, key, value, packed, scaling, is_causal, reach, dropout)
+        output = _flash_attention(query, key, value, packed, scaling, is_causal, reach, dropout)
     else:
-        output = _by_group(query, key, value, packed, scaling, is_causal, reach, dropout)
+        output = _sdpa_by_group(query, key, value, packed, scaling, is_causal, reach, dropout)
     return output.unsqueeze(0), None
 
 
 def _has_kernel(query: Tensor) -> bool:
-    """Whether torch's flash kernel takes these states: 16 bits, an Ampere GPU or later, and its head sizes."""
+    """Return whether torch's flash kernel supports these states: 16 bits, an Ampere GPU or later, its head sizes."""
     if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     return (
@@ -110,17 +114,18 @@ def _has_kernel(query: Tensor) -> bool:
 
 
 def _reach(module: nn.Module, sliding_window: int | None, is_causal: bool) -> int | None:
-    """Tokens that a token sees on each side, or None for all; transformers' windows count the token itself.
+    """Return how many tokens a token attends to on each side, or None for all.
 
-    Except when a decoder is run bidirectionally by `config.is_causal = False`: its mask then counts neighbours only.
+    transformers' windows count the token itself. One exception: a decoder that runs bidirectionally by
+    `config.is_causal = False` has a mask that counts the neighbours only.
     """
     if sliding_window is None:
         return None
-    switched = not is_causal and getattr(getattr(module, "config", None), "is_causal", None) is False
-    return sliding_window if switched else sliding_window - 1
+    runs_bidirectionally = not is_causal and getattr(getattr(module, "config", None), "is_causal", None) is False
+    return sliding_window if runs_bidirectionally else sliding_window - 1
 
 
-def _by_kernel(
+def _flash_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -130,17 +135,17 @@ def _by_kernel(
     reach: int | None,
     dropout: float,
 ) -> Tensor:
-    """The variable-length flash kernel of torch: one launch a layer, CUDA, 16-bit. Returns [tokens, heads, dim].
+    """Run torch's variable-length flash kernel: one launch a layer, CUDA, 16-bit. Returns [tokens, heads, dim].
 
-    Called as the operator that torch.nn.attention.varlen calls: that function knows no dropout, the operator does, with
-    gradients. Fewer heads of key and value need no word.
+    This calls the operator below torch.nn.attention.varlen: the operator has dropout, with gradients, and the public
+    function has not. The operator accepts fewer heads of key and value as they are.
     """
     left = -1 if reach is None else reach
-    seen = packed.keys or Keys(torch.empty(0), packed.offsets, packed.longest)
+    keys = packed.keys or Keys(torch.empty(0), packed.offsets, packed.longest)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if packed.keys is not None:  # the kernel aligns a causal mask with the last key, as a continued prefix needs it
-        k, v = (tensor.index_select(0, seen.places) for tensor in (k, v))
-    borders = (packed.offsets, seen.offsets, packed.longest, seen.longest)
+    if packed.keys is not None:  # the kernel aligns a causal mask with the last key, which a prefix needs
+        k, v = (tensor.index_select(0, keys.places) for tensor in (k, v))
+    borders = (packed.offsets, keys.offsets, packed.longest, keys.longest)
     output: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
@@ -156,7 +161,7 @@ def _by_kernel(
     return output
 
 
-def _by_group(
+def _sdpa_by_group(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -166,17 +171,17 @@ def _by_group(
     reach: int | None,
     dropout: float,
 ) -> Tensor:
-    """One dense SDPA for each run of equal lengths, on views: no mask, no padding. Returns [tokens, heads, dim].
+    """Run one dense SDPA for each group of equal lengths, on views: no mask, no padding. Returns [tokens, heads, dim].
 
-    On CPU 3 times faster than a padded batch with a mask and 18 times faster than one block-diagonal mask.
+    On CPU this is 3 times faster than a padded batch with a mask, and 18 times faster than one block-diagonal mask.
     """
     outputs = []
     columns = [_views(tensor, packed.groups) for tensor in (query, key, value)]
     for group, own_query, own_key, own_value in zip(packed.groups, *columns, strict=True):
         dense = functional.scaled_dot_product_attention(
             own_query,
-            _seen(key, own_key, group),
-            _seen(value, own_value, group),
+            _with_prefix(key, own_key, group),
+            _with_prefix(value, own_value, group),
             attn_mask=_mask(group, reach, is_causal, query.device),
             dropout_p=dropout,
             is_causal=is_causal and not group.prefix[1] and not _windowed(group.length, reach),
@@ -188,9 +193,9 @@ def _by_group(
 
 
 def _views(tensor: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
-    """Each group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy.
+    """Return each group's part of [1, heads, tokens, dim] as [count, heads, length, dim], without a copy.
 
-    One split: of a slice for each group the gradient would be a tensor of all tokens each.
+    One split serves all groups: the gradient of a separate slice would be a tensor of all tokens for each group.
     """
     runs = tensor[0].split([group.count * group.length for group in groups], dim=1)
     return [
@@ -198,8 +203,8 @@ def _views(tensor: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
     ]
 
 
-def _seen(tensor: Tensor, own: Tensor, group: Group) -> Tensor:
-    """Keys or values that the group's documents see: their own as a view, or a copy with the prefix before each."""
+def _with_prefix(tensor: Tensor, own: Tensor, group: Group) -> Tensor:
+    """Return the group's keys or values: its own as a view, or a copy with the shared prefix before each document."""
     start, length = group.prefix
     if not length:
         return own
@@ -208,7 +213,7 @@ def _seen(tensor: Tensor, own: Tensor, group: Group) -> Tensor:
 
 
 def _mask(group: Group, reach: int | None, is_causal: bool, device: torch.device) -> Tensor | None:
-    """Who sees whom, bool [length, keys]; None where `is_causal` or nothing at all says it."""
+    """Return the attention mask, bool [length, keys], or None where SDPA needs none beside `is_causal`."""
     prefix = group.prefix[1]
     if not prefix:
         return _band(group.length, reach, is_causal, device)
@@ -216,11 +221,12 @@ def _mask(group: Group, reach: int | None, is_causal: bool, device: torch.device
 
 
 def _windowed(length: int, reach: int | None) -> bool:
+    """Return whether the sliding window is shorter than the document."""
     return reach is not None and length > reach + 1
 
 
 def _band(length: int, reach: int | None, is_causal: bool, device: torch.device) -> Tensor | None:
-    """Who sees whom under a sliding window, bool [length, length]; None where the window covers the document."""
+    """Return the mask of a sliding window, bool [length, length], or None where the window covers the document."""
     if reach is None or not _windowed(length, reach):
         return None
     place = torch.arange(length, device=device)

@@ -1,8 +1,8 @@
-"""BGE-M3's other two outputs: lexical weights and multiple vectors, from two linear layers on the token states.
+"""BGE-M3's sparse and multi-vector outputs: two linear layers on the token states.
 
-Source: Chen et al. 2024 (arXiv 2402.03216) and FlagEmbedding, which saves the layers beside the checkpoint. A token's weight
-is relu(w.h + b), a word's the greatest of its tokens'; special tokens weigh nothing. The multiple vectors of a text are
-those of all its tokens but the first, L2-normalised.
+Source: Chen et al. 2024 (arXiv 2402.03216) and FlagEmbedding, which saves the layers beside the checkpoint. The weight of
+a token is relu(w.h + b). The weight of a vocabulary entry is the maximum over its tokens in the text; special tokens have
+none. The multi-vector output is the L2-normalised vectors of all tokens of a text but the first.
 """
 
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ from .spec import ModelSpec, Tokens
 
 
 class BgeM3Head(nn.Module):
-    """Both layers, in float32."""
+    """The sparse and the multi-vector layer, in float32."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Raises ModelError for a checkpoint without the two files."""
+        """Load the layers of the spec's directory. Raises ModelError for a checkpoint without the two files."""
         super().__init__()
         folder = Path(spec.folder)
         check_bge_m3(folder)
@@ -37,6 +37,7 @@ class BgeM3Head(nn.Module):
 
 
 def _layer(file: Path, width: int) -> nn.Linear:
+    """Load a linear layer from the state dict in `file`."""
     weights = torch.load(file, map_location="cpu", weights_only=True)
     layer = nn.Linear(width, weights["weight"].shape[0])
     layer.load_state_dict(weights)
@@ -44,7 +45,7 @@ def _layer(file: Path, width: int) -> nn.Linear:
 
 
 def sparse_column(tokens: Tokens, weights: np.ndarray, special: Iterable[int]) -> pa.StructArray:
-    """One struct<indices: list<int32>, values: list<float32>> a text: its words by token id, ascending, above zero."""
+    """Build struct<indices: list<int32>, values: list<float32>>, one a text: token ids ascending, weights above zero."""
     lengths = np.diff(tokens.offsets)
     document = np.repeat(np.arange(len(lengths)), lengths)
     kept = (weights > 0) & ~np.isin(tokens.ids, list(special))
@@ -59,7 +60,7 @@ def sparse_column(tokens: Tokens, weights: np.ndarray, special: Iterable[int]) -
 
 
 def multi_vector_column(tokens: Tokens, vectors: np.ndarray) -> pa.ListArray:
-    """One list<fixed_size_list<float16>[width]> a text, without the vector of its first token."""
+    """Build list<fixed_size_list<float16>[width]>, one a text, without the vector of its first token."""
     lengths = np.diff(tokens.offsets)
     first = np.zeros(len(tokens.ids), dtype=bool)
     first[tokens.offsets[:-1][lengths > 0]] = True

@@ -1,4 +1,4 @@
-"""Tokens to vectors on one device, without padding."""
+"""Encoder: tokens to vectors on one device, without padding."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -15,12 +15,13 @@ from .packing import gather, longest_first, next_cut
 from .pooling import Head, pool
 from .spec import ModelSpec, Tokens
 
-# Bytes of one state over a batch, so 1024 tokens in float32 and 2048 in 16 bits: matrices are at their peak rate and
-# activations near the caches. The best of 512, 1024 and 2048 for each precision; ten times as much is a third slower.
+# Tokens a batch times bytes of a number, so 1024 tokens in float32 and 2048 in 16 bits: matrix products reach their peak
+# rate and activations stay near the caches. Measured best of 512, 1024 and 2048 tokens for each precision; ten times as
+# many tokens are a third slower.
 CPU_BUDGET = 4096
-CUDA_BUDGET = 32768  # tokens
-CUDA_BUDGET_LARGE = 16384  # from about 1.5 billion parameters on
-LARGE = 40_000  # hidden size times layers
+CUDA_BUDGET = 32768  # tokens a batch
+CUDA_BUDGET_LARGE = 16384  # tokens a batch, for models of about 1.5 billion parameters and more
+LARGE_MODEL = 40_000  # hidden size times layers; more is a large model
 
 
 class TokenHead(Protocol):
@@ -34,7 +35,7 @@ class TokenHead(Protocol):
 
 
 class Encoder:
-    """A model on a device: flat tokens in, float32 vectors out. Holds the weights; one call at a time.
+    """A model on a device: flat tokens in, float32 vectors out. It owns the weights and serves one call at a time.
 
     dtype: "float32" | "bfloat16" | "float16", the precision in use. mode: "packed", or "exact-length" for models whose
     attention cannot be packed exactly. token_budget: tokens a batch; halves for good when memory runs out.
@@ -49,7 +50,7 @@ class Encoder:
         token_budget: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """Load and self-test the model (seconds). `threads` sets torch's threads for this whole process.
+        """Load and self-test the model, which takes seconds. threads: torch's threads, set for the whole process.
 
         Raises ModelError for a model that cannot be loaded or gives wrong results, UsageError for a wrong argument.
         """
@@ -71,73 +72,79 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, tokens: Tokens, skip: int = 0) -> np.ndarray:
-        """Vectors of the texts in their order: float32 [n, spec.dim]. A text without any token gets zeros.
+        """Encode the texts in their order: float32 [n, spec.dim]. A text without any token gets zeros.
 
-        skip: tokens at the head of every text that the pooling leaves out, from Tokenizer.prompt_tokens. The same
+        skip: tokens at the start of every text that the pooling leaves out, from Tokenizer.prompt_tokens. The same
         tokens give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone
         exceeds the memory.
         """
-        order, found = self._batches(tokens, lambda states, batch: (self._pooled(states, batch, skip),))
-        return _scattered([vectors for (vectors,) in found], order, (len(tokens.offsets) - 1, self.spec.dim))
+        order, results = self._encode_batches(tokens, lambda states, batch: (self._pooled(states, batch, skip),))
+        return _scatter([vectors for (vectors,) in results], order, (len(tokens.offsets) - 1, self.spec.dim))
 
     @torch.inference_mode()
     def encode_tokens(
         self, tokens: Tokens, head: TokenHead, skip: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The vectors of `encode`, and what `head` makes of every token: [tokens] and [tokens, head.width], in the order
-        of tokens.ids."""
-        order, found = self._batches(tokens, lambda states, batch: (self._pooled(states, batch, skip), *head(states)))
+        """Encode as `encode` does, and return the head's outputs for every token too.
+
+        The outputs for tokens are [tokens] and [tokens, head.width], in the order of tokens.ids.
+        """
+        order, results = self._encode_batches(
+            tokens, lambda states, batch: (self._pooled(states, batch, skip), *head(states))
+        )
         places = gather(np.arange(len(tokens.ids)), tokens.offsets, order)[0]
-        vectors, weights, multiple = zip(*found, strict=True) if found else ((), (), ())
+        vectors, weights, multiple = zip(*results, strict=True) if results else ((), (), ())
         return (
-            _scattered(vectors, order, (len(tokens.offsets) - 1, self.spec.dim)),
-            _scattered(weights, places, (len(places),)),
-            _scattered(multiple, places, (len(places), head.width)),
+            _scatter(vectors, order, (len(tokens.offsets) - 1, self.spec.dim)),
+            _scatter(weights, places, (len(places),)),
+            _scatter(multiple, places, (len(places), head.width)),
         )
 
     def _pooled(self, states: Tensor, batch: PackedBatch, skip: int) -> Tensor:
+        """Pool the token states of a batch into vectors."""
         return self._head(pool(states, batch.offsets, self.spec.pooling, skip))
 
-    def _batches(
+    def _encode_batches(
         self, tokens: Tokens, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
     ) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
-        """The documents that have tokens, longest first, and the outputs of each batch of them, in that order."""
+        """Run all documents that have tokens, longest first; return their order and the outputs of each batch."""
         lengths = np.diff(tokens.offsets)
         check_tokens(tokens.ids, lengths, self._vocabulary, self.spec.max_tokens)
         order = longest_first(lengths)[: np.count_nonzero(lengths)]
         ids, borders = gather(tokens.ids, tokens.offsets, order)
-        flat = flatten(ids, borders, self._padding_id, self.device)
-        found: list[tuple[Tensor, ...]] = []
+        packed = flatten(ids, borders, self._padding_id, self.device)
+        results: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(order):
-            end = self._end(borders, start)
-            batch = self._run(flat.part(start, end), outputs)
+            end = self._batch_end(borders, start)
+            batch = self._encode_batch(packed.part(start, end), outputs)
             if batch is None:
-                self._halve(end - start)
+                self._halve_budget(end - start)
                 continue
-            found.append(batch)
+            results.append(batch)
             start = end
-        return order, found
+        return order, results
 
-    def _run(
+    def _encode_batch(
         self, batch: PackedBatch, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...] | None:
-        """Outputs of one batch, or None when the device's memory does not hold it."""
+        """Return the outputs of one batch, or None when the device runs out of memory."""
         run = run_packed if self.mode == "packed" else run_equal_length
         try:
             return outputs(run(self._network, batch), batch)
         except torch.OutOfMemoryError:
             return None  # leaving the handler frees the tensors that the traceback holds
 
-    def _end(self, borders: np.ndarray, start: int) -> int:
-        """Where the batch that begins at document `start` ends; in exact-length mode it holds one length only."""
+    def _batch_end(self, borders: np.ndarray, start: int) -> int:
+        """Return the end of the batch that starts at document `start`; in exact-length mode it has one length only."""
         end = next_cut(borders, start, self.token_budget)
         if self.mode == "packed":
             return end
         lengths = np.diff(borders[start : end + 1])
         return start + int(np.count_nonzero(lengths == lengths[0]))
 
-    def _halve(self, documents: int) -> None:
+    def _halve_budget(self, documents: int) -> None:
+        """Halve the token budget for good. Raises ModelError where a batch of one document is out of memory."""
         if documents == 1:
             raise ModelError(
                 f"One text of at most {self.spec.max_tokens} tokens does not fit the memory of {self.device}. "
@@ -147,18 +154,18 @@ class Encoder:
         torch.cuda.empty_cache()
 
 
-def _scattered(found: Sequence[Tensor], places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Row i of what was found at `places[i]`, zeros elsewhere. The only wait for the device."""
-    if not found:
+def _scatter(results: Sequence[Tensor], places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Put row i of the results at `places[i]` and zeros elsewhere. This is the only wait for the device."""
+    if not results:
         return np.zeros(shape, dtype=np.float32)
-    moved = torch.cat(list(found)).cpu().numpy()
+    moved = torch.cat(list(results)).cpu().numpy()
     result = np.zeros(shape, dtype=moved.dtype)
     result[places] = moved
     return result
 
 
 def default_budget(spec: ModelSpec, device: torch.device, precision: torch.dtype) -> int:
-    """Tokens a batch."""
+    """Return the default number of tokens a batch for the model on this kind of device."""
     if device.type != "cuda":
         return CPU_BUDGET // precision.itemsize
-    return CUDA_BUDGET_LARGE if spec.hidden_size * spec.layers > LARGE else CUDA_BUDGET
+    return CUDA_BUDGET_LARGE if spec.hidden_size * spec.layers > LARGE_MODEL else CUDA_BUDGET

@@ -1,4 +1,7 @@
-"""Which model encodes, with which prompt: what the command says, over the recipe, over the model's own files."""
+"""Options of an encoder and their resolution.
+
+Each value is taken from the command, else from the recipe, else from the model's own files.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +10,15 @@ from typing import Literal
 from .. import recipes
 from ..errors import UsageError
 from ..recipes import PASSAGE, Recipe, RerankRecipe
-from .spec import ModelSpec, read_spec
+from .spec import ModelSpec
+from .spec_reader import SpecOverrides, read_spec
 
 Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptions:
-    """The model, and what may be set over its own files."""
+    """The model, and the options that override its own files."""
 
     model: str | None = field(
         default=None, metadata={"help": "sentence-transformers or transformers directory, or hub id."}
@@ -37,7 +41,7 @@ class EncoderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(EncoderOptions):
-    """The model, and the prompt of its texts."""
+    """The options of an encoder, and the prompt of its texts."""
 
     prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
     prompt_name: str | None = field(
@@ -48,8 +52,10 @@ class ModelOptions(EncoderOptions):
 
 @dataclass(frozen=True)
 class ResolvedEncoder:
-    """The decision: the model's files read, the prompt, and the recipe's template if the command gave none. prompts: all
-    that can be asked for by name."""
+    """An encoder with everything decided: the spec from the model's files, the prompt, and the recipe's template.
+
+    text_template: None where the recipe has none, or the prompt is not the passages'. prompts: all prompts by name.
+    """
 
     spec: ModelSpec
     prompt: str
@@ -58,36 +64,37 @@ class ResolvedEncoder:
 
 
 def resolve_encoder(options: ModelOptions) -> ResolvedEncoder:
-    """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
+    """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for a wrong option."""
     recipe = recipes.load(options.recipe) if options.recipe else None
     if isinstance(recipe, RerankRecipe):
         raise UsageError(f"--recipe {options.recipe} scores pairs: python jobs/rerank_pairs.py")
     if recipe is None and options.model is None:
         raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-m3, or a --recipe")
-    known = recipe or Recipe(models=(options.model or "",))
-    spec = read_spec(
-        options.model or known.models[0],
-        pooling=options.pooling or known.pooling,
-        normalize=known.normalize,
-        max_tokens=options.max_tokens or known.max_tokens,
+    published = recipe or Recipe(models=(options.model or "",))
+    overrides = SpecOverrides(
+        pooling=options.pooling or published.pooling,
+        normalize=published.normalize,
+        max_tokens=options.max_tokens or published.max_tokens,
         truncate_dim=options.truncate_dim,
-        bidirectional=known.bidirectional,
-        append_eos=known.append_eos,
+        bidirectional=published.bidirectional,
+        append_eos=published.append_eos,
     )
-    of_passages = options.prompt_name in (None, PASSAGE)
-    prompts = spec.prompts | dict(known.prompts)
+    spec = read_spec(options.model or published.models[0], overrides)
+    is_passage_prompt = options.prompt_name in (None, PASSAGE)
+    prompts = spec.prompts | dict(published.prompts)
     prompt = _prompt(options, prompts, PASSAGE if recipe else spec.default_prompt_name)
-    return ResolvedEncoder(spec, prompt, known.passage_template if of_passages else None, prompts)
+    return ResolvedEncoder(spec, prompt, published.passage_template if is_passage_prompt else None, prompts)
 
 
-def prompt_of(encoding: ResolvedEncoder, requested: str | None, names: Sequence[str]) -> str:
-    """The prompt of the command, else the first of `names` that recipe or model have, else their default."""
+def prompt_of(encoder: ResolvedEncoder, requested: str | None, names: Sequence[str]) -> str:
+    """Return the requested prompt, else the first of `names` that the recipe or model has, else the default."""
     if requested is not None:
         return requested
-    return next((encoding.prompts[name] for name in names if name in encoding.prompts), encoding.prompt)
+    return next((encoder.prompts[name] for name in names if name in encoder.prompts), encoder.prompt)
 
 
 def _prompt(options: ModelOptions, prompts: Mapping[str, str], default: str | None) -> str:
+    """Return the prompt that the options select. default: the name of the prompt without an option."""
     if options.prompt is not None and options.prompt_name is not None:
         raise UsageError("--prompt and --prompt-name exclude each other")
     if options.prompt is not None:

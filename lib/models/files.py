@@ -1,4 +1,4 @@
-"""Where a model's files are, whether they are all there, and what identifies them."""
+"""Files of a model: locate or download them, check that none is missing, and compute the model's revision."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ from ..errors import ModelError
 from ..storage import directory
 from ..storage.folder import Folder
 
-MIB = 1 << 20
+MIB = 1 << 20  # bytes
+# A directory has a tokenizer when it has one of these files.
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
@@ -24,31 +25,31 @@ VOCABULARIES = (
 )
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md"]
-REQUIRED = object()
+REQUIRED = object()  # the default of `read_json` for a file that must exist
 BGE_M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
 
 
 def locate(model: str, revision: str | None) -> Path:
-    """The local directory of a path, a URL or a hub id, fetched when it is not here yet. Raises ModelError."""
+    """Return the local directory of a path, a URL or a hub id, downloading it when needed. Raises ModelError."""
     if "://" in model:
-        return _bring(model)
+        return _download_from_store(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():
-        raise ModelError(f"{folder} is a file. Give the directory that holds config.json.")
+        raise ModelError(f"{folder} is a file. Give the directory that contains config.json.")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no directory {folder}. Give an existing directory, or a hub id such as owner/name.")
     return _download(model, revision)
 
 
 def cache_folder() -> Path:
-    """Where models from object stores are kept on this machine: SHOAL_MODELS, else the system's folder for such files."""
+    """Return this machine's cache of models from object stores: in SHOAL_MODELS, else in the system's temporary folder."""
     return Path(os.environ.get("SHOAL_MODELS", tempfile.gettempdir())) / "shoal-models"
 
 
-def _bring(url: str) -> Path:
-    """A model that a fine-tuning left in an object store: its files, in a folder of this machine that is kept."""
+def _download_from_store(url: str) -> Path:
+    """Download a fine-tuned model from an object store into the cache of this machine, once."""
     try:
         return directory.download_directory(Folder(url), cache_folder())
     except FileNotFoundError as error:
@@ -59,12 +60,15 @@ def _bring(url: str) -> Path:
 
 
 def _download(model: str, revision: str | None) -> Path:
+    """Return the directory of the hub's snapshot, downloading what the hub cache lacks. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    skipped = ["onnx/*", "openvino/*"]
+    other_runtimes = ["onnx/*", "openvino/*"]
     try:
         return Path(
-            snapshot_download(model, revision=revision, allow_patterns=[*HUB_FILES, *BGE_M3_FILES], ignore_patterns=skipped)
+            snapshot_download(
+                model, revision=revision, allow_patterns=[*HUB_FILES, *BGE_M3_FILES], ignore_patterns=other_runtimes
+            )
         )
     except Exception as error:  # the hub client raises a dozen types: no network, no such id, no access, wrong revision
         raise ModelError(
@@ -75,10 +79,10 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def check(folder: Path) -> list[Path]:
-    """The weight files of a transformers directory. Raises ModelError when config, tokenizer or weights are missing."""
+    """Return the weight files of a transformers directory. Raises ModelError without config, tokenizer or weights."""
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} has no config.json, so it is not a transformers model. Give the directory that holds it."
+            f"{folder} has no config.json, so it is not a transformers model. Give the directory that has it."
         )
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} is a PEFT adapter. Merge it into its base model, save that, and give the result.")
@@ -87,14 +91,14 @@ def check(folder: Path) -> list[Path]:
             f"{folder} has no tokenizer (one of {', '.join(VOCABULARIES)}). Copy the tokenizer's files there."
         )
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+        weights = sorted(folder.glob(pattern))
+        if weights:
+            return weights
     raise ModelError(f"{folder} has no weights (model*.safetensors or pytorch_model*.bin). Fetch the model again.")
 
 
 def read_json(file: Path, default: Any = REQUIRED) -> Any:
-    """Parsed content, or `default` where the file is missing. Raises ModelError for a missing or broken file."""
+    """Parse a JSON file; return `default`, if given, where it is missing. Raises ModelError for a missing or broken one."""
     if default is not REQUIRED and not file.is_file():
         return default
     try:
@@ -104,16 +108,16 @@ def read_json(file: Path, default: Any = REQUIRED) -> Any:
 
 
 def revision(root: Path, folder: Path, weights: Sequence[Path], dense: Sequence[str]) -> str:
-    """The hub commit of a hub snapshot; elsewhere "weights-" and 12 hex digits of a fingerprint of the files.
+    """Return the hub commit of a hub snapshot; elsewhere "weights-" and 12 hex digits of a fingerprint of the files.
 
-    The fingerprint reads small files whole, and of weight files the name, the size and the first and last MiB: to tell
-    two models apart in milliseconds, not to find damage.
+    The fingerprint reads small files whole, and of weight files the name, the size and the first and last MiB. It
+    distinguishes two models in milliseconds; it does not detect damage.
     """
     if root.parent.name == "snapshots" and len(root.name) == 40:
         return root.name
     digest = hashlib.sha256()
     small = {file for place in {root, folder} for pattern in SMALL_FILES for file in place.glob(pattern)}
-    small |= set(root.glob("*/config.json"))  # of the modules after the transformer
+    small |= set(root.glob("*/config.json"))  # configurations of the modules after the transformer
     large = {*weights, *(file for name in dense for file in (root / name).glob("*.safetensors"))}
     large |= {file for name in dense for file in (root / name).glob("*.bin")}
     for file in sorted(small | large):
@@ -123,6 +127,7 @@ def revision(root: Path, folder: Path, weights: Sequence[Path], dense: Sequence[
 
 
 def _ends(file: Path) -> bytes:
+    """Read the first and the last MiB of a file."""
     with file.open("rb") as stream:
         head = stream.read(MIB)
         stream.seek(max(0, file.stat().st_size - MIB))
@@ -130,9 +135,9 @@ def _ends(file: Path) -> bytes:
 
 
 def check_bge_m3(folder: Path) -> None:
-    """Raises ModelError for a checkpoint without the layers of M3's other outputs."""
+    """Check that the checkpoint has the layers of BGE-M3's sparse and multi-vector outputs. Raises ModelError."""
     for name in BGE_M3_FILES:
         if not (folder / name).is_file():
             raise ModelError(
-                f"{folder} has no {name}: it is no M3 checkpoint. Leave sparse and multi_vector out of --outputs"
+                f"{folder} has no {name}: it is no BGE-M3 checkpoint. Leave sparse and multi_vector out of --outputs"
             )

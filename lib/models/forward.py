@@ -1,7 +1,7 @@
-"""A model's forward pass over documents without padding: packed end to end, or stacked where their lengths are equal.
+"""Forward passes without padding: documents packed end to end in one row, or stacked where their lengths are equal.
 
-Both take the same flat tokens and give the same flat states; which of them a model can do is found out at load, see
-selftest.py. Neither disables gradients: training calls them too.
+Both take the same flat tokens and return the same flat states. self_test.py decides at load which of them is exact for a
+model. Neither disables gradients, because training calls them too.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class PackedBatch:
     """Documents laid end to end on the model's device.
 
     ids, positions: int64 [tokens]. offsets: int64 [documents + 1] on the device. borders: the same on the host.
-    kinds: token types, int64 [tokens], for models that have them. parents: int64 [documents] on the host, the document
-    that comes before another as its beginning, or -1; None where none does.
+    kinds: token types, int64 [tokens], for models that have them. parents: int64 [documents] on the host: the document
+    that is the prefix of this one, or -1. It is None where no document has a prefix.
     """
 
     ids: Tensor
@@ -36,7 +36,7 @@ class PackedBatch:
     parents: np.ndarray | None = None
 
     def part(self, start: int, end: int) -> "PackedBatch":
-        """Documents start to end, as views; without parents."""
+        """Return documents `start` to `end` as views, without parents."""
         first, last = int(self.borders[start]), int(self.borders[end])
         offsets = self.offsets[start : end + 1] - first
         borders = self.borders[start : end + 1] - first
@@ -45,17 +45,20 @@ class PackedBatch:
 
 
 def flatten(ids: np.ndarray, borders: np.ndarray, padding_id: int | None, device: torch.device) -> PackedBatch:
-    """Move documents to the device, with the position of every token.
+    """Move documents to the device, and add the position of every token.
 
     ids: int [tokens]. borders: int64 [documents + 1], from 0. padding_id: see `positions`.
     """
-    host = (ids, positions(ids, borders, padding_id), borders)
-    moved_ids, places, offsets = (move(array, device) for array in host)
+    arrays = (ids, positions(ids, borders, padding_id), borders)
+    moved_ids, places, offsets = (move(array, device) for array in arrays)
     return PackedBatch(moved_ids, places, offsets, borders)
 
 
 def check_tokens(ids: np.ndarray, lengths: np.ndarray, vocabulary: int, longest: int) -> None:
-    """Ids outside the embedding table would end a CUDA process without a usable message. Raises UsageError."""
+    """Check ids and lengths against the model. Raises UsageError.
+
+    An id outside the embedding table would end a CUDA process without a usable message.
+    """
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         raise UsageError(
             f"Token ids {ids.min()} to {ids.max()} are not all in 0 to {vocabulary - 1}: use this model's Tokenizer."
@@ -65,26 +68,26 @@ def check_tokens(ids: np.ndarray, lengths: np.ndarray, vocabulary: int, longest:
 
 
 def move(array: np.ndarray, device: torch.device) -> Tensor:
-    """int64 on the device; pinned memory lets the copies run beside the kernels."""
+    """Copy an array to the device as int64. Pinned memory lets the copy overlap with the kernels."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def positions(ids: np.ndarray, borders: np.ndarray, padding_id: int | None) -> np.ndarray:
-    """Position ids, int64 [tokens]: from 0 in each document, or as RoBERTa counts when `padding_id` is given.
+    """Compute position ids, int64 [tokens]: from 0 in each document, or RoBERTa's where there is a `padding_id`.
 
-    RoBERTa counts tokens other than padding, from padding_id + 1; padding, which a text may contain, gets padding_id.
+    RoBERTa counts the tokens other than padding, from padding_id + 1. A padding token inside a text gets padding_id.
     """
     if padding_id is None:
         return positions_of(borders)
-    real = (ids != padding_id).astype(np.int64)
-    counted = np.concatenate(([0], np.cumsum(real)))
-    before = np.repeat(counted[borders[:-1]], np.diff(borders))
-    return (counted[1:] - before) * real + padding_id
+    is_token = (ids != padding_id).astype(np.int64)
+    counted = np.concatenate(([0], np.cumsum(is_token)))
+    prefix_lengths = np.repeat(counted[borders[:-1]], np.diff(borders))
+    return (counted[1:] - prefix_lengths) * is_token + padding_id
 
 
 def run_packed(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
-    """Hidden states [tokens, hidden] of documents end to end in one row; attention must be `attention.NAME`."""
+    """Return the hidden states [tokens, hidden] of documents packed in one row; attention must be `attention.NAME`."""
     layout = Layout(
         offsets=batch.offsets.to(torch.int32),
         longest=int(np.diff(batch.borders).max()),
@@ -97,21 +100,23 @@ def run_packed(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
 
 
 def _keys(batch: PackedBatch) -> Keys:
-    """The keys of every document: those of its parent, then its own."""
+    """Return the keys of every document: those of its parent, then its own."""
     lengths = np.diff(batch.borders)
     parents = np.asarray(batch.parents)
-    before = np.where(parents < 0, 0, lengths[parents])
-    ends = offsets_of(before + lengths)
-    places = np.arange(ends[-1]) - np.repeat(ends[:-1] + before, before + lengths)  # below 0 in the parent
-    own = np.repeat(batch.borders[:-1], before + lengths) + places
-    of_parent = np.repeat(np.where(parents < 0, 0, batch.borders[parents + 1]), before + lengths) + places
+    prefix_lengths = np.where(parents < 0, 0, lengths[parents])
+    ends = offsets_of(prefix_lengths + lengths)
+    places = np.arange(ends[-1]) - np.repeat(
+        ends[:-1] + prefix_lengths, prefix_lengths + lengths
+    )  # negative for tokens of the parent
+    own = np.repeat(batch.borders[:-1], prefix_lengths + lengths) + places
+    of_parent = np.repeat(np.where(parents < 0, 0, batch.borders[parents + 1]), prefix_lengths + lengths) + places
     source = np.where(places < 0, of_parent, own)
     device = batch.ids.device
-    return Keys(move(source, device), move(ends, device).to(torch.int32), int((before + lengths).max()))
+    return Keys(move(source, device), move(ends, device).to(torch.int32), int((prefix_lengths + lengths).max()))
 
 
 def run_equal_length(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
-    """Hidden states [tokens, hidden] of documents of one length, as a dense batch with neither mask nor padding."""
+    """Return the hidden states [tokens, hidden] of documents of one length, run as a dense batch without mask or padding."""
     documents = len(batch.borders) - 1
     kinds = {} if batch.kinds is None else {"token_type_ids": batch.kinds.view(documents, -1)}
     output = network(input_ids=batch.ids.view(documents, -1), **kinds)

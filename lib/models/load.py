@@ -1,4 +1,4 @@
-"""The network of a model directory, from transformers: its class, precision and weights. No model code of our own."""
+"""Load the network of a model directory through transformers: its class, precision and weights."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The precision asked for; "auto" is the fastest that the chip has in hardware. Raises UsageError for another name.
+    """Return the requested precision; "auto" is the fastest that the chip has in hardware. Raises UsageError.
 
-    bfloat16 without hardware support is a hundred times slower than float32 on CPU, hence the look at the chip.
+    On a CPU without hardware support bfloat16 is a hundred times slower than float32, so "auto" reads the chip's features.
     """
     if dtype in DTYPES:
         return DTYPES[dtype]
@@ -35,7 +35,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """The network in evaluation mode on `device`, without cache and pooler. Raises ModelError if it cannot load."""
+    """Load the network in evaluation mode on `device`, without cache and pooler. Raises ModelError if that fails."""
     from transformers import AutoConfig
 
     try:
@@ -47,11 +47,15 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
     config.use_cache = False
     if spec.bidirectional or getattr(config, "is_causal", None) is False:
         config.is_causal = not spec.bidirectional
-    kind = _network_class(spec, config)
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    network_type = _network_class(spec, config)
+    options = (
+        {"add_pooling_layer": False}
+        if "add_pooling_layer" in inspect.signature(network_type.__init__).parameters
+        else {}
+    )
     try:
         with quiet():
-            network, report = kind.from_pretrained(
+            network, report = network_type.from_pretrained(
                 spec.folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
             )
     except Exception as error:  # damaged or mismatched weights raise what the file's reader raises
@@ -59,7 +63,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
-            f"{spec.folder} lacks {len(missing)} weights of {kind.__name__}, the first is {missing[0]!r}; they would "
+            f"{spec.folder} lacks {len(missing)} weights of {network_type.__name__}, the first is {missing[0]!r}; they would "
             "be random. Fetch the model again, or give the directory of a model that transformers knows."
         )
     return network.eval().to(device)
@@ -67,7 +71,7 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress bar and its table of unused weights (a dropped pooler)."""
+    """Silence transformers' progress bar and its table of unused weights (a dropped pooler)."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -82,6 +86,7 @@ def quiet() -> Iterator[None]:
 
 
 def _network_class(spec: ModelSpec, config: Any) -> Any:
+    """Return transformers' class for the plain encoder of this configuration. Raises ModelError without one."""
     import transformers
 
     if spec.model_type in ENCODER_CLASSES:
@@ -94,18 +99,18 @@ def _network_class(spec: ModelSpec, config: Any) -> Any:
         raise ModelError(
             f"transformers {transformers.__version__} has no plain encoder for {spec.model_type!r} ({spec.name})."
         )
-    found = transformers.MODEL_MAPPING[type(config)]
-    return found[0] if isinstance(found, tuple | list) else found
+    network_class = transformers.MODEL_MAPPING[type(config)]
+    return network_class[0] if isinstance(network_class, tuple | list) else network_class
 
 
 def vocabulary_size(network: "PreTrainedModel") -> int:
-    """Rows of the embedding table."""
+    """Return the number of rows of the embedding table."""
     table: Any = network.get_input_embeddings()
     return int(table.weight.shape[0])
 
 
 def position_start(network: nn.Module) -> int | None:
-    """Padding id of a RoBERTa-like model, whose positions begin after it; None where positions begin at 0."""
+    """Return the padding id of a RoBERTa-like model, whose positions begin after it; None where they begin at 0."""
     for module in network.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):

@@ -1,4 +1,4 @@
-"""modules.json of a sentence-transformers directory: which of its modules Shoal runs, and what they say."""
+"""Read modules.json of a sentence-transformers directory: the modules that Shoal runs, and their configurations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SUPPORTED = (
     "Dropout",
 )  # Dropout does nothing at inference
 POOLING_MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
-# One boolean a mode, as directories before sentence-transformers 5.7 have it, in the order of concatenation.
+# The boolean of each mode in directories from before sentence-transformers 5.7, in the order of concatenation.
 OLD_POOLING = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -30,21 +30,21 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Loading options that do not change what the network computes, other than its precision, which is Encoder's `dtype`.
-HARMLESS_OPTIONS = frozenset(
+# Loading options that change nothing in the outputs of the network but the precision, which Encoder's `dtype` sets.
+IGNORED_OPTIONS = frozenset(
     {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "use_cache", "use_safetensors"}
 )
 
 
 @dataclass(frozen=True)
 class StModules:
-    """What modules.json and the files it names say. `pooling` is empty and `width` 0 where they say nothing."""
+    """The content of modules.json and of the files that it names; the defaults stand for values that they do not set."""
 
     subfolder: str = ""
     pooling: tuple[str, ...] = ()
     include_prompt: bool = True
     dense: tuple[str, ...] = ()
-    width: int = 0  # of the vectors after the dense layers
+    width: int = 0  # of the vectors after the last dense layer; 0 without one
     normalize: bool = False
     max_tokens: int | None = None
     lower_case: bool = False
@@ -52,11 +52,11 @@ class StModules:
 
 
 def read(root: Path) -> StModules:
-    """The parts of a model directory; all defaults for a checkpoint without modules.json. Raises ModelError."""
-    listed = read_json(root / "modules.json", None)
-    if listed is None:
+    """Read the modules of a model directory; all defaults for a checkpoint without modules.json. Raises ModelError."""
+    entries = read_json(root / "modules.json", None)
+    if entries is None:
         return StModules()
-    named = [(_kind(entry["type"], root), entry.get("path", "")) for entry in listed]
+    named = [(_kind(entry["type"], root), entry.get("path", "")) for entry in entries]
     kinds = [kind for kind, _ in named]
     _check_order(kinds, root)
     transformer = named[0][1]
@@ -74,23 +74,23 @@ def read(root: Path) -> StModules:
 
 
 def read_reranker(root: Path) -> StModules:
-    """The parts of a CrossEncoder directory, or of a plain checkpoint. Raises ModelError for modules besides the network."""
-    listed = read_json(root / "modules.json", None)
-    if listed is None:
+    """Read the modules of a CrossEncoder directory or a plain checkpoint. Raises ModelError for any beside the network."""
+    entries = read_json(root / "modules.json", None)
+    if entries is None:
         return StModules(**_transformer(root, "sequence-classification"))
-    kinds = [entry["type"].rsplit(".", 1)[-1] for entry in listed]
+    kinds = [entry["type"].rsplit(".", 1)[-1] for entry in entries]
     if kinds != ["Transformer"]:
         raise ModelError(
             f"{root}/modules.json runs {' > '.join(kinds)}. Of CrossEncoder directories Shoal runs classifiers; a language "
             "model scores through the --recipe it belongs to."
         )
-    subfolder = listed[0].get("path", "")
+    subfolder = entries[0].get("path", "")
     return StModules(subfolder=subfolder, **_transformer(root / subfolder, "sequence-classification"))
 
 
-def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:
-    """Pooling modes as a tuple. Raises ModelError for one that does not exist."""
-    modes = (asked,) if isinstance(asked, str) else tuple(asked)
+def pooling_modes(requested: str | Sequence[str]) -> tuple[str, ...]:
+    """Return pooling modes as a tuple. Raises ModelError for a mode that does not exist."""
+    modes = (requested,) if isinstance(requested, str) else tuple(requested)
     unknown = [mode for mode in modes if mode not in POOLING_MODES]
     if unknown or not modes:
         raise ModelError(f"Pooling {unknown} does not exist. Choose from {', '.join(POOLING_MODES)}.")
@@ -98,6 +98,7 @@ def pooling_modes(asked: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _kind(dotted: str, root: Path) -> str:
+    """Return the class name of a module. Raises ModelError for a module that Shoal does not run."""
     kind = dotted.rsplit(".", 1)[-1]
     if kind not in SUPPORTED or not dotted.startswith("sentence_transformers."):
         raise ModelError(
@@ -107,9 +108,10 @@ def _kind(dotted: str, root: Path) -> str:
 
 
 def _check_order(kinds: list[str], root: Path) -> None:
-    kept = [kind for kind in kinds if kind != "Dropout"]
-    ordered = kept[:2] == ["Transformer", "Pooling"] and "Normalize" not in kept[:-1]
-    if not ordered or kept.count("Transformer") + kept.count("Pooling") != 2:
+    """Raise ModelError unless the modules come in the order that Shoal runs."""
+    active = [kind for kind in kinds if kind != "Dropout"]
+    ordered = active[:2] == ["Transformer", "Pooling"] and "Normalize" not in active[:-1]
+    if not ordered or active.count("Transformer") + active.count("Pooling") != 2:
         raise ModelError(
             f"{root}/modules.json runs {' > '.join(kinds)}. Shoal runs Transformer > Pooling, then Dense or LayerNorm "
             "any number of times, then at most one Normalize."
@@ -117,15 +119,16 @@ def _check_order(kinds: list[str], root: Path) -> None:
 
 
 def _pooling(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """Read the pooling modes of a Pooling module, and whether a prompt's tokens are pooled."""
     config = read_json(folder / "config.json")
-    asked = config.get("pooling_mode")
-    if asked is None:
-        asked = tuple(mode for key, mode in OLD_POOLING.items() if config.get(key)) or "mean"
-    return pooling_modes(asked), config.get("include_prompt", True)
+    requested = config.get("pooling_mode")
+    if requested is None:
+        requested = tuple(mode for key, mode in OLD_POOLING.items() if config.get(key)) or "mean"
+    return pooling_modes(requested), config.get("include_prompt", True)
 
 
 def _width(root: Path, dense: Sequence[str]) -> int:
-    """Width of the vectors after the last dense layer; 0 where there is none."""
+    """Read the width of the vectors after the last dense layer; 0 without one. Raises ModelError."""
     configs = [read_json(root / folder / "config.json") for folder in dense]
     for folder, config in zip(dense, configs, strict=True):
         names = {config.get(key) or "sentence_embedding" for key in ("module_input_name", "module_output_name")}
@@ -136,22 +139,22 @@ def _width(root: Path, dense: Sequence[str]) -> int:
     return next((config["out_features"] for config in reversed(configs) if "out_features" in config), 0)
 
 
-def _transformer(folder: Path, runs: str = "feature-extraction") -> dict[str, Any]:
-    """What sentence_bert_config.json says about the transformer module. Refuses what would change the vectors."""
-    found = next(
+def _transformer(folder: Path, task: str = "feature-extraction") -> dict[str, Any]:
+    """Read sentence_bert_config.json of the transformer module. Raises ModelError for an option that changes the vectors."""
+    file = next(
         (folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0]
     )
-    config = read_json(found, {})
-    task = config.get("transformer_task", runs)
-    if task != runs or "message" in config.get("modality_config", {}):
-        raise ModelError(f"{found} asks for {task!r} or a chat template. Shoal runs plain texts through {runs}.")
+    config = read_json(file, {})
+    configured_task = config.get("transformer_task", task)
+    if configured_task != task or "message" in config.get("modality_config", {}):
+        raise ModelError(f"{file} sets {configured_task!r} or a chat template. Shoal runs plain texts through {task}.")
     options: dict[str, Any] = {}
     for key in ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs"):
         options |= config.get(key) or {}
-    strange = sorted(options.keys() - HARMLESS_OPTIONS - {"model_max_length", "is_causal", "trust_remote_code"})
-    if strange or config.get("processing_kwargs"):
+    unsupported = sorted(options.keys() - IGNORED_OPTIONS - {"model_max_length", "is_causal", "trust_remote_code"})
+    if unsupported or config.get("processing_kwargs"):
         raise ModelError(
-            f"{found} sets {strange or 'processing_kwargs'}, which Shoal does not follow. Write what they change into "
+            f"{file} sets {unsupported or 'processing_kwargs'}, which Shoal does not follow. Write what they change into "
             "config.json or tokenizer_config.json."
         )
     return {

@@ -1,7 +1,7 @@
-"""From token states to vectors: pooling, the dense layers that follow it, truncation and normalisation, in float32.
+"""Pooling of token states into vectors, and the dense layers, truncation and normalisation after it, in float32.
 
 Sums run over each document's tokens in order (torch.segment_reduce, no atomics), so results are the same on every run.
-The definitions are sentence-transformers'. `skip` leaves out a prompt's tokens at the head of every document.
+The definitions are those of sentence-transformers. `skip` leaves out a prompt's tokens at the start of every document.
 """
 
 import json
@@ -18,63 +18,70 @@ from .spec import ModelSpec
 def pool(hidden: Tensor, offsets: Tensor, modes: tuple[str, ...], skip: int = 0) -> Tensor:
     """Pool token states [tokens, hidden] of any float dtype into float32 [documents, len(modes) * hidden].
 
-    offsets: int64 [documents + 1] on the same device; no document may be empty. Several modes are laid side by side.
+    offsets: int64 [documents + 1] on the same device; no document may be empty. The outputs of several modes are concatenated.
     """
     return torch.cat([_POOLS[mode](hidden, offsets, skip) for mode in modes], dim=1)
 
 
-def _wide(states: Tensor) -> Tensor:
-    """In float32, or in float64 where they are in it."""
+def _promoted(states: Tensor) -> Tensor:
+    """Cast to float32; float64 stays as it is."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _cls(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    """The first token that is not skipped; the first of all when every token is."""
+    """Take the first token that is not skipped, or the first of all when every token is."""
     lengths = offsets.diff()
-    return _wide(hidden[offsets[:-1] + torch.where(lengths > skip, skip, 0)])
+    return _promoted(hidden[offsets[:-1] + torch.where(lengths > skip, skip, 0)])
 
 
 def _last(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    """The last token; zeros when every token is skipped."""
-    return _wide(hidden[offsets[1:] - 1]) * (offsets.diff() > skip).unsqueeze(1)
+    """Take the last token; zeros when every token is skipped."""
+    return _promoted(hidden[offsets[1:] - 1]) * (offsets.diff() > skip).unsqueeze(1)
 
 
 def _mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    return _sum(hidden, offsets, skip) / _kept(offsets, skip)
+    """Average the tokens that are not skipped."""
+    return _sum(hidden, offsets, skip) / _pooled_tokens(offsets, skip)
 
 
 def _mean_sqrt(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    return _sum(hidden, offsets, skip) / _kept(offsets, skip).sqrt()
+    """Sum the tokens that are not skipped and divide by the root of their number."""
+    return _sum(hidden, offsets, skip) / _pooled_tokens(offsets, skip).sqrt()
 
 
 def _max(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    states = _wide(hidden)
+    """Take the largest value of each dimension over the tokens that are not skipped."""
+    states = _promoted(hidden)
     if skip:
         states = states.masked_fill(_positions(hidden, offsets).unsqueeze(1) < skip, float("-inf"))
     return torch.segment_reduce(states, "max", offsets=offsets, unsafe=True)
 
 
 def _weighted_mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    """Token i counts i + 1 times, i counted from the document's head even where a prompt is skipped."""
+    """Weight token i by i + 1, with i counted from the document's start even where a prompt is skipped."""
     positions = _positions(hidden, offsets)
-    weights = ((positions + 1) * (positions >= skip)).to(_wide(hidden[:0]).dtype).unsqueeze(1)
+    weights = ((positions + 1) * (positions >= skip)).to(_promoted(hidden[:0]).dtype).unsqueeze(1)
     total = torch.segment_reduce(weights, "sum", offsets=offsets, unsafe=True)
-    return torch.segment_reduce(_wide(hidden) * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(min=1e-9)
+    return torch.segment_reduce(_promoted(hidden) * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(
+        min=1e-9
+    )
 
 
 def _sum(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
-    states = _wide(hidden)
+    """Sum the tokens that are not skipped."""
+    states = _promoted(hidden)
     if skip:
         states = states * (_positions(hidden, offsets) >= skip).unsqueeze(1)
     return torch.segment_reduce(states, "sum", offsets=offsets, unsafe=True)
 
 
-def _kept(offsets: Tensor, skip: int) -> Tensor:
+def _pooled_tokens(offsets: Tensor, skip: int) -> Tensor:
+    """Count the tokens that are not skipped, float32 [documents, 1]; 1e-9 for none, as a divisor."""
     return (offsets.diff() - skip).clamp(min=0).float().clamp(min=1e-9).unsqueeze(1)
 
 
 def _positions(hidden: Tensor, offsets: Tensor) -> Tensor:
-    """Place of each token in its document, int64 [tokens]."""
+    """Return the position of each token in its document, int64 [tokens]."""
     tokens = hidden.shape[0]
     starts = torch.repeat_interleave(offsets[:-1], offsets.diff(), output_size=tokens)
     return torch.arange(tokens, device=hidden.device) - starts
@@ -91,23 +98,23 @@ _POOLS = {
 
 
 class Head(nn.Module):
-    """What follows the pooling: dense layers, truncation to the spec's `dim`, L2 normalisation. Float32 throughout."""
+    """The layers after the pooling: dense layers, truncation to the spec's `dim`, L2 normalisation, all in float32."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        """Load the dense layers of the spec. Raises ModelError for layers that cannot be read."""
+        """Load the dense layers of the spec. Raises ModelError for layers that cannot be loaded."""
         super().__init__()
         self.layers = nn.Sequential(*(_load_layer(Path(spec.path) / folder) for folder in spec.dense))
         self.dim = spec.dim
         self.normalize = spec.normalize
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """float32 [documents, pooled width] -> float32 [documents, dim]."""
+        """Map float32 [documents, pooled width] to float32 [documents, dim]."""
         vectors = self.layers(pooled)[:, : self.dim]
         return functional.normalize(vectors, dim=1) if self.normalize else vectors
 
 
 class Dense(nn.Module):
-    """A linear layer with its activation and, where the configuration says so, a residual connection."""
+    """A linear layer with its activation and, where the configuration sets it, a residual connection."""
 
     def __init__(self, config: dict, folder: Path) -> None:
         super().__init__()
@@ -137,6 +144,7 @@ class LayerNorm(nn.Module):
 
 
 def _load_layer(folder: Path) -> nn.Module:
+    """Load a Dense or LayerNorm module from its folder. Raises ModelError for weights that do not fit."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     layer: nn.Module = LayerNorm(config) if "dimension" in config else Dense(config, folder)
     try:
@@ -149,6 +157,7 @@ def _load_layer(folder: Path) -> nn.Module:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
+    """Read the state dict of a module. Raises ModelError without a file of weights."""
     if (folder / "model.safetensors").is_file():
         from safetensors.torch import load_file
 
@@ -159,10 +168,10 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _activation(name: str, folder: Path) -> nn.Module:
-    """The activation class that a configuration names, from torch.nn only: nothing else is imported on its word."""
-    found = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    """Return the activation that a configuration names. Only classes of torch.nn are allowed: no other import is made."""
+    activation = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
+    if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
         raise ModelError(
             f"{folder}/config.json: activation_function {name!r} is not a class of torch.nn; use one that is."
         )
-    return found()
+    return activation()

@@ -1,8 +1,8 @@
-"""Documents that begin alike, laid so that a shared beginning lies in the row once. Pure numpy.
+"""Prefix sharing: lay out documents that share a prefix so that the prefix is in the row once. Pure numpy.
 
-The pairs of one query share the template and the query. Under a causal mask the states of that beginning do not depend
-on what follows, so one copy serves all its passages: with N passages of D tokens after P shared ones, a row of P + N*D
-tokens does the work of N * (P + D).
+The pairs of one query share the template and the query. Under a causal mask the states of this prefix do not depend on
+the tokens after it, so one copy serves all passages: N passages of D tokens after P shared ones need a row of P + N*D
+tokens in place of N * (P + D).
 """
 
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from .packing import longest_first, offsets_of
 
 
 class PackedRow(NamedTuple):
-    """One packed batch: beginnings, each followed by what continues it, and whole documents.
+    """One packed batch of sequences: shared prefixes, each before the documents that continue it, and whole documents.
 
-    source: int64 [tokens], places in the flat ids. offsets: int64 [pieces + 1]. parents: int64 [pieces], the piece that
-    comes before it, or -1. documents, ends: int64 [documents], which documents the row holds and where the last token of
-    each lies in it.
+    source: int64 [tokens], positions in the flat ids. offsets: int64 [sequences + 1]. parents: int64 [sequences], the
+    sequence that is the prefix of this one, or -1. documents, ends: int64 [documents], the documents of the row and the
+    position of each one's last token in it.
     """
 
     source: np.ndarray
@@ -29,28 +29,28 @@ class PackedRow(NamedTuple):
 
     @property
     def positions(self) -> np.ndarray:
-        """Place of each token in its document, int64 [tokens]."""
+        """The position of each token in its document, int64 [tokens]."""
         lengths = np.diff(self.offsets)
-        before = np.where(self.parents < 0, 0, lengths[self.parents])
-        return np.arange(len(self.source)) + np.repeat(before - self.offsets[:-1], lengths)
+        prefix_lengths = np.where(self.parents < 0, 0, lengths[self.parents])
+        return np.arange(len(self.source)) + np.repeat(prefix_lengths - self.offsets[:-1], lengths)
 
 
 def shared_prefix_lengths(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """How many tokens each document shares with all of its group, int64 [n]; never its last one, 0 for a group of one.
+    """Count the tokens that each document shares with its whole group, int64 [n]: never the last one, 0 in a group of one.
 
-    ids: [tokens]. offsets: int64 [n + 1]. groups: int64 [n], which documents are likely to begin alike.
+    ids: [tokens]. offsets: int64 [n + 1]. groups: int64 [n], equal for documents that are likely to share a prefix.
     """
     shared = np.zeros(len(groups), dtype=np.int64)
     order = np.argsort(groups, kind="stable")
     borders = np.flatnonzero(np.diff(groups[order])) + 1
     for members in np.split(order, borders):
         if len(members) > 1:
-            shared[members] = _common(ids, offsets[members], offsets[members + 1])
+            shared[members] = _common_prefix(ids, offsets[members], offsets[members + 1])
     return shared
 
 
-def _common(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
-    """Tokens at the head that all documents have in common, short of every document's last token."""
+def _common_prefix(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
+    """Count the first tokens that all documents have in common, without any document's last token."""
     length = max(0, int((ends - starts).min()) - 1)
     head = ids[starts[0] : starts[0] + length]
     for start in starts[1:]:
@@ -63,29 +63,29 @@ def _common(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:
 def rows(
     offsets: np.ndarray, groups: np.ndarray, shared: np.ndarray, budget: int, documents: np.ndarray, one_group: bool
 ) -> Iterator[PackedRow]:
-    """Each of `documents` in exactly one row of at most `budget` tokens, or of one document. Largest documents first.
+    """Yield rows of at most `budget` tokens, or of one document, the longest documents first.
 
-    A group that exceeds the budget is cut, and its beginning laid once in each of its rows. one_group: whether a row
-    must not hold several groups.
+    Each of `documents` is in exactly one row. A group that exceeds the budget is cut, and its prefix is once in each of its
+    rows. one_group: put the documents of one group only into a row.
     """
     lengths = np.diff(offsets)
-    pieces: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     size = 0
     for members in _by_group(lengths, groups, documents):
         head = int(shared[members[0]])
         for part in _cut(members, lengths[members] - head, budget - head):
             cost = head + int((lengths[part] - head).sum())
-            if pieces and (one_group or size + cost > budget):
-                yield _lay(offsets, pieces, shared)
-                pieces, size = [], 0
-            pieces.append(part)
+            if parts and (one_group or size + cost > budget):
+                yield _lay_out(offsets, parts, shared)
+                parts, size = [], 0
+            parts.append(part)
             size += cost
-    if pieces:
-        yield _lay(offsets, pieces, shared)
+    if parts:
+        yield _lay_out(offsets, parts, shared)
 
 
 def _by_group(lengths: np.ndarray, groups: np.ndarray, documents: np.ndarray) -> list[np.ndarray]:
-    """Documents of each group, longest first; the group with the longest document first. Empty ones are left out."""
+    """Split documents by group, longest first; the group with the longest document is first. Empty ones are left out."""
     order = documents[longest_first(lengths[documents])][: np.count_nonzero(lengths[documents])]
     _, first, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))[inverse]
@@ -93,24 +93,25 @@ def _by_group(lengths: np.ndarray, groups: np.ndarray, documents: np.ndarray) ->
     return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(order) else []
 
 
-def _cut(members: np.ndarray, tails: np.ndarray, room: int) -> list[np.ndarray]:
-    """Neighbouring members whose tails fit `room` together, one at least."""
+def _cut(members: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarray]:
+    """Cut members into runs whose lengths fit into `room` together, of one member at least."""
     parts, start, used = [], 0, 0
-    for place, tail in enumerate(tails.tolist()):
-        if place > start and used + tail > room:
+    for place, length in enumerate(lengths.tolist()):
+        if place > start and used + length > room:
             parts.append(members[start:place])
             start, used = place, 0
-        used += tail
+        used += length
     return [*parts, members[start:]]
 
 
-def _lay(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> PackedRow:
+def _lay_out(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> PackedRow:
+    """Lay out one row: each part is documents of one group, after their shared prefix."""
     starts: list[int] = []
     stops: list[int] = []
     parents: list[int] = []
-    tails: list[int] = []  # the piece that ends each document
+    last_sequences: list[int] = []  # the sequence that ends each document
     for part in parts:
-        # A beginning that one document alone would follow is not cut off: two pieces would cost more than one.
+        # A prefix of one document alone is not cut off: two sequences would cost more than one.
         head = int(shared[part[0]]) if len(part) > 1 else 0
         parent = -1
         if head:
@@ -119,11 +120,13 @@ def _lay(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> Pa
             stops.append(int(offsets[part[0]]) + head)
             parents.append(-1)
         for document in part:
-            tails.append(len(starts))
+            last_sequences.append(len(starts))
             starts.append(int(offsets[document]) + head)
             stops.append(int(offsets[document + 1]))
             parents.append(parent)
-    begin = np.array(starts, dtype=np.int64)
-    laid = offsets_of(np.array(stops, dtype=np.int64) - begin)
-    source = np.arange(laid[-1]) + np.repeat(begin - laid[:-1], np.diff(laid))
-    return PackedRow(source, laid, np.array(parents, np.int64), np.concatenate(parts), laid[1:][tails] - 1)
+    sequence_starts = np.array(starts, dtype=np.int64)
+    row_offsets = offsets_of(np.array(stops, dtype=np.int64) - sequence_starts)
+    source = np.arange(row_offsets[-1]) + np.repeat(sequence_starts - row_offsets[:-1], np.diff(row_offsets))
+    return PackedRow(
+        source, row_offsets, np.array(parents, np.int64), np.concatenate(parts), row_offsets[1:][last_sequences] - 1
+    )

@@ -1,4 +1,4 @@
-"""Pairs to scores on one device, without padding; what the pairs of a query share is computed once where that is exact."""
+"""Reranker: pairs to scores on one device, without padding; a prefix shared by pairs is computed once where exact."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,14 +21,14 @@ from .score_heads import Classifier, TokenLogits, load_classifier
 from .spec import Tokens
 from .tokenizer import Tokenizer
 
-LENGTHS = (31, 12, 12, 7, 5)  # tokens of the self-test's pairs
-BEGINNING = 4  # tokens that they share
-FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # of the largest score, at least of 1
+SAMPLE_LENGTHS = (31, 12, 12, 7, 5)  # tokens of each pair of the self-test
+SHARED_TOKENS = 4  # tokens that the pairs of the self-test share at the start
+FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # times the largest score, or times 1 where it is smaller
 Picker = Callable[[Tensor, Tensor], Tensor]
 
 
 class RerankerParts(NamedTuple):
-    """A loaded reranker, for training: the network in `mode`, whose picked states the head scores."""
+    """The parts of a loaded reranker, for training: the network, its mode, and the head that scores its picked states."""
 
     network: torch.nn.Module
     head: torch.nn.Module
@@ -38,23 +38,26 @@ class RerankerParts(NamedTuple):
 
 
 def first_token(states: Tensor, offsets: Tensor) -> Tensor:
+    """Pick the first state of each pair."""
     return states[offsets[:-1]]
 
 
 def last_token(states: Tensor, offsets: Tensor) -> Tensor:
+    """Pick the last state of each pair."""
     return states[offsets[1:] - 1]
 
 
 def mean_of_tokens(states: Tensor, offsets: Tensor) -> Tensor:
+    """Average the states of each pair, in float32."""
     return torch.segment_reduce(states.float(), "mean", offsets=offsets, unsafe=True).to(states.dtype)
 
 
 class Reranker:
-    """A reranker on a device: pairs in, float32 scores out. Holds the weights; one call at a time.
+    """A reranker on a device: pairs in, float32 scores out. It owns the weights and serves one call at a time.
 
-    dtype: the precision in use. mode: "shared" where the beginning of a query's pairs is computed once, "packed", or
-    "exact-length" for models whose attention cannot be packed exactly. token_budget halves for good when memory runs out.
-    computed: tokens that the network has seen, shared beginnings once a row.
+    dtype: the precision in use. mode: "shared" where the prefix of a query's pairs is computed once, "packed", or
+    "exact-length" for models whose attention cannot be packed exactly. token_budget: halves for good when memory runs out.
+    computed: tokens that went through the network, a shared prefix counted once a row.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Reranker:
         token_budget: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """Load and self-test the model (seconds). Raises ModelError for one that cannot be loaded, or scores wrongly."""
+        """Load and self-test the model, which takes seconds. Raises ModelError where it cannot load, or scores wrongly."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.spec = spec
@@ -82,16 +85,17 @@ class Reranker:
 
     @torch.inference_mode()
     def score(self, pairs: Pairs, groups: np.ndarray) -> np.ndarray:
-        """Scores of the pairs in their order: float32 [n], after the spec's activation.
+        """Score the pairs in their order: float32 [n], after the spec's activation.
 
-        groups: int64 [n], equal for pairs that are likely to begin alike: those of one query. Which pairs are scored
-        together changes nothing but the time. Raises UsageError for pairs of another model's pair_format.
+        groups: int64 [n], equal for pairs that are likely to share a prefix: those of one query. They change the time, not
+        the scores. Raises UsageError for pairs of another model's pair_format.
         """
         check_tokens(pairs.tokens.ids, np.diff(pairs.tokens.offsets), self._vocabulary, self.spec.limit)
         logits = self._logits(pairs, groups)
         return 1 / (1 + np.exp(-logits)) if self.spec.activation == "sigmoid" else logits
 
     def parts(self) -> RerankerParts:
+        """Return the network, head and pick for training, which never shares prefixes."""
         mode = "packed" if self.mode == "shared" else self.mode
         return RerankerParts(self._network, self._head, self._pick, mode, self._padding_id)
 
@@ -99,91 +103,95 @@ class Reranker:
         self._network = load_network(self.spec.model, precision, self.device)
         self._head: torch.nn.Module = TokenLogits(self._network, self.spec.model.folder, *self._answer_ids())
         self._head.to(self.device)
-        self._kinds = False
-        pairs = self._sample()
-        with torch.no_grad():  # what inference mode leaves in buffers could not be trained with
-            expected = self._alone(
+        self._has_token_types = False
+        pairs = self._sample_pairs()
+        with torch.no_grad():  # training cannot use buffers written in inference mode
+            expected = self._reference_scores(
                 pairs, lambda ids, _: self._head(self._network(input_ids=ids).last_hidden_state[:, -1])
             )
-            self._choose(pairs, expected, (last_token,))
+            self._choose_pick_and_mode(pairs, expected, (last_token,))
 
     def _load_classifier(self, precision: torch.dtype) -> None:
-        whole = load_classifier(self.spec.model.folder, precision, self.device)
-        self._kinds = int(getattr(whole.config, "type_vocab_size", 0) or 0) > 1
-        self._network = getattr(whole, whole.base_model_prefix)
-        pairs = self._sample()
-        with torch.no_grad():  # what inference mode leaves in buffers could not be trained with
-            expected = self._alone(pairs, lambda ids, kinds: whole(input_ids=ids, **kinds).logits.float()[:, 0])
-            self._head = Classifier(whole)
-            self._choose(pairs, expected, (first_token, last_token, mean_of_tokens))
+        classifier = load_classifier(self.spec.model.folder, precision, self.device)
+        self._has_token_types = int(getattr(classifier.config, "type_vocab_size", 0) or 0) > 1
+        self._network = getattr(classifier, classifier.base_model_prefix)
+        pairs = self._sample_pairs()
+        with torch.no_grad():  # training cannot use buffers written in inference mode
+            expected = self._reference_scores(
+                pairs, lambda ids, kinds: classifier(input_ids=ids, **kinds).logits.float()[:, 0]
+            )
+            self._head = Classifier(classifier)
+            self._choose_pick_and_mode(pairs, expected, (first_token, last_token, mean_of_tokens))
 
-    def _choose(self, pairs: Pairs, expected: np.ndarray, picks: tuple[Picker, ...]) -> None:
-        """Set picker and mode. What a network pools and what it can do is found out, never assumed.
+    def _choose_pick_and_mode(self, pairs: Pairs, expected: np.ndarray, picks: tuple[Picker, ...]) -> None:
+        """Set `_pick` and `mode` by measurement; nothing is assumed about the network. Raises ModelError.
 
-        Each pair alone tells the picker; the network's states tell whether it packs; and whether it is causal, so that a
-        beginning does not depend on what follows. In the end all of it together must give the expected scores.
+        The states of each pair alone decide the pick. The network's states decide whether it can be packed, and whether
+        it is causal, so that a prefix does not depend on the tokens after it. The final combination must give `expected`.
         """
         self._vocabulary, self._padding_id = vocabulary_size(self._network), position_start(self._network)
-        alone = [run_equal_length(self._network, self._flat(pairs, row)) for row in self._rows(pairs, 1)]
-        distances = [self._distance(alone, pick, expected) for pick in picks]
+        alone = [run_equal_length(self._network, self._packed_batch(pairs, row)) for row in self._single_rows(pairs, 1)]
+        distances = [self._pick_error(alone, pick, expected) for pick in picks]
         self._pick = picks[int(np.argmin(distances))]
         causal = self_test.is_causal(self._network, self.device)
         self.mode = self_test.choose_mode(self._network, self.spec.model, self._padding_id, self.device)
-        allowed = FLOAT32_TOLERANCE if self.dtype == "float32" else HALF_TOLERANCE
-        allowed *= max(1.0, float(np.abs(expected).max()))
+        tolerance = FLOAT32_TOLERANCE if self.dtype == "float32" else HALF_TOLERANCE
+        tolerance *= max(1.0, float(np.abs(expected).max()))
         if self.mode == "packed" and self._pick is last_token and causal:
-            self.mode = "shared" if self._error("shared", pairs, expected) <= allowed else "packed"
-        error = self._error(self.mode, pairs, expected)
-        if not error <= allowed:
+            self.mode = "shared" if self._mode_error("shared", pairs, expected) <= tolerance else "packed"
+        error = self._mode_error(self.mode, pairs, expected)
+        if not error <= tolerance:
             raise ModelError(
                 f"{self.spec.model.name} ({self.spec.model.architecture}) scores a pair differently in a batch than "
                 f"alone, by {error:.2g}. Try --dtype float32; if that does not help, it is not supported."
             )
 
-    def _error(self, mode: str, pairs: Pairs, expected: np.ndarray) -> float:
-        """The largest difference of a score in this mode; infinite where attention cannot do it (a sliding window)."""
+    def _mode_error(self, mode: str, pairs: Pairs, expected: np.ndarray) -> float:
+        """Set the mode; return the largest difference of a score, infinite where attention refuses it (a sliding window)."""
         self.mode = mode
         try:
             return float(np.abs(self._logits(pairs, np.zeros(len(expected), np.int64)) - expected).max())
         except CannotPack:
             return float("inf")
 
-    def _distance(self, alone: list[Tensor], pick: Picker, expected: np.ndarray) -> float:
+    def _pick_error(self, alone: list[Tensor], pick: Picker, expected: np.ndarray) -> float:
+        """Return the largest difference of a score with this pick, from the states of each pair alone."""
         borders = [torch.tensor([0, len(states)], device=self.device) for states in alone]
-        found = torch.cat([self._head(pick(s, b)) for s, b in zip(alone, borders, strict=True)])
-        return float(np.abs(found.cpu().numpy() - expected).max())
+        scores = torch.cat([self._head(pick(s, b)) for s, b in zip(alone, borders, strict=True)])
+        return float(np.abs(scores.cpu().numpy() - expected).max())
 
     def _logits(self, pairs: Pairs, groups: np.ndarray) -> np.ndarray:
+        """Compute the scores before the activation, halving the budget until every row fits the memory."""
         tokens = pairs.tokens
         shared = np.zeros(len(groups), dtype=np.int64)
         if self.mode == "shared":
             shared = prefix_sharing.shared_prefix_lengths(tokens.ids, tokens.offsets, groups)
-        else:  # nothing is shared: rows fill up best with groups of one, and exact-length needs groups of one length
+        else:  # no shared prefixes: groups of one fill rows best, and exact-length needs groups of one length
             groups = np.diff(tokens.offsets) if self.mode == "exact-length" else np.arange(len(groups))
         scores = torch.full((len(groups),), float("nan"), device=self.device)
-        left = np.arange(len(groups))
-        while len(left := self._fill(scores, pairs, groups, shared, left)):
-            self._halve(len(left))
+        remaining = np.arange(len(groups))
+        while len(remaining := self._score_rows(scores, pairs, groups, shared, remaining)):
+            self._halve_budget(len(remaining))
         return scores.cpu().numpy()  # the only wait for the device
 
-    def _fill(
+    def _score_rows(
         self, scores: Tensor, pairs: Pairs, groups: np.ndarray, shared: np.ndarray, documents: np.ndarray
     ) -> np.ndarray:
-        """Score the pairs `documents`. What is left when the memory does not hold a row; nothing when all are scored."""
+        """Score the pairs `documents` row by row; return the pairs that remain when a row exceeds the memory."""
         one_group = self.mode == "exact-length"
-        left = np.ones(len(groups), dtype=bool)
+        pending = np.ones(len(groups), dtype=bool)
         for row in prefix_sharing.rows(pairs.tokens.offsets, groups, shared, self.token_budget, documents, one_group):
-            found = self._run(pairs, row)
-            if found is None:
-                return documents[left[documents]] if len(row.documents) > 1 else row.documents
-            scores[move(row.documents, self.device)] = found
-            left[row.documents] = False
+            row_scores = self._score_row(pairs, row)
+            if row_scores is None:
+                return documents[pending[documents]] if len(row.documents) > 1 else row.documents
+            scores[move(row.documents, self.device)] = row_scores
+            pending[row.documents] = False
             self.computed += len(row.source)
         return documents[:0]
 
-    def _run(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> Tensor | None:
-        """Logits of one row, or None when the device's memory does not hold it."""
-        batch = self._flat(pairs, row)
+    def _score_row(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> Tensor | None:
+        """Return the logits of one row, or None when the device runs out of memory."""
+        batch = self._packed_batch(pairs, row)
         try:
             states = (run_equal_length if self.mode == "exact-length" else run_packed)(self._network, batch)
             if self._pick is last_token:
@@ -192,18 +200,20 @@ class Reranker:
         except torch.OutOfMemoryError:
             return None
 
-    def _flat(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> PackedBatch:
+    def _packed_batch(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> PackedBatch:
+        """Move the tokens of a row to the device."""
         ids = pairs.tokens.ids[row.source]
         places = row.positions if self._padding_id is None else positions(ids, row.offsets, self._padding_id)
         kinds = None
-        if self._kinds:  # encoders only, where every piece of a row is a whole pair
+        if self._has_token_types:  # encoders only, where every sequence of a row is a whole pair
             second = np.repeat(pairs.second[row.documents], np.diff(row.offsets))
             kinds = move(row.positions >= second, self.device)
         parents = row.parents if (row.parents >= 0).any() else None
         moved = [move(array, self.device) for array in (ids, places, row.offsets)]
         return PackedBatch(moved[0], moved[1], moved[2], row.offsets, kinds, parents)
 
-    def _halve(self, pairs: int) -> None:
+    def _halve_budget(self, pairs: int) -> None:
+        """Halve the token budget for good. Raises ModelError where one pair alone is out of memory."""
         if pairs == 1:
             raise ModelError(
                 f"One pair of at most {self.spec.limit} tokens does not fit the memory of {self.device}. "
@@ -213,37 +223,37 @@ class Reranker:
         torch.cuda.empty_cache()
 
     def _answer_ids(self) -> tuple[int, int | None]:
-        """Raises ModelError for an answer that is not one token: training and scoring would read different ones."""
+        """Return the token ids of the answers. Raises ModelError for an answer that is not exactly one token."""
         ids = Tokenizer(self.spec.model).contents(self.spec.answers)
-        if any(len(each) != 1 for each in ids):
+        if any(len(tokens) != 1 for tokens in ids):
             raise ModelError(f"the answers {self.spec.answers} are {ids} for this tokenizer, not one token each")
         return ids[0][0], ids[1][0] if len(ids) > 1 else None
 
-    def _sample(self) -> Pairs:
-        """Pairs of arbitrary ids and different lengths that begin alike."""
-        lengths = np.minimum(LENGTHS, self.spec.model.max_tokens)
+    def _sample_pairs(self) -> Pairs:
+        """Return pairs of arbitrary ids and different lengths that share their first tokens."""
+        lengths = np.minimum(SAMPLE_LENGTHS, self.spec.model.max_tokens)
         offsets = offsets_of(lengths)
         ids = self_test.arbitrary_ids(self._network, int(offsets[-1]))
         for start, end in pairwise(offsets):
-            ids[start : min(start + BEGINNING, end)] = ids[: min(BEGINNING, end - start)]
+            ids[start : min(start + SHARED_TOKENS, end)] = ids[: min(SHARED_TOKENS, end - start)]
         tokens = Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool))
         return Pairs(tokens, lengths // 2)
 
-    def _rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.PackedRow]:
-        """The pairs in their order, one a row."""
-        nothing = np.zeros(len(pairs.second), dtype=np.int64)
-        each = (np.array([number]) for number in range(len(nothing)))
+    def _single_rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.PackedRow]:
+        """Return one row for each pair, in their order."""
+        no_groups = np.zeros(len(pairs.second), dtype=np.int64)
+        singles = (np.array([number]) for number in range(len(no_groups)))
         return [
             row
-            for one in each
-            for row in prefix_sharing.rows(pairs.tokens.offsets, nothing, nothing, budget, one, True)
+            for one in singles
+            for row in prefix_sharing.rows(pairs.tokens.offsets, no_groups, no_groups, budget, one, True)
         ]
 
-    def _alone(self, pairs: Pairs, score: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> np.ndarray:
-        """Each pair by itself through the network as transformers runs it."""
-        found = []
+    def _reference_scores(self, pairs: Pairs, score: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> np.ndarray:
+        """Score each pair by itself, with the network as transformers runs it."""
+        scores = []
         for start, end, second in zip(pairs.tokens.offsets, pairs.tokens.offsets[1:], pairs.second, strict=False):
             ids = move(pairs.tokens.ids[start:end], self.device)[None]
             kinds = {"token_type_ids": (torch.arange(end - start, device=self.device) >= second).long()[None]}
-            found.append(float(score(ids, kinds if self._kinds else {})[0]))
-        return np.array(found, dtype=np.float32)
+            scores.append(float(score(ids, kinds if self._has_token_types else {})[0]))
+        return np.array(scores, dtype=np.float32)

@@ -1,4 +1,7 @@
-"""Which model scores pairs, and how they are put to it: what the command says, over the recipe, over the model's files."""
+"""Options of a reranker and their resolution.
+
+Each value is taken from the command, else from the recipe, else from the model's own files.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,12 +11,12 @@ from ..errors import UsageError
 from ..recipes import RerankRecipe
 from .reranker_spec import Activation, RerankSpec, read_rerank_spec
 
-INSTRUCTION = "{instruction}"
+INSTRUCTION = "{instruction}"  # its place in the segments of a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class RerankerOptions:
-    """The reranker, and what may be set over its own files."""
+    """The reranker, and the options that override its own files."""
 
     model: str | None = field(
         default=None, metadata={"help": "Sequence classifier or CrossEncoder directory, or hub id; others by --recipe."}
@@ -37,22 +40,22 @@ class RerankerOptions:
 
 
 def resolve_reranker(options: RerankerOptions) -> RerankSpec:
-    """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for what cannot be."""
+    """Read the model's files, without torch. Raises UsageError or ModelError, within seconds, for a wrong option."""
     recipe = recipes.load(options.recipe) if options.recipe else None
     if recipe is not None and not isinstance(recipe, RerankRecipe):
         raise UsageError(f"--recipe {options.recipe} embeds texts: python jobs/embed_corpus.py")
     if recipe is None and options.model is None:
         raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-reranker-v2-m3, or a --recipe")
-    known = recipe or RerankRecipe(models=(options.model or "",))
-    takes_one = any(INSTRUCTION in segment for segment in known.segments)
-    if options.instruction is not None and not takes_one:
+    published = recipe or RerankRecipe(models=(options.model or "",))
+    has_instruction = any(INSTRUCTION in segment for segment in published.segments)
+    if options.instruction is not None and not has_instruction:
         raise UsageError(f"--instruction: {options.recipe or options.model} takes none. Leave it out")
-    instruction = known.instruction if options.instruction is None else options.instruction
+    instruction = published.instruction if options.instruction is None else options.instruction
     return read_rerank_spec(
-        options.model or known.models[0],
-        max_tokens=options.max_tokens or known.max_tokens,
-        segments=tuple(segment.replace(INSTRUCTION, instruction) for segment in known.segments),
-        answers=known.answers,
-        beyond=known.beyond,
-        activation=options.activation or known.activation,
+        options.model or published.models[0],
+        max_tokens=options.max_tokens or published.max_tokens,
+        segments=tuple(segment.replace(INSTRUCTION, instruction) for segment in published.segments),
+        answers=published.answers,
+        beyond=published.beyond,
+        activation=options.activation or published.activation,
     )

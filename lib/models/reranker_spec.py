@@ -1,4 +1,4 @@
-"""What fixes a reranker's scores, read from its files as JSON: neither torch nor transformers is imported here."""
+"""RerankSpec: everything that decides a reranker's scores, read from its files. Imports neither torch nor transformers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,22 @@ from typing import Literal
 from ..errors import ModelError
 from . import files, modules_json
 from .pair_tokenizer import PairFormat, Prompt, TwoSequences
-from .spec import ModelSpec, read_spec
+from .spec import ModelSpec
+from .spec_reader import SpecOverrides, read_spec
 from .tokenizer import Tokenizer
 
 Activation = Literal["none", "sigmoid"]
-SPEC_FILE = "shoal_reranker.json"  # how pairs go through a model, beside it; see convert
-QUERY_SHARE = 0.75  # of the length; FlagEmbedding's
+SPEC_FILE = "shoal_reranker.json"  # written beside a converted model: its segments, activation and lengths
+QUERY_SHARE = 0.75  # largest share of the length for a query; the value of FlagEmbedding
 
 
 @dataclass(frozen=True)
 class RerankSpec:
-    """A model directory and how pairs go through it.
+    """A model directory and the format of its pairs.
 
-    segments: a decoder's prompt, see pairs.Prompt; empty for encoders. answers: tokens as text whose logit is the score,
-    the second one's subtracted; empty for a classifier. limit: tokens of a pair. beyond: texts that a pair may have on top
-    of the model's length, which are counted in it.
+    segments: the prompt of a decoder, see pair_tokenizer.Prompt; empty for encoders. answers: texts of one token; the score
+    is the logit of the first minus that of the second; empty for a classifier. limit: tokens of a pair. beyond: texts that
+    a pair may have on top of the model's length; `limit` includes them.
     """
 
     model: ModelSpec
@@ -32,7 +33,7 @@ class RerankSpec:
     beyond: tuple[str, ...] = ()
 
     def pair_format(self) -> PairFormat:
-        """The tokenising half of the reranker (CPU stage). Raises ModelError for lengths that leave no room."""
+        """Build the tokenising half of the reranker (CPU stage). Raises ModelError for lengths that leave no room."""
         tokenizer = Tokenizer(self.model)
         if self.segments:
             return Prompt(tokenizer, self.segments, self.limit, int(self.model.max_tokens * QUERY_SHARE))
@@ -51,36 +52,37 @@ def read_rerank_spec(
 ) -> RerankSpec:
     """Read a sequence classifier, a CrossEncoder directory, or, with segments and answers, a causal language model.
 
-    Without `activation`, what sentence-transformers' CrossEncoder applies: what the files name, else a sigmoid. Pairs are
-    cut as FlagEmbedding does (the passage, and a query over QUERY_SHARE), where CrossEncoder cuts the longer side, and
-    texts are stripped. beyond: texts whose tokens a pair may have on top of max_tokens. Raises ModelError for a model
-    that is no reranker without a recipe.
+    The default activation is that of sentence-transformers' CrossEncoder: the one that the files name, else a sigmoid.
+    Pairs are cut as FlagEmbedding does (the passage, and a query over QUERY_SHARE); CrossEncoder cuts the longer side.
+    beyond: texts whose tokens a pair may have on top of max_tokens. Raises ModelError for a model that needs a recipe.
     """
     root = files.locate(model, revision)
-    own = files.read_json(root / SPEC_FILE, {})  # of a converted model
-    segments = tuple(own.get("segments", segments))
-    beyond, activation = tuple(own.get("beyond", beyond)), activation or own.get("activation")
-    max_tokens = max_tokens or own.get("max_tokens")
+    converted = files.read_json(root / SPEC_FILE, {})
+    segments = tuple(converted.get("segments", segments))
+    beyond, activation = tuple(converted.get("beyond", beyond)), activation or converted.get("activation")
+    max_tokens = max_tokens or converted.get("max_tokens")
     if _is_classifier(root):
-        answers = ()  # a language model that was turned into one: its head is the difference of the answers already
+        answers = ()  # a language model converted to a classifier has the difference of the answers as its head
     elif not answers:
-        _refuse(model, root)
-    parts = modules_json.StModules() if answers else modules_json.read_reranker(root)
-    config = files.read_json(root / parts.subfolder / "config.json")
-    spec = read_spec(model, revision=revision, pooling="cls", normalize=False, max_tokens=max_tokens, parts=parts)
-    more = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
-    chosen = activation or _activation(config, root)
-    return RerankSpec(spec, segments, answers, chosen, spec.max_tokens + more, beyond)
+        _refuse_unknown(model, root)
+    modules = modules_json.StModules() if answers else modules_json.read_reranker(root)
+    config = files.read_json(root / modules.subfolder / "config.json")
+    overrides = SpecOverrides(pooling="cls", normalize=False, max_tokens=max_tokens)
+    spec = read_spec(model, overrides, revision=revision, modules=modules)
+    extra = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
+    resolved_activation = activation or _activation(config, root)
+    return RerankSpec(spec, segments, answers, resolved_activation, spec.max_tokens + extra, beyond)
 
 
 def _is_classifier(root: Path) -> bool:
-    """Whether the files name a sequence classifier; a CrossEncoder directory may keep them in a folder of its own."""
+    """Return whether the files name a sequence classifier. A CrossEncoder may have them in a subfolder: then False."""
     config = files.read_json(root / "config.json", {})
     names = config.get("architectures") or []
     return bool(names) and names[0].endswith("ForSequenceClassification")
 
 
-def _refuse(model: str, root: Path) -> None:
+def _refuse_unknown(model: str, root: Path) -> None:
+    """Raise ModelError for a plain model that is not a classifier."""
     config = files.read_json(root / "config.json", {})
     if config:
         architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
@@ -91,18 +93,16 @@ def _refuse(model: str, root: Path) -> None:
 
 
 def _activation(config: dict, root: Path) -> Activation:
-    """As sentence-transformers 6.2 looks for it: its own file, then config.json's two places, the newer one first."""
-    named = (
+    """Read the activation in the order of sentence-transformers 6.2: its own file, then two keys of config.json."""
+    name = (
         files.read_json(root / "config_sentence_transformers.json", {}).get("activation_fn")
         or (config.get("sentence_transformers") or {}).get("activation_fn")
         or config.get("sbert_ce_default_activation_function")
         or "torch.nn.Sigmoid"
     )
-    kind = named.rsplit(".", 1)[-1]
+    kind = name.rsplit(".", 1)[-1]
     if kind == "Identity":
         return "none"
     if kind == "Sigmoid":
         return "sigmoid"
-    raise ModelError(
-        f"{root} names the activation {named!r}. Shoal applies Sigmoid or Identity: choose by --activation"
-    )
+    raise ModelError(f"{root} names the activation {name!r}. Shoal applies Sigmoid or Identity: choose by --activation")

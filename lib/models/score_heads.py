@@ -1,6 +1,7 @@
-"""From the states of a pair to its score: the classifier of a network, or logits of single tokens. Float32 scores.
+"""Score heads: the classifier of a network, or the logits of single tokens, on the states of pairs. Float32 scores.
 
-The vocabulary is never multiplied: of a language model's output matrix only the rows of the answer's tokens are read.
+Of a language model's output matrix only the rows of the answers' tokens are read, so no logits of the vocabulary are
+computed.
 """
 
 from collections.abc import Sequence
@@ -17,29 +18,30 @@ from .load import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+# Settings that change the logits after the output matrix; a model with one of them is refused.
+LOGIT_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 OUTPUT_NAMES = ("lm_head.weight", "output.weight", "embed_out.weight")
 
 
 class TokenLogits(nn.Module):
-    """score = h.W[yes], or h.(W[yes] - W[no]): the logit of an answer, or how far it is above the other one."""
+    """score = h.W[yes], or h.(W[yes] - W[no]): the logit of an answer, or its difference to the other answer's."""
 
     def __init__(self, network: "PreTrainedModel", folder: str, yes: int, no: int | None) -> None:
-        """Raises ModelError when the output matrix cannot be found, or is not all that makes the logits."""
+        """Read the rows of the answers. Raises ModelError without an output matrix, or with a scale after it."""
         super().__init__()
-        for name in SCALES:
+        for name in LOGIT_SCALES:
             if getattr(network.config, name, None) not in (None, 1.0):
                 raise ModelError(f"{folder}/config.json sets {name}, which changes the logits and is not followed.")
         rows = output_rows(network, folder, [yes] if no is None else [yes, no])
         self.row = nn.Parameter(rows[0] - rows[1] if no is not None else rows[0], requires_grad=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [n, hidden] of the last tokens -> float32 [n]."""
+        """Score states [n, hidden] of the last tokens: float32 [n]."""
         return states.float() @ self.row
 
 
 def output_rows(network: "PreTrainedModel", folder: str, tokens: Sequence[int]) -> Tensor:
-    """Rows of the output matrix, float32 [len(tokens), hidden], from the weight files; of the embeddings where tied."""
+    """Read rows of the output matrix, float32 [len(tokens), hidden], from the weight files, or of the tied embeddings."""
     for file in sorted(Path(folder).glob("model*.safetensors")):
         from safetensors import safe_open
 
@@ -60,13 +62,13 @@ def output_rows(network: "PreTrainedModel", folder: str, tokens: Sequence[int]) 
 
 
 class Classifier(nn.Module):
-    """A sequence classifier's own layers after its backbone, whichever they are, on states that were pooled already.
+    """A sequence classifier's own layers after its backbone, on pooled states.
 
-    The classifier runs with a stand-in for its backbone, which hands it every pair as a sequence of one token.
+    The classifier runs with a stand-in for its backbone. The stand-in returns every pair as a sequence of one token.
     """
 
     def __init__(self, network: "PreTrainedModel") -> None:
-        """Takes the backbone out of `network` (`self.backbone`, not a submodule). Raises ModelError."""
+        """Move the backbone out of `network` to `self.backbone`, which is no submodule. Raises ModelError."""
         super().__init__()
         if network.config.num_labels != 1:
             raise ModelError(
@@ -76,22 +78,23 @@ class Classifier(nn.Module):
         self._backbone = [getattr(network, place)]
         self.stand_in = _StandIn(deepcopy(getattr(self.backbone, "pooler", None)))
         setattr(network, place, self.stand_in)
-        network.config.pad_token_id = -1  # so that the one token of a sequence is never taken for padding
+        network.config.pad_token_id = -1  # no id, so the one token of a sequence is never padding
         self.network = network.float()  # 16 bits would give many passages of a query the same score
 
     @property
     def backbone(self) -> "PreTrainedModel":
+        """The network below the classifier."""
         return self._backbone[0]
 
     def forward(self, states: Tensor) -> Tensor:
-        """Pooled states [n, hidden] -> float32 logits [n]."""
+        """Score pooled states [n, hidden]: float32 logits [n]."""
         self.stand_in.states = states.float().unsqueeze(1)
         ids = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
         return self.network(input_ids=ids).logits.float().squeeze(1)
 
 
 class _StandIn(nn.Module):
-    """In the backbone's place: returns the states it was given."""
+    """A replacement of the backbone that returns the states in `states`."""
 
     states: Tensor
 
@@ -99,7 +102,7 @@ class _StandIn(nn.Module):
         super().__init__()
         self.pooler = pooler
 
-    def forward(self, *_: Any, **__: Any) -> Any:
+    def forward(self, *_: object, **__: object) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
         pooled = None if self.pooler is None else self.pooler(self.states)
@@ -107,7 +110,7 @@ class _StandIn(nn.Module):
 
 
 def load_classifier(folder: str, dtype: torch.dtype, device: torch.device) -> "PreTrainedModel":
-    """The whole network with its classifier, in evaluation mode. Raises ModelError if it cannot load."""
+    """Load the whole network with its classifier, in evaluation mode. Raises ModelError if that fails."""
     from transformers import AutoModelForSequenceClassification
 
     try:

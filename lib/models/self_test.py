@@ -1,8 +1,8 @@
-"""At load: does this network, run our way, give what transformers gives for each text alone?
+"""Self-test at load: check that packed execution gives the states that transformers gives for each text alone.
 
-A few sequences go through the network's stock attention one by one, and then all together in our way. Packed execution
-that differs is given up for exact-length batches; when those differ too the model is refused. Nothing is assumed from a
-model's name: an architecture that mixes neighbours, or a library version that ignores a flag, shows itself here.
+A few sequences run through the network's stock attention one by one, and then packed. A model whose packed states differ
+runs in exact-length batches; a model whose states differ there too is refused. Nothing is assumed from a model's name: the
+test detects an architecture that mixes neighbours, and a library version that ignores a flag.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from .spec import ModelSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LENGTHS = (31, 12, 12, 7, 3, 1)  # a pair of one length, and a text of one token
-LONGEST = 768  # tokens; sliding windows up to about half of it are tested beyond their reach
-# Of a document's states: the largest difference relative to the largest state; in 16 bits, 1 - cosine.
+SAMPLE_LENGTHS = (31, 12, 12, 7, 3, 1)  # tokens; two texts of one length, and one text of one token
+LONGEST_SAMPLE = 768  # tokens; windows up to about half of it are exceeded
+# Largest difference of a document's states relative to the largest state; in 16 bits, 1 - cosine.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-3
 
 
 def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> str:
-    """ "packed" or "exact-length", leaving the network set up for it. Raises ModelError when neither is exact."""
+    """Return "packed" or "exact-length", and set the network up for it. Raises ModelError when neither is exact."""
     stock = network.config._attn_implementation
     batch = _sample(network, spec, padding_id, device)
     expected = [run_equal_length(network, batch.part(i, i + 1)) for i in range(len(batch.borders) - 1)]
@@ -43,30 +43,30 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
         if error <= _tolerance(expected):
             return "packed"
         network.set_attn_implementation(stock)
-    pair = batch.part(1, 3)
-    stacked = _error(lambda: run_equal_length(network, pair), expected[1:3])
-    if stacked <= _tolerance(expected):
+    equal_pair = batch.part(1, 3)
+    stacked_error = _error(lambda: run_equal_length(network, equal_pair), expected[1:3])
+    if stacked_error <= _tolerance(expected):
         return "exact-length"
     raise ModelError(
         f"{spec.name} ({spec.architecture}) gives another result in a batch than alone: error {error:.1e} packed and "
-        f"{stacked:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would "
+        f"{stacked_error:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would "
         "depend on their neighbours, so it is not run. Try dtype='float32'; if that does "
         "not help, the architecture is not supported."
     )
 
 
 def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.device) -> None:
-    """A decoder asked to run bidirectionally must let the first token see the last. Raises ModelError.
+    """Check that in a bidirectional decoder the first token attends to the last. Raises ModelError.
 
-    transformers before 5.2 ignores `is_causal = False` without a word.
+    transformers before 5.2 ignores `is_causal = False` silently.
     """
     if not spec.bidirectional:
         return
     a, b, c, d = arbitrary_ids(network, 4)
-    first = [
+    first_states = [
         run_equal_length(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
     ]
-    if torch.equal(*first):
+    if torch.equal(*first_states):
         import transformers
 
         raise ModelError(
@@ -77,48 +77,49 @@ def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.d
 
 
 def is_causal(network: "PreTrainedModel", device: torch.device) -> bool:
-    """Whether the states of a beginning are the same whatever follows it."""
+    """Return whether the states of a prefix are the same whatever follows it."""
     a, b, c, d = arbitrary_ids(network, 4)
-    seen = [
+    prefixes = [
         run_equal_length(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[:2]
         for last in (c, d)
     ]
-    return torch.equal(*seen)
+    return torch.equal(*prefixes)
 
 
 def _sample(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | None, device: torch.device) -> PackedBatch:
-    """Sequences of different lengths, one of them longer than the sliding window where that is affordable."""
+    """Return sequences of different lengths, one of them longer than the sliding window, up to LONGEST_SAMPLE."""
     window = getattr(network.config, "sliding_window", None) or 0
-    long = min(spec.max_tokens, LONGEST, 2 * window + 5)
-    lengths = np.minimum([max(LENGTHS[0], long), *LENGTHS[1:]], spec.max_tokens)
+    longest = min(spec.max_tokens, LONGEST_SAMPLE, 2 * window + 5)
+    lengths = np.minimum([max(SAMPLE_LENGTHS[0], longest), *SAMPLE_LENGTHS[1:]], spec.max_tokens)
     return flatten(arbitrary_ids(network, int(lengths.sum())), offsets_of(lengths), padding_id, device)
 
 
 def arbitrary_ids(network: "PreTrainedModel", count: int) -> np.ndarray:
-    """Arbitrary, fixed ids of the vocabulary other than the padding id: int64 [count], neighbours differ."""
+    """Return arbitrary, fixed ids other than the padding id: int64 [count], no two neighbours equal."""
     size = vocabulary_size(network)
     ids = (np.arange(count, dtype=np.int64) * 7919 + 1013) % size
     return np.asarray(np.where(ids == network.config.pad_token_id, (ids + 1) % size, ids))
 
 
 def _tolerance(expected: list[Tensor]) -> float:
+    """Return the tolerance for the precision of the states."""
     return FLOAT32_TOLERANCE if expected[0].dtype == torch.float32 else HALF_TOLERANCE
 
 
 def _error(run: Callable[[], Tensor], expected: list[Tensor]) -> float:
-    """How far the states are from the expected ones, worst document; infinite for a network that cannot run so."""
+    """Return the distance of the worst document from its expected states; infinite for a network that cannot run packed."""
     try:
         states = run()
     except attention.CannotPack:
         return float("inf")
-    found = states.split([len(document) for document in expected])
-    return max(_distance(left, right) for left, right in zip(found, expected, strict=True))
+    states_of_documents = states.split([len(document) for document in expected])
+    return max(_distance(left, right) for left, right in zip(states_of_documents, expected, strict=True))
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """float32: largest difference relative to the largest state. 16-bit, where rounding is coarse: 1 - cosine."""
-    if not torch.isfinite(found).all():
+def _distance(states: Tensor, expected: Tensor) -> float:
+    """Compare states: in float32 the largest difference relative to the largest state, in 16 bits 1 - cosine."""
+    if not torch.isfinite(states).all():
         return float("inf")
     if expected.dtype == torch.float32:
-        return float((found - expected).abs().max() / expected.abs().max())
-    return 1 - float(torch.nn.functional.cosine_similarity(found.flatten().float(), expected.flatten().float(), dim=0))
+        return float((states - expected).abs().max() / expected.abs().max())
+    return 1 - float(torch.nn.functional.cosine_similarity(states.flatten().float(), expected.flatten().float(), dim=0))

@@ -49,7 +49,7 @@ def matrix(vectors: pa.FixedSizeListArray) -> np.ndarray:
 def farthest(source: pa.Table, rows: pa.Table, model: str, seed: int) -> float:
     """The largest difference in any dimension of SAMPLE stored vectors from those texts embedded alone, one by one."""
     from lib.models.encoder import Encoder
-    from lib.models.spec import read_spec
+    from lib.models.spec_reader import read_spec
     from lib.models.tokenizer import Tokenizer
 
     good = rows.filter(pc.is_valid(rows["embedding"]))

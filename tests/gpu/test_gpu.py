@@ -17,7 +17,7 @@ from lib.models import attention
 from lib.models.encoder import Encoder
 from lib.models.packing import length_groups, offsets_of
 from lib.models.reranker import Reranker
-from lib.models.spec import read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
 from tests.models.test_reranker import pairs, spec_of
 from tests.support import ranks, tiny

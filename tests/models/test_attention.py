@@ -8,7 +8,7 @@ import torch
 from lib.errors import ModelError
 from lib.models import attention, encoder
 from lib.models.encoder import Encoder
-from lib.models.spec import read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
 from tests.support.reference import TEXTS, assert_close, reference
 
@@ -54,7 +54,7 @@ def test_the_kernel_is_called_as_torch_has_it() -> None:
     """The operator of the flash kernel takes what it is given: on tensors without data, where there is no GPU."""
     query, key = (torch.empty(1, heads, 10, 64, device="meta", dtype=torch.bfloat16) for heads in (4, 2))
     layout = attention.Layout(torch.tensor([0, 4, 10], dtype=torch.int32, device="meta"), 6, ())
-    output = attention._by_kernel(query, key, key, layout, None, is_causal=True, reach=3, dropout=0.1)
+    output = attention._flash_attention(query, key, key, layout, None, is_causal=True, reach=3, dropout=0.1)
 
     assert output.shape == (10, 4, 64)
 

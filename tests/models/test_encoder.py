@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from lib.errors import ModelError
 from lib.models import encoder, modules_json
 from lib.models.encoder import Encoder
-from lib.models.spec import read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
 from tests.support import tiny
 from tests.support.reference import (

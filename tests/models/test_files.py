@@ -16,13 +16,14 @@ import pytest
 from lib.errors import ModelError, UsageError
 from lib.models import files
 from lib.models.encoder import Encoder
-from lib.models.spec import Tokens, flops_per_token, read_spec
+from lib.models.spec import Tokens, flops_per_token
+from lib.models.spec_reader import SpecOverrides, read_spec
 from tests.support.reference import LONG, change_json, minilm, remove, vectors
 
 
 def test_reading_a_spec_loads_neither_torch_nor_transformers(build: Any) -> None:
     """The driver reads a spec in milliseconds on a machine without torch; the spec pickles and is plain JSON."""
-    code = "import sys; from lib.models.spec import read_spec; read_spec(sys.argv[1])"
+    code = "import sys; from lib.models.spec_reader import read_spec; read_spec(sys.argv[1])"
     code += "; print({'torch', 'transformers', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, str(build("bert"))], capture_output=True, text=True, check=True)
     spec = read_spec(str(build("bert")))
@@ -115,14 +116,14 @@ def test_spoilt_directories_are_refused_by_the_driver(how: str, message: str, bu
 def test_what_the_model_cannot_do_is_refused(asked: dict[str, Any], message: str, build: Any) -> None:
     """The message has the choices."""
     with pytest.raises(ModelError, match=message):
-        read_spec(str(build("bert")), **asked)
+        read_spec(str(build("bert")), SpecOverrides(**asked))
 
 
 def test_roberta_positions_beyond_padding_are_counted(build: Any) -> None:
     """A table of 130 positions serves 128 tokens of a RoBERTa, and not one more."""
-    assert read_spec(str(build("roberta")), max_tokens=128).max_tokens == 128
+    assert read_spec(str(build("roberta")), SpecOverrides(max_tokens=128)).max_tokens == 128
     with pytest.raises(ModelError, match="1 to 128"):
-        read_spec(str(build("roberta")), max_tokens=129)
+        read_spec(str(build("roberta")), SpecOverrides(max_tokens=129))
     longest = vectors(build("roberta"), [LONG * 3], max_tokens=128)
     assert np.isfinite(longest).all()
 

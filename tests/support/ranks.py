@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 
 from lib.models.packing import offsets_of
-from lib.models.spec import Tokens, read_spec
+from lib.models.spec import Tokens
+from lib.models.spec_reader import read_spec
 from lib.training import losses
 from lib.training.losses import EMBEDDING, RERANKING, TEXT, Batch, BatchKeys, Scores
 from lib.training.losses.matryoshka import Matryoshka

@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks import demo
 from lib.models.encoder import Encoder
-from lib.models.spec import ModelSpec, read_spec
+from lib.models.spec import ModelSpec
+from lib.models.spec_reader import SpecOverrides, read_spec
 from lib.models.tokenizer import Tokenizer
 
 LONG = " ".join(tiny.TEXT)
@@ -46,7 +47,7 @@ def vectors(
     folder: Path, texts: list[str], dtype: str = "float32", prompt: str | None = None, **options: Any
 ) -> np.ndarray:
     """What Shoal makes of the texts, with the model read, tokenised and encoded as a job does it."""
-    spec = read_spec(str(folder), **options)
+    spec = read_spec(str(folder), SpecOverrides(**options))
     tokenizer = Tokenizer(spec)
     tokens = tokenizer([(prompt or "") + text for text in texts])
     return Encoder(spec, dtype=dtype).encode(tokens, skip=tokenizer.prompt_tokens(prompt))

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from lib.errors import ModelError, UsageError
 from lib.models.forward import PackedBatch, flatten, run_equal_length
-from lib.models.spec import ModelSpec, Tokens, read_spec
+from lib.models.spec import ModelSpec, Tokens
+from lib.models.spec_reader import SpecOverrides, read_spec
 from lib.models.tokenizer import Tokenizer
 from lib.training.models import retromae_model, word_masking
 from lib.training.models.retromae_model import RetroMAE
@@ -266,7 +267,7 @@ def test_the_head_of_the_checkpoint_is_used(build: Any, tmp_path: Path) -> None:
     whole = transformers.AutoModelForMaskedLM.from_config(config)
     whole.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    kept = RetroMAE(read_spec(str(tmp_path), max_tokens=64), device=CPU)
+    kept = RetroMAE(read_spec(str(tmp_path), SpecOverrides(max_tokens=64)), device=CPU)
     fresh, same, other = (RetroMAE(read_spec(str(folder)), device=CPU, seed=seed) for seed in (0, 0, 1))
 
     assert kept.fresh_head == ()

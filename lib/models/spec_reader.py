@@ -1,0 +1,213 @@
+"""Read a model's files into a ModelSpec. Imports neither torch nor transformers, so the driver does it in seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ModelError
+from . import files, modules_json
+from .spec import ModelSpec
+
+# Families whose position tables begin after the padding row: pad_token_id + 1 of their positions are never used.
+OFFSET_POSITIONS = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # keys of the hidden size in different configurations
+UNLIMITED = 10**20  # tokens; transformers writes 1e30 where a tokenizer has no limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecOverrides:
+    """Values that replace those of a model's files; None keeps the value of the files."""
+
+    pooling: str | Sequence[str] | None = None
+    normalize: bool | None = None
+    max_tokens: int | None = None
+    truncate_dim: int | None = None
+    bidirectional: bool | None = None
+    append_eos: bool | None = None
+
+
+class _ModelFiles(NamedTuple):
+    """The JSON files of a model. text: the configuration of the text network, inside `config` or `config` itself."""
+
+    root: Path
+    folder: Path
+    modules: modules_json.StModules
+    config: Mapping[str, Any]
+    text: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    sentence_transformers: Mapping[str, Any]
+
+
+def read_spec(
+    model: str,
+    overrides: SpecOverrides | None = None,
+    *,
+    revision: str | None = None,
+    modules: modules_json.StModules | None = None,
+) -> ModelSpec:
+    """Read a sentence-transformers directory, a plain transformers checkpoint, or a hub id.
+
+    The model's files are read as sentence-transformers 6.2 reads them. A checkpoint without modules.json is pooled by mean
+    (a causal language model by its last token) and not normalised. Chat templates are never applied. modules: the content of
+    modules.json, where the caller has read it. Raises ModelError when files are missing, or do not allow the overrides.
+    """
+    overrides = overrides or SpecOverrides()
+    root = files.locate(model, revision)
+    modules = modules or modules_json.read(root)
+    weights = files.check(root / modules.subfolder)
+    read = _read_files(root, modules)
+    bidirectional = _bidirectional(read, overrides.bidirectional)
+    pooling = _pooling(read, overrides.pooling, bidirectional)
+    sizes = _sizes(read)
+    width = modules.width or sizes["hidden_size"] * len(pooling)
+    truncate_dim = _truncate_dim(read, overrides.truncate_dim, width)
+    return ModelSpec(
+        name=model,
+        path=str(root),
+        revision=files.revision(root, read.folder, weights, modules.dense),
+        subfolder=modules.subfolder,
+        architecture=(read.config.get("architectures") or [read.config.get("model_type", "unknown")])[0],
+        model_type=read.config.get("model_type", "unknown"),
+        dim=truncate_dim or width,
+        max_tokens=_max_tokens(read, overrides.max_tokens),
+        pooling=pooling,
+        include_prompt=modules.include_prompt,
+        dense=modules.dense,
+        normalize=modules.normalize if overrides.normalize is None else overrides.normalize,
+        truncate_dim=truncate_dim,
+        prompts={name: prompt or "" for name, prompt in read.sentence_transformers.get("prompts", {}).items()},
+        default_prompt_name=read.sentence_transformers.get("default_prompt_name"),
+        bidirectional=bidirectional,
+        append_eos=_append_eos(read, overrides.append_eos),
+        lower_case=modules.lower_case,
+        padding_side=read.tokenizer.get("padding_side", "right"),
+        weight_bytes=sum(file.stat().st_size for file in weights),
+        **sizes,
+    )
+
+
+def _read_files(root: Path, modules: modules_json.StModules) -> _ModelFiles:
+    """Read the JSON files of a model directory. Raises ModelError for a missing or broken config.json."""
+    folder = root / modules.subfolder
+    config = files.read_json(folder / "config.json")
+    return _ModelFiles(
+        root,
+        folder,
+        modules,
+        config,
+        text=config.get("text_config") or config,
+        tokenizer=files.read_json(folder / "tokenizer_config.json", {}),
+        sentence_transformers=files.read_json(root / "config_sentence_transformers.json", {}),
+    )
+
+
+def _sizes(read: _ModelFiles) -> dict[str, Any]:
+    """Read the shape of the network, whose keys differ between configurations. Raises ModelError without a width."""
+
+    def first(*names: str) -> int:
+        return next((read.text[name] for name in names if read.text.get(name) is not None), 0)
+
+    hidden, heads = first(*WIDTHS), first("num_attention_heads", "num_heads", "n_heads", "n_head") or 1
+    if not hidden:
+        raise ModelError(
+            f"{read.folder}/config.json names no width under any of {', '.join(WIDTHS)}. Shoal cannot size it."
+        )
+    return {
+        "hidden_size": hidden,
+        "layers": first("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+        "heads": heads,
+        "kv_heads": first("num_key_value_heads") or heads,
+        "head_dim": first("head_dim", "d_kv") or hidden // heads,
+        "intermediate_size": first("intermediate_size", "d_ff", "hidden_dim", "n_inner", "d_inner") or 4 * hidden,
+        "gated": read.text.get("hidden_act") == "silu" or read.text.get("model_type") in ("modernbert", "gemma3_text"),
+    }
+
+
+def _pooling(read: _ModelFiles, requested: str | Sequence[str] | None, bidirectional: bool) -> tuple[str, ...]:
+    """Return the requested pooling, else that of the files, else sentence-transformers' default for the architecture."""
+    if requested is not None:
+        return modules_json.pooling_modes(requested)
+    if read.modules.pooling:
+        return read.modules.pooling
+    causal = (read.config.get("architectures") or [""])[0].endswith("ForCausalLM") and not bidirectional
+    return ("lasttoken",) if causal else ("mean",)
+
+
+def _bidirectional(read: _ModelFiles, requested: bool | None) -> bool:
+    """Return whether a decoder runs without its causal mask: as requested, else as the files declare. Raises ModelError.
+
+    A model with code of its own needs the override. transformers' own class of that type would load in its place silently,
+    and be causal where the model's code is not.
+    """
+    if requested is not None:
+        return requested
+    own_code = (read.config.get("auto_map") or {}).get("AutoModel")
+    if own_code:
+        raise ModelError(
+            f"{read.folder}/config.json names its own model code ({own_code}), which Shoal does not run. If transformers' "
+            f"{read.config.get('model_type')!r} is the same network, say so with bidirectional=True (no causal mask, as "
+            "gte-Qwen2) or bidirectional=False (the mask that transformers gives it)."
+        )
+    declared = (read.modules.is_causal, read.config.get("is_causal"), read.text.get("is_causal"))
+    return next((is_causal is False for is_causal in declared if is_causal is not None), False)
+
+
+def _max_tokens(read: _ModelFiles, requested: int | None) -> int:
+    """Return the most tokens of a text: as requested, else as the files declare, within the model's positions.
+
+    Raises ModelError for a request beyond the positions, or files without a limit.
+    """
+    limit = read.text.get("max_position_embeddings") or UNLIMITED
+    limit = UNLIMITED if limit < 0 else limit
+    if read.config.get("model_type") in OFFSET_POSITIONS:
+        limit -= (read.config.get("pad_token_id") or 0) + 1
+    if requested is not None:
+        if not 1 <= requested <= limit:
+            raise ModelError(
+                f"max_tokens={requested} is outside the model's range: 1 to {limit}. Choose a number in that range."
+            )
+        return requested
+    declared = read.modules.max_tokens or int(read.tokenizer.get("model_max_length") or UNLIMITED)
+    if min(declared, limit) >= UNLIMITED:
+        raise ModelError("The model's files declare no maximum length. Pass max_tokens, for example max_tokens=512.")
+    return min(declared, limit)
+
+
+def _append_eos(read: _ModelFiles, requested: bool | None) -> bool:
+    """Return whether an end-of-sequence token ends every text: as requested, else as the tokenizer's file declares."""
+    return bool(read.tokenizer.get("add_eos_token", False)) if requested is None else requested
+
+
+def _truncate_dim(read: _ModelFiles, requested: int | None, width: int) -> int | None:
+    """Return the dimensions to keep, or None for all. Raises ModelError for a model that was not trained for it.
+
+    The first dimensions of such a model's vectors alone mean little.
+    """
+    head = read.sentence_transformers
+    dim = requested if requested is not None else head.get("truncate_dim")
+    if dim is None:
+        return None
+    if not 1 <= dim <= width:
+        raise ModelError(f"truncate_dim={dim} is outside this model's vectors: choose 1 to {width}.")
+    readme = read.root / "README.md"
+    in_readme = readme.is_file() and "matryoshka" in readme.read_text("utf-8", errors="replace").lower()
+    in_config = read.config.get("matryoshka_dimensions") or read.config.get("is_matryoshka")
+    if not (in_readme or head.get("truncate_dim") or in_config):
+        raise ModelError(
+            f"truncate_dim={dim}, but nothing in {read.root} says that the model was trained for shorter vectors. Leave "
+            '"truncate_dim" out, or add "is_matryoshka": true to config.json if you know that it was.'
+        )
+    return dim
