@@ -1,12 +1,13 @@
-"""Results side by side, beside the scores that the recipes' authors published: Markdown, and one HTML page with bars."""
+"""Compare results with each other and with the scores that the recipes' authors published: Markdown, and one HTML page with bars."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from statistics import mean
 from typing import Any
 
 from .. import recipes
+from ..cli.charts import Bar, bar_chart
+from ..cli.page import html_page, section
 from ..errors import InputError
 from ..storage.filesystem import absolute, parse_options
 from ..storage.folder import Folder
@@ -20,7 +21,7 @@ PUBLISHED = "published"
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Everything `jobs/compare_models.py` can be told."""
+    """Options of `jobs/compare_models.py`."""
 
     input: str = field(metadata={"help": "Output folder of evaluations; any fsspec URL."})
     output: str | None = field(
@@ -37,7 +38,7 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the comparison: scores in percent by task, with 95 % intervals where they were measured."""
+    """Scores of a system in percent, by task: measured ones with their 95 % intervals, and published ones."""
 
     name: str
     scores: Mapping[str, float]
@@ -46,7 +47,7 @@ class Row:
 
 
 def compare(config: CompareConfig) -> list[str]:
-    """Write both files; their URLs. Raises InputError where there are no results, or not of the systems asked for."""
+    """Write both files and return their URLs. Raises InputError where there are no results, or none of a named system."""
     storage = parse_options(config.storage_option)
     rows = table(read_results(config.input, storage), config.system)
     folder = Folder(absolute(config.output or config.input), storage)
@@ -57,61 +58,62 @@ def compare(config: CompareConfig) -> list[str]:
 
 
 def read_results(url: str, storage: Mapping[str, Any]) -> list[Result]:
-    """Every result in the output folder of evaluations."""
+    """Read every result in the output folder of evaluations."""
     folder = Folder(absolute(url), dict(storage))
     names = [file.name for file in find(f"{folder.url.rstrip('/')}/results", storage) if file.name.endswith(".json")]
     if not names:
         raise InputError(f"no results in {url}. They are made by python jobs/evaluate_model.py --output {url}")
-    found = []
+    results = []
     for name in names:
         try:
-            found.append(read_result(folder.read(f"results/{name}")))
+            results.append(read_result(folder.read(f"results/{name}")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{url}/results/{name} is not a result ({error!r}). Remove it") from error
-    return found
+    return results
 
 
 def table(results: Sequence[Result], systems: Sequence[str]) -> list[Row]:
-    """A row a system, those asked for, or all."""
-    there = sorted({result.system for result in results})
-    if unknown := [name for name in systems if name not in there]:
-        raise InputError(f"no results of {unknown[0]!r}. Systems there: {', '.join(there)}")
-    _refuse_mixed([result for result in results if result.system in (systems or there)])
+    """Make a row of each named system, in that order, or of all systems by name."""
+    known = sorted({result.system for result in results})
+    if unknown := [name for name in systems if name not in known]:
+        raise InputError(f"no results of {unknown[0]!r}. Systems there: {', '.join(known)}")
+    _refuse_mixed([result for result in results if result.system in (systems or known)])
     rows = []
-    for name in systems or there:
-        mine = [result for result in results if result.system == name]
+    for name in systems or known:
+        of_system = [result for result in results if result.system == name]
         rows.append(
             Row(
                 name,
-                {each.task: 100 * each.main for each in mine},
-                {each.task: _percent(each.intervals[each.main_score]) for each in mine},
-                _published(mine[0].identity) if all(map(_as_published, mine)) else {},
+                {each.task: 100 * each.main for each in of_system},
+                {each.task: _percent(each.intervals[each.main_score]) for each in of_system},
+                _published(of_system[0].identity) if all(map(_is_published_split, of_system)) else {},
             )
         )
     return rows
 
 
 def _refuse_mixed(results: Sequence[Result]) -> None:
-    """Raises InputError where one task's name stands for two data: their scores do not compare."""
+    """Raise InputError where two results of one task's name are of different data: their scores do not compare."""
     first: dict[str, Result] = {}
     for result in results:
         other = first.setdefault(result.task, result)
-        for what in ("split", "data", "main_score"):
-            here, there = result.identity.get(what), other.identity.get(what)
-            if here != there:
+        for key in ("split", "data", "main_score"):
+            value, other_value = result.identity.get(key), other.identity.get(key)
+            if value != other_value:
                 raise InputError(
-                    f"{result.system} and {other.system} were evaluated on other data, both named {result.task} ({what} {here!r} "
-                    f"and {there!r}). Choose systems with --system, or evaluate one of them anew with a --task of its own"
+                    f"{result.system} and {other.system} were evaluated on other data, both named {result.task} ({key} {value!r} "
+                    f"and {other_value!r}). Choose systems with --system, or evaluate one of them anew with a --task of its own"
                 )
 
 
-def _as_published(result: Result) -> bool:
+def _is_published_split(result: Result) -> bool:
+    """Return whether published scores of the task are of the same split."""
     known = tasks.find(result.task)
     return known is None or known.split == result.split
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """A table with a line a system, and where its scores are published, those and the difference."""
+    """Write a table with a line for each system; where its scores are published, also those and the difference."""
     names = _tasks(rows)
     lines = [
         "# Comparison",
@@ -124,60 +126,37 @@ def as_markdown(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         lines.append(_line(row.name, row.scores, names, "{:.2f}"))
-        if told := {task: row.published[task] for task in names if task in row.published}:
-            lines.append(_line(f"{row.name}, {PUBLISHED}", told, names, "{:.2f}"))
-            gaps = {task: row.scores[task] - score for task, score in told.items() if task in row.scores}
+        if published := {task: row.published[task] for task in names if task in row.published}:
+            lines.append(_line(f"{row.name}, {PUBLISHED}", published, names, "{:.2f}"))
+            gaps = {task: row.scores[task] - score for task, score in published.items() if task in row.scores}
             lines.append(_line(f"{row.name}, difference", gaps, names, "{:+.2f}"))
     return "\n".join(lines) + "\n"
 
 
 def as_html(rows: Sequence[Row]) -> str:
-    """One page, no other file: for each task a bar a system, the interval as a line on it, published scores hatched."""
-    sections = "".join(_section(task, rows) for task in _tasks(rows))
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Model comparison</title><style>{STYLE}</style><h1>Model comparison</h1>"
-        "<p>Main scores in percent, with 95&nbsp;% bootstrap intervals over the queries. Hatched: as published.</p>"
-        f"{sections}</html>\n"
+    """Write one page without other files: a chart for each task."""
+    note = (
+        "<p>Main scores in percent; the line on a bar is the 95&nbsp;% bootstrap interval over the queries. Pale bars: as "
+        "published, with the difference above.</p>"
     )
-
-
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b2733}
-h2{margin:1.6rem 0 .4rem;font-size:1.05rem}
-.row{display:grid;grid-template-columns:17rem 1fr 9rem;gap:.6rem;align-items:center;margin:.2rem 0}
-.name{text-align:right;overflow-wrap:anywhere}
-.track{position:relative;height:1.1rem;background:#eef2f5;border-radius:3px}
-.bar{position:absolute;inset:0 auto 0 0;background:#2a78b8;border-radius:3px}
-.told .bar{background:repeating-linear-gradient(45deg,#9bb8cc 0 5px,#c9d9e4 5px 10px)}
-.range{position:absolute;top:45%;height:2px;background:#10202e}
-.told,.gap{color:#5b6b78}
-"""
+    return html_page("Model comparison", note + "".join(_section(task, rows) for task in _tasks(rows)))
 
 
 def _section(task: str, rows: Sequence[Row]) -> str:
+    """Draw a bar for each system, the best one on top, and below it its published score."""
     measure = known.main_score if (known := tasks.find(task)) else "main score"
     bars = []
     for row in sorted((row for row in rows if task in row.scores), key=lambda row: -row.scores[task]):
-        score, told = row.scores[task], row.published.get(task)
-        gap = f" <span class=gap>({score - told:+.2f})</span>" if told is not None else ""
-        bars.append(_bar(row.name, score, f"{score:.2f}{gap}", row.intervals[task]))
-        if told is not None:
-            bars.append(_bar(PUBLISHED, told, f"{told:.2f}", None))
-    return f"<section><h2>{escape(task)} <small>{measure}</small></h2>{''.join(bars)}</section>"
-
-
-def _bar(name: str, score: float, label: str, bounds: tuple[float, float] | None) -> str:
-    line = f"<i class=range style='left:{bounds[0]:.2f}%;width:{bounds[1] - bounds[0]:.2f}%'></i>" if bounds else ""
-    kind = "row" if bounds else "row told"
-    return (
-        f"<div class='{kind}'><span class=name>{escape(name)}</span>"
-        f"<span class=track><i class=bar style='width:{score:.2f}%'></i>{line}</span><span>{label}</span></div>"
-    )
+        score, published = row.scores[task], row.published.get(task)
+        difference = f" ({score - published:+.2f})" if published is not None else ""
+        bars.append(Bar(row.name, score, f"{score:.2f}{difference}", row.intervals[task]))
+        if published is not None:
+            bars.append(Bar(PUBLISHED, published, f"{published:.2f}", faint=True))
+    return section(f"{task}: {measure}", bar_chart(bars, 100))
 
 
 def _published(identity: Mapping[str, Any]) -> Mapping[str, float]:
-    """The published scores of a system of one model: of the hub id that it is, or whose last name its folder has."""
+    """Look up the published scores of a system of one model, by its hub id or by the last name of its folder."""
     model, reranker = identity.get("model"), identity.get("reranker")
     if (model is None) == (reranker is None):
         return {}

@@ -16,25 +16,34 @@ import pyarrow as pa
 import pytest
 
 from lib.cli import progress
+from lib.cli.charts import BLUE, FAINT, POINTS
 from lib.storage.folder import Folder
 from lib.training.metrics import SCHEMA, TrainingProgress, progress_line, publish_metrics, read_metrics, tensorboard
-from lib.training.report import POINTS, page, smooth, thin
+from lib.training.report import page
+from tests.support.charts import charts, curve, paths, texts
 from tests.support.messages import listen
 
 VOID = {"meta", "br", "hr", "link", "img"}
 
 
 def row(step: int, **values: Any) -> dict[str, Any]:
-    made = {"step": step, "epoch": step / 100, "loss": 2.0 / step, "lr": 1e-5, "gradient_norm": 1.5, "tokens": 6420}
-    return made | {"rows": 90, "seconds": 2.0, "dataset": "t2" if step % 3 else "dureader"} | values
+    values_of_step = {
+        "step": step,
+        "epoch": step / 100,
+        "loss": 2.0 / step,
+        "lr": 1e-5,
+        "gradient_norm": 1.5,
+        "tokens": 6420,
+    }
+    return values_of_step | {"rows": 90, "seconds": 2.0, "dataset": "t2" if step % 3 else "dureader"} | values
 
 
 def rows(first: int, last: int, **values: Any) -> list[dict[str, Any]]:
     return [row(step, **values) for step in range(first, last + 1)]
 
 
-def table(made: Sequence[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(list(made), SCHEMA)
+def table(steps: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(steps), SCHEMA)
 
 
 def test_the_line_says_where_the_run_is() -> None:
@@ -108,26 +117,26 @@ def test_the_line_is_drawn_during_the_run(live: bool, monkeypatch: pytest.Monkey
 
 
 def test_metrics_come_back_in_order_each_step_once(tmp_path: Path) -> None:
-    """Files of ranges, one of them done again: of a step done twice the later row is there, however ranges overlap."""
+    """Files of ranges, one of them repeated: of a step done twice the later row counts, however ranges overlap."""
     folder = Folder(str(tmp_path / "metrics"))
     assert read_metrics(folder).equals(table([]))
     assert publish_metrics(folder, pa.table({})) is None
     names = [publish_metrics(folder, table(part)) for part in (rows(11, 20), rows(1, 10), rows(21, 25))]
     again = table(rows(17, 24, loss=9.0))
     publish_metrics(folder, again.select(list(reversed(again.column_names))))
-    publish_metrics(folder, table(rows(1, 2, loss=8.0)))  # takes the place of 1 to 10
-    found = read_metrics(folder)
+    publish_metrics(folder, table(rows(1, 2, loss=8.0)))  # replaces 1 to 10
+    result = read_metrics(folder)
 
     assert names[0] == "metrics-00000011.parquet"
     assert len(folder.list()) == 4
-    assert found.schema.equals(SCHEMA)
-    assert found.equals(
+    assert result.schema.equals(SCHEMA)
+    assert result.equals(
         table([*rows(1, 2, loss=8.0), *rows(11, 16), *rows(17, 24, loss=9.0), row(25)]).select(SCHEMA.names)
     )
 
 
 def events(content: bytes) -> list[Any]:
-    """The events of a file, its checksums looked at."""
+    """Read the events of a file and check their checksums."""
     from tensorboardX.crc32c import crc32c
     from tensorboardX.proto.event_pb2 import Event
 
@@ -135,15 +144,15 @@ def events(content: bytes) -> list[Any]:
         value = crc32c(data)
         return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
-    found, place = [], 0
+    result, place = [], 0
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)
         data = content[place + 12 : place + 12 + length]
         assert struct.unpack_from("<I", content, place + 8)[0] == masked(content[place : place + 8])
         assert struct.unpack_from("<I", content, place + 12 + length)[0] == masked(data)
-        found.append(Event.FromString(data))
+        result.append(Event.FromString(data))
         place += 16 + length
-    return found
+    return result
 
 
 def test_tensorboard_events_read_back(tmp_path: Path) -> None:
@@ -152,11 +161,11 @@ def test_tensorboard_events_read_back(tmp_path: Path) -> None:
     measured = [{"step": 2, "ndcg_at_10": 0.25}, {"step": 4, "ndcg_at_10": 0.5, "recall_at_10": 0.75}]
     name = tensorboard(folder, table(rows(1, 4)), measured, began=1000.0)
     first = folder.read(name)
-    found = events(first)
-    scalars = {(value.tag, event.step): value.simple_value for event in found for value in event.summary.value}
+    read = events(first)
+    scalars = {(value.tag, event.step): value.simple_value for event in read for value in event.summary.value}
 
-    assert found[0].file_version == "brain.Event:2"
-    assert [event.wall_time for event in found] == [1000, 1002, 1004, 1006, 1008, 1004, 1008]
+    assert read[0].file_version == "brain.Event:2"
+    assert [event.wall_time for event in read] == [1000, 1002, 1004, 1006, 1008, 1004, 1008]
     assert scalars["train/loss", 4] == pytest.approx(0.5)
     assert scalars["train/lr", 1] == pytest.approx(1e-5)
     assert scalars["train/gradient_norm", 3] == pytest.approx(1.5)
@@ -212,21 +221,20 @@ class Checker(HTMLParser):
             self.cells[-1][-1] += data
 
 
-def a_page(made: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, float]] = (), **facts: Any) -> str:
+def a_page(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, float]] = (), **facts: Any) -> str:
     options = {"learning_rate": 1e-5, "negatives": ("a", "b"), "note": None, "prompt": "<b>&\"'</b>"}
-    return page("run <1>", {"model": "tiny & small"} | facts, table(made), evaluations, options, {"torch": "2.13"})
+    return page("run <1>", {"model": "tiny & small"} | facts, table(steps), evaluations, options, {"torch": "2.13"})
 
 
-def test_the_page_says_everything_of_a_small_run() -> None:
-    """Facts, mean losses by dataset, evaluations with the best one, options, versions; all escaped; no other file."""
+def test_the_page_shows_everything_of_a_small_run() -> None:
+    """Facts, curves, mean losses by dataset, evaluations with the best one, options, versions; all escaped; no other file."""
     measured = [{"step": 30, "ndcg_at_10": 0.6123, "map": 0.5}, {"step": 60, "ndcg_at_10": 0.5999}]
     text = a_page(rows(1, 60), measured)
     read = Checker(text)
 
     assert read.open == []
-    assert read.links == []
-    assert not re.search(r"https?:|//|url\(|@import|<script|<link", text)
-    assert text.count("<svg") == 5
+    assert all("=#" in link for link in read.links)  # parts of the same chart
+    assert not re.search(r"https?:|//|url\((?!#)|@import|<script|<link", re.sub(r'xmlns(:xlink)?="[^"]*"', "", text))
     assert "<b>" not in text
     assert "<title>run &lt;1&gt;</title>" in text
     assert ["model", "tiny & small"] in read.cells
@@ -239,7 +247,12 @@ def test_the_page_says_everything_of_a_small_run() -> None:
     assert ["30", "0.6123", "0.5000"] in read.cells
     assert ["60", "0.5999", ""] in read.cells
     assert text.count('<tr class="best">') == 1
-    assert "best 0.6123 at step 30" in text
+    loss, _, _, speed, evaluation = charts(text)
+    np.testing.assert_allclose(curve(loss, FAINT), [[step, 2 / step] for step in range(1, 61)], atol=0.02)
+    assert len(curve(loss, BLUE)) == 60
+    np.testing.assert_allclose(np.ptp(paths(speed, f"stroke: {BLUE}")[0][:, 1]), 0, atol=1e-3)
+    np.testing.assert_allclose(curve(evaluation, BLUE), [[30, 0.6123], [60, 0.5999]], atol=0.05)
+    assert "best 0.6123 at step 30" in texts(evaluation)
     for name, steps in (("dureader", range(3, 61, 3)), ("t2", [step for step in range(1, 61) if step % 3])):
         losses = [2 / step for step in steps]
         late = losses[-(len(losses) // 10) :]
@@ -250,51 +263,33 @@ def test_the_page_says_everything_of_a_small_run() -> None:
 def test_the_page_of_a_run_without_steps_or_with_one() -> None:
     """Nothing to draw, or a single point, is a page too; a loss that is no number is left out and counted."""
     assert "No step was done" in a_page([])
-    Checker(a_page([row(1)], [{"step": 1, "ndcg_at_10": 0.0}]))
+    assert Checker(a_page([row(1)], [{"step": 1, "ndcg_at_10": 0.0}])).open == []
     text = a_page([row(1), row(2, loss=float("nan")), row(3, loss=float("inf")), row(4)], [{"step": 4, "map": 0.5}])
-    Checker(text)
 
+    assert Checker(text).open == []
     assert "2 steps without a number are left out" in text
     assert "nan" not in text.split("<h2>Loss by dataset")[0]
-
-
-def test_thinning_keeps_ends_and_peaks() -> None:
-    """100,000 points become at most 1,000, in order, with the highest and the lowest of all."""
-    steps, values = np.arange(100_000), np.random.default_rng(0).normal(size=100_000)
-    values[54_321], values[12_345] = 99.0, -99.0
-    kept, shown = thin(steps, values)
-
-    assert 900 < len(kept) <= POINTS
-    assert (np.diff(kept) > 0).all()
-    assert (kept[0], kept[-1]) == (0, 99_999)
-    assert (shown.max(), shown.min()) == (99.0, -99.0)
-    assert thin(steps[:1000], values[:1000])[0] is not None
-    assert len(thin(steps[:1000], values[:1000])[0]) == 1000
 
 
 def test_a_long_run_makes_a_small_page() -> None:
     """100,000 steps are drawn with some thousand points, in well under a megabyte and a few seconds."""
     began, count = time.monotonic(), 100_000
     steps = np.arange(1, count + 1)
-    made = {"step": steps, "epoch": steps / 1e4, "loss": 1 / steps, "lr": 1e-5 * (1 - steps / count)}
-    made |= {"gradient_norm": np.ones(count), "tokens": np.full(count, 4096), "rows": np.full(count, 64)}
-    whole = pa.table(made | {"seconds": np.ones(count), "dataset": ["t2"] * count}).cast(SCHEMA)
+    columns = {"step": steps, "epoch": steps / 1e4, "loss": 1 / steps, "lr": 1e-5 * (1 - steps / count)}
+    columns |= {"gradient_norm": np.ones(count), "tokens": np.full(count, 4096), "rows": np.full(count, 64)}
+    whole = pa.table(columns | {"seconds": np.ones(count), "dataset": ["t2"] * count}).cast(SCHEMA)
     text = page("long", {}, whole, [], {}, {})
 
     assert len(text) < 300_000
-    assert all(len(points.split()) <= POINTS for points in re.findall('points="([^"]*)"', text))
+    assert len(charts(text)) == 4
+    assert all(len(points) <= POINTS for svg in charts(text) for points in paths(svg, "stroke: "))
     assert time.monotonic() - began < 10
 
 
-def test_smoothing_is_a_mean_of_neighbours() -> None:
-    """Fewer of them at the ends, so that the curve begins and ends with the run."""
-    np.testing.assert_allclose(smooth(np.array([1.0, 2.0, 6.0, 4.0]), 3), [1.5, 3.0, 4.0, 5.0])
-    np.testing.assert_allclose(smooth(np.array([1.0, 2.0]), 1), [1.0, 2.0])
-
-
 def test_the_driver_loads_neither_torch_nor_ray() -> None:
-    """Watching and drawing need nothing of them."""
-    program = "import sys, lib.training.metrics, lib.training.report\nprint({'torch', 'ray'} & set(sys.modules))"
+    """Neither the live line nor the report needs them; a report alone needs matplotlib."""
+    program = "import sys, lib.training.metrics, lib.training.report\n"
+    program += "print({'torch', 'ray', 'rich', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"

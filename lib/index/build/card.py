@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from ...cli.charts import curve
+import numpy as np
+
+from ...cli.charts import COLOURS, Curve, Note, line_chart
 from ...cli.units import format_bytes
 from ...engine.parts import Part, read_manifest
 from ...engine.stage_log import StageLog
@@ -86,7 +88,7 @@ def write_card(
         "notes": [*stages.notes, *_fewer(build), *_advice(rows, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
-    build.folder.publish(CURVE, curve(card["recall"], build.kind.search_parameter).encode())
+    build.folder.publish(CURVE, recall_chart(card["recall"], build.kind.search_parameter).encode())
     build.folder.publish(README, markdown(card).encode())
     build.folder.publish(CARD, json.dumps(card, indent=1).encode())
     build.folder.sweep(done={CURVE, README, CARD})
@@ -96,6 +98,20 @@ def write_card(
 def _recall(row: Measured) -> dict[str, Any]:
     found = {f"recall@{cut}": [round(value, 5) for value in row.recall[cut]] for cut in CUTS}
     return {"effort": row.effort, "core_ms": row.seconds * 1000} | found
+
+
+def recall_chart(rows: Sequence[Mapping[str, Any]], parameter: str) -> str:
+    """Draw recall over the time of a query (rows: a card's `recall`), with the search parameter's value at each point."""
+    times = np.array([max(row["core_ms"], 1e-6) for row in rows])  # a logarithm has no zero
+    recall = {f"recall@{cut}": np.array([row[f"recall@{cut}"][0] for row in rows]) for cut in CUTS}
+    curves = [
+        Curve(times, values, name, colour, dots=True)
+        for (name, values), colour in zip(recall.items(), COLOURS, strict=True)
+    ]
+    points = zip(rows, times, recall["recall@10"], strict=True)
+    notes = [Note(time, value, str(row["effort"])) for row, time, value in points if parameter]
+    numbers = f", numbers: {parameter}" if parameter else ""
+    return line_chart(curves, f"milliseconds of a core a query{numbers}", notes=notes, x_scale="log")
 
 
 def drift(build: IndexBuild, manifest: Manifest) -> dict[str, Any]:
