@@ -1,1 +1,1 @@
-"""Options from dataclasses, sizes and durations in words, the live line, charts. Floor 2: imports errors alone."""
+"""Options from dataclasses, sizes and durations in words, the live line, charts, pages. Floor 2: imports errors alone."""

@@ -37,7 +37,7 @@ def wait_for(stream: io.StringIO, text: str, count: int = 1) -> None:
 
 
 def show(stream: io.StringIO, count: int = 3) -> str:
-    """What a run of two shards writes until its line has been written `count` times."""
+    """Return the text that a run of two shards writes until its line was written `count` times."""
     run = Progress(2, stream=stream)
     with run.shown():
         run.add({"rows": 10}, {}, None)

@@ -47,7 +47,7 @@ def table(steps: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def test_the_line_says_where_the_run_is() -> None:
-    """Step, loss, rate of learning, speed over the last steps, MFU where it is known, and the time left."""
+    """Step, loss, learning rate, speed over the last steps, MFU where it is known, and the time left."""
     latest = [*rows(101, 119), row(120, loss=0.4321)]
     expected = "step 120/400  loss 0.4321  lr 1.0e-05  3,210 tokens/s  45 samples/s  "
 
@@ -191,7 +191,7 @@ def test_tensorboard_itself_reads_the_file(tmp_path: Path) -> None:
 
 
 class Checker(HTMLParser):
-    """Elements that do not close in order, and what is in the cells of tables."""
+    """Checks that elements close in order; collects the cells of tables and the links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
