@@ -1,6 +1,7 @@
 """The inputs of same_bits.py: texts, vectors and random models from fixed seeds, equal to the byte in every process."""
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ WORDS = [
 VOCABULARY = [*WORDS, *(f"w{number}" for number in range(150))]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 DOCUMENTS, DIM = 600, 32
+WRITTEN = 1_700_000_000  # time of every input file, seconds since 1970: seeds of samples depend on it
 
 
 def make_inputs(work: Path) -> None:
@@ -50,6 +52,9 @@ def make_inputs(work: Path) -> None:
     _training_rows(work / "pairs.jsonl", rng)
     _vectors(work)
     _models(work / "models")
+    for file in work.rglob("*"):
+        if "out" not in file.relative_to(work).parts:
+            os.utime(file, (WRITTEN, WRITTEN))
 
 
 def _text(rng: random.Random, least: int, most: int) -> str:
