@@ -5,8 +5,8 @@ import sys
 import click
 
 from lib.cli.options import command
+from lib.embedding.config import EmbedConfig
 from lib.embedding.job import dry_run, embed
-from lib.embedding.mapper import EmbedConfig
 from lib.engine.report import exit_code, report
 
 EPILOG = """\b
@@ -17,11 +17,11 @@ Exit codes: 0 every row is there, 1 error, 2 wrong command, 3 finished but some 
 @command(EmbedConfig, "embed_corpus.py", EPILOG)
 def main(config: EmbedConfig) -> int:
     """Turn every row of a corpus into a vector, exactly once. Stopped at any moment, the same command goes on."""
-    if config.dry_run:
-        click.echo("\n".join(dry_run(config).lines(config.price_per_hour)))
+    if config.run.dry_run:
+        click.echo("\n".join(dry_run(config).lines(config.run.price_per_hour)))
         return 0
     outcome = embed(config)
-    click.echo(report(outcome, config.output))
+    click.echo(report(outcome, config.run.output))
     return exit_code(outcome)
 
 

@@ -1,22 +1,68 @@
-"""Command-line options made from a frozen dataclass: an option is declared once, as a field with its help.
+"""Command-line options made from frozen dataclasses: an option is declared once, as a field with its help.
 
-A field's name gives the option's name, its type the values, its default the default, `metadata["help"]` the help.
-`Literal` becomes a choice, `tuple[str, ...]` a list by commas (with `metadata["many"]` a repeated option, with
-`metadata["rest"]` the words after --), `bool` a flag.
+A field's name gives the option's name, its type the values, its default the default. `Literal` becomes a choice,
+`tuple[str, ...]` a list by commas (with `many` a repeated option, with `rest` the words after --), `bool` a flag. A field
+whose type is a dataclass is a group: its fields are options of the command like any other, so configs are composed of groups
+and no option is declared twice.
 """
 
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from ..errors import ShoalError, UsageError
 
 C = TypeVar("C")
+
+
+def option(help: str, default: Any = MISSING, **limits: Any) -> Any:
+    """A dataclass field that is an option. limits: `min` of a number, `many`, `rest`. Without a default it is required."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+def group(kind: type[C]) -> C:
+    """A dataclass field that is a group of options, all of which have defaults."""
+    return field(default_factory=kind)
+
+
+def configure(config: type[C], **values: Any) -> C:
+    """The config with these options, by their flat names: `configure(EmbedConfig, input="docs/", output="vectors/")`.
+
+    Raises TypeError for a name that is no option of the config, or a required one that is missing.
+    """
+    made, rest = _compose(config, values)
+    if rest:
+        raise TypeError(f"{config.__name__} has no option {', '.join(sorted(rest))}")
+    return made
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The options of a config by their flat names: `configure(type(config), **flat(config))` is the config again."""
+    values: dict[str, Any] = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        values |= flat(value) if is_dataclass(value) else {each.name: value}
+    return values
+
+
+def _is_group(hint: Any) -> TypeGuard[type]:
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
+def _compose(config: type[C], values: dict[str, Any]) -> tuple[C, dict[str, Any]]:
+    """The config, and the values that it did not take."""
+    hints, arguments, rest = get_type_hints(config), {}, dict(values)
+    for each in fields(config):  # type: ignore[arg-type]
+        if _is_group(hints[each.name]):
+            arguments[each.name], rest = _compose(hints[each.name], rest)
+        elif each.name in rest:
+            arguments[each.name] = rest.pop(each.name)
+    return config(**arguments), rest
 
 
 class Words(click.ParamType):
@@ -39,7 +85,7 @@ def command(config: type[C], name: str, epilog: str) -> Callable[[Callable[[C], 
         def main(context: click.Context, **values: Any) -> None:
             _show_messages()
             try:
-                context.exit(run(config(**values)))
+                context.exit(run(configure(config, **values)))
             except ShoalError as error:
                 click.echo(f"error: {error}", err=True)
                 context.exit(error.exit_code)
@@ -75,10 +121,16 @@ def _show_messages() -> None:
 
 
 def _fields(config: type) -> list[tuple[Field, Any]]:
-    """Required fields first, then in order of declaration."""
-    hints = get_type_hints(config)
-    found = sorted(fields(config), key=lambda field: field.default is not MISSING)
-    return [(field, hints[field.name]) for field in found]
+    """The options of a config and of its groups: required ones first, then in order of declaration."""
+    return sorted(_declared(config), key=lambda pair: pair[0].default is not MISSING)
+
+
+def _declared(config: type) -> list[tuple[Field, Any]]:
+    hints, options = get_type_hints(config), []
+    for each in fields(config):
+        hint = hints[each.name]
+        options += _declared(hint) if _is_group(hint) else [(each, hint)]
+    return options
 
 
 def _option(field: Field, hint: Any) -> click.Parameter:

@@ -45,5 +45,11 @@ def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1])
 
 
+def as_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
+    """[n, width]: the values of a column of vectors without nulls, in their own type; a view where they lie together."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+
+
 def _flat(values: np.ndarray) -> pa.Array:
     return pa.array(np.ascontiguousarray(values).reshape(-1))

@@ -1,6 +1,7 @@
-"""Workers that do a shard from its reading to its part, and go from one stage of a job to the next.
+"""A pool of actors that do whole shards, and stay from one stage of a job to the next.
 
-Ray Data starts new processes for each of its runs: seconds, once torch is loaded.
+Ray Data starts new processes for each of its runs: seconds, once torch is loaded. Here a stage takes the actors of the stage
+before it. This module decides which actors exist; dispatch.py decides which actor gets which shard.
 """
 
 from collections import Counter
@@ -8,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from ..data.shards import Shard
 from ..storage.folder import Folder
-from .mapper import Mapper, Receipt, Whole
-from .workers import WORKER_BASE, WorkerPlan, node_memory
+from .mapper import AnyMapper, Receipt, ShardRunner
+from .nodes import node_memory
+from .workers import WORKER_BASE, WorkerPlan
 
-StageArguments = tuple[Mapper, Folder, Mapping[int, str]]  # of a stage: what is done, where to, and the parts' names
+StageArguments = tuple[AnyMapper, Folder, Mapping[int, str]]  # mapper, output, name of each shard's part
 
 
 class LoadError(Exception):
@@ -23,83 +26,103 @@ class LoadError(Exception):
 
 
 class ShardWorker:
-    """The actor. What a verb has loaded stays until a shard of another stage comes."""
+    """The actor. What a mapper has loaded stays until a shard of another stage comes."""
 
     def __init__(self) -> None:
         self.stage = -1
-        self.whole: Whole | None = None
+        self.runner: ShardRunner | None = None
 
     def node(self) -> str:
-        """Its node's id. The answer says that it is there."""
+        """Id of the node that it runs on. An answer means that the actor has started."""
         import ray
 
         return ray.get_runtime_context().get_node_id()
 
-    def do(self, stage: int, given: Sequence[Any], shard: Shard) -> Receipt:
-        """given: a reference to the stage's Given, fetched by its first shard here."""
+    def run(self, stage: int, arguments: Sequence[Any], shard: Shard) -> Receipt:
+        """Do one shard. arguments: a list with a reference to StageArguments, fetched with the stage's first shard here."""
         import ray
 
-        if self.whole is None or stage != self.stage:
-            self.whole = None  # goes before the next is loaded
+        if self.runner is None or stage != self.stage:
+            self.runner = None  # free the last stage's memory before the next one loads
             try:
-                self.whole, self.stage = Whole(*ray.get(given[0])), stage
+                self.runner, self.stage = ShardRunner(*ray.get(arguments[0])), stage
             except Exception as error:
                 raise LoadError(f"{type(error).__name__}: {error}") from error
-        return self.whole.do(shard)
+        return self.runner.run(shard)
+
+
+class State(Enum):
+    """An actor as the driver knows it; a dead one is no longer in the pool.
+
+    STARTING -> IDLE    its node is known
+    IDLE     -> BUSY    it has a shard, or two: the second waits behind the first
+    BUSY     -> IDLE    all its receipts are here
+    any      -> dead    it was stopped, it died, or it could not load
+    """
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
 
 
 @dataclass(eq=False)
 class PooledActor:
-    """A worker as the driver knows it. hired: with which call of `hire`; node: None until it answers; holds: shards given to it."""
+    """A worker of the pool. started: the reference whose answer is its node; batch: number of the `start` that made it."""
 
     actor: Any
-    answer: Any
-    hired: int
+    started: Any
+    batch: int
     node: str | None = None
-    holds: list[Shard] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        if self.node is None:
+            return State.STARTING
+        return State.BUSY if self.shards else State.IDLE
 
 
 class ActorPool:
-    """The workers of a driver, all of one shape: CPUs, GPUs, and the labels of their nodes."""
+    """The actors of a driver, all of one shape: CPUs, GPUs, and the labels of their nodes."""
 
     def __init__(self) -> None:
-        self.members: list[PooledActor] = []
+        self.actors: list[PooledActor] = []
         self.shape: tuple[Any, ...] = ()
-        self.hires = self.stillborn = 0
-        self.failed = 0  # the last hire of when the last stillborn was counted
+        self.batches = self.failed_starts = 0
+        self.last_failed_batch = 0  # `batches` at the time when the last failed start was counted
 
-    def gather(self, workers: WorkerPlan, shards: int) -> list[PooledActor]:
-        """Those that serve a stage: who is there already, and who is hired."""
-        want = min(workers.maximum, shards)
-        self.members.sort(key=lambda member: member.node is None)
+    def acquire(self, workers: WorkerPlan, shards: int) -> list[PooledActor]:
+        """The actors that serve a stage of so many shards: existing ones first, then new ones."""
+        wanted = min(workers.maximum, shards)
+        self.actors.sort(key=lambda actor: actor.state is State.STARTING)
         if shape_of(workers) == self.shape:
-            self.dismiss(self.members[workers.maximum :])
-            found = self.members[:want]
+            self.stop(self.actors[workers.maximum :])
+            existing = self.actors[:wanted]
         else:
-            found = self._lent(workers) if want == 1 else []
-        if found:
-            self.keep_beside(found)
-        return found + self.hire(want - len(found), workers)
+            existing = self._borrow(workers) if wanted == 1 else []
+        if existing:
+            self.keep_nodes_of(existing)
+        return existing + self.start(wanted - len(existing), workers)
 
-    def _lent(self, workers: WorkerPlan) -> list[PooledActor]:
-        """For a stage of one worker: one whose neighbours idle, where together they have the cores that it asks for."""
+    def _borrow(self, workers: WorkerPlan) -> list[PooledActor]:
+        """For a stage of one worker: an actor of another shape whose node has enough CPUs in the hands of idle pool actors."""
         cpus, *rest = self.shape or (0.0,)
         if rest != list(shape_of(workers)[1:]):
             return []
-        for node, number in Counter(member.node for member in self.members if member.node).items():
-            beside = (number - 1) * WORKER_BASE if workers.memory else 0
-            if number * cpus >= workers.cpus and workers.memory + beside <= node_memory(node):
-                return [next(member for member in self.members if member.node == node)]
+        for node, number in Counter(actor.node for actor in self.actors if actor.node).items():
+            memory_of_others = (number - 1) * WORKER_BASE if workers.memory else 0
+            if number * cpus >= workers.cpus and workers.memory + memory_of_others <= node_memory(node):
+                return [next(actor for actor in self.actors if actor.node == node)]
         return []
 
-    def hire(self, number: int, workers: WorkerPlan) -> list[PooledActor]:
-        """So many more, in place of all others where these are of another shape. They come when their nodes do."""
+    def start(self, number: int, workers: WorkerPlan) -> list[PooledActor]:
+        """Start actors, in place of all others where those have another shape. Ray places them when their nodes are there."""
         import ray
 
         if number <= 0:
             return []
         if shape_of(workers) != self.shape:
-            self.dismiss(self.members)
+            self.stop(self.actors)
         self.shape = shape_of(workers)
         kind: Any = ray.remote(ShardWorker).options(
             num_cpus=workers.cpus,
@@ -107,50 +130,59 @@ class ActorPool:
             label_selector=dict(workers.labels) or None,
             max_restarts=0,
         )
-        actors = [kind.remote() for _ in range(number)]
-        self.hires += 1
-        hired = [PooledActor(actor, actor.node.remote(), self.hires) for actor in actors]
-        self.members += hired
-        return hired
+        handles = [kind.remote() for _ in range(number)]
+        self.batches += 1
+        actors = [PooledActor(handle, handle.node.remote(), self.batches) for handle in handles]
+        self.actors += actors
+        return actors
 
-    def keep_beside(self, serving: Sequence[PooledActor]) -> None:
-        """Dismiss who would keep a node on which none of these is. Beside them the others cost nothing."""
-        nodes, kept = {member.node for member in serving} - {None}, set(serving)
-        self.dismiss([member for member in self.members if member not in kept and member.node not in nodes])
+    def keep_nodes_of(self, serving: Sequence[PooledActor]) -> None:
+        """Stop actors on nodes where none of `serving` runs, so that the autoscaler can remove those nodes."""
+        nodes, kept = {actor.node for actor in serving} - {None}, set(serving)
+        self.stop([actor for actor in self.actors if actor not in kept and actor.node not in nodes])
 
-    def dismiss(self, members: Sequence[PooledActor]) -> None:
-        gone = set(members)
-        self.members = [member for member in self.members if member not in gone]
-        for member in gone:
+    def stop(self, actors: Sequence[PooledActor]) -> None:
+        """End the actors' processes and forget them."""
+        stopped = set(actors)
+        self.actors = [actor for actor in self.actors if actor not in stopped]
+        for actor in stopped:
             import ray
 
-            if ray.is_initialized():  # else they are gone with it
-                ray.kill(member.actor)
+            if ray.is_initialized():  # else they have ended with it
+                ray.kill(actor.actor)
+
+    def count_failed_start(self, actor: PooledActor) -> int:
+        """Failed starts in a row, each of a later `start` than the one before: many at once may be one node's end."""
+        if actor.batch > self.last_failed_batch:
+            self.last_failed_batch = self.batches
+            self.failed_starts += 1
+        return self.failed_starts
 
 
 def shape_of(workers: WorkerPlan) -> tuple[Any, ...]:
+    """The resources that an actor asks of Ray, which the next stage must ask alike to take it over."""
     return workers.cpus, workers.gpus, dict(workers.labels)
 
 
-_kept: ContextVar[ActorPool | None] = ContextVar("crew", default=None)
+_shared: ContextVar[ActorPool | None] = ContextVar("actor_pool", default=None)
 
 
 @contextmanager
 def shared_pool() -> Iterator[ActorPool]:
-    """Stages within it have their workers in common; without it each has its own."""
-    if crew := _kept.get():
-        yield crew
+    """One pool for all stages inside the block; without it each stage has its own."""
+    if pool := _shared.get():
+        yield pool
         return
-    crew = ActorPool()
-    token = _kept.set(crew)
+    pool = ActorPool()
+    token = _shared.set(pool)
     try:
-        yield crew
+        yield pool
     finally:
-        crew.dismiss(crew.members)
-        _kept.reset(token)
+        pool.stop(pool.actors)
+        _shared.reset(token)
 
 
 def release_shared_pool() -> None:
-    """Before others need the CPUs: whoever is kept for a next stage goes."""
-    if crew := _kept.get():
-        crew.dismiss(crew.members)
+    """Stop the shared pool's actors before another executor needs their CPUs."""
+    if pool := _shared.get():
+        pool.stop(pool.actors)

@@ -1,162 +1,169 @@
-"""A stage's shards, each given to whoever of a crew is free, until all have a receipt.
+"""The executor on the actor pool, for fused mappers: each shard goes to an actor that is free, until all have a receipt.
 
-For verbs with nothing to overlap (Direct), which need none of what Ray Data does between steps. A worker that dies gives its shards
-back and another is hired in its place, so that no shard waits for a node that may never come again.
+An actor that dies gives its shards back and another is started in its place, so that no shard waits for a node that may never
+come again. A shard that was in flight when actors died is tried alone, and left for the next round after MAX_ACTOR_DEATHS.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from ..data.shards import Shard
 from ..errors import RunError
-from .actor_pool import ActorPool, LoadError, PooledActor, StageArguments, shape_of, shared_pool
-from .mapper import Receipt
+from ..storage.folder import Folder
+from .actor_pool import ActorPool, LoadError, PooledActor, StageArguments, State, shape_of, shared_pool
+from .mapper import AnyMapper, Receipt
 from .workers import WorkerPlan
 
-MAX_ACTOR_DEATHS = 3  # workers a shard may see die in one round before it is left for the next
+MAX_ACTOR_DEATHS = 3  # a shard may see so many in one round
 DIED = "its process died each time"
-MAX_FAILED_STARTS = 5  # workers that cannot start, one after the other: the run ends
-IDLE_SECONDS = 30.0  # seconds that a worker idles beside the last ones at work
+MAX_FAILED_STARTS = 5  # in a row; then the run ends
+IDLE_SECONDS = 30.0  # after which idle actors are stopped while the last shards are in flight
 _stages = count()
 
 
-def dispatch(given: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
-    """A receipt of each shard, in no order. in_flight: shards that a worker has at once, one of them being done.
+def run_shards(
+    mapper: AnyMapper,
+    folder: Folder,
+    part_names: Mapping[int, str],
+    shards: Sequence[Shard],
+    workers: WorkerPlan,
+    in_flight: int,
+) -> Iterator[Receipt]:
+    """A receipt of each shard, in no order. in_flight: shards that an actor has at once; it computes one of them.
 
     Raises RunError where no worker can start, and for other errors of Ray.
     """
     import ray
 
-    with shared_pool() as crew:
+    with shared_pool() as pool:
         try:
-            shift = _Dispatcher(crew, given, shards, workers, in_flight)
+            dispatcher = _Dispatcher(pool, (mapper, folder, part_names), shards, workers, in_flight)
             try:
-                yield from shift.receipts()
+                yield from dispatcher.receipts()
             finally:
-                crew.dismiss(shift.busy())
+                pool.stop(dispatcher.busy())
         except ray.exceptions.RayError as error:
-            raise RunError(f"the workers could not run: {_last_words(error)}") from error
+            raise RunError(f"the workers could not run: {_short_message(error)}") from error
 
 
 class _Dispatcher:
-    """Shards on their way through a crew."""
+    """The shards of one stage, and the actors that serve it."""
 
     def __init__(
-        self, crew: ActorPool, given: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int
+        self, pool: ActorPool, arguments: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int
     ) -> None:
         import ray
 
-        self.crew, self.workers, self.in_flight = crew, workers, in_flight
-        self.number, self.given = next(_stages), [ray.put(given)]  # in a list Ray does not fetch it for each call
+        self.pool, self.workers, self.in_flight = pool, workers, in_flight
+        self.stage, self.arguments = (
+            next(_stages),
+            [ray.put(arguments)],
+        )  # in a list Ray does not fetch it for each call
         self.todo, self.deaths = deque(shards), Counter[int]()
-        self.serving = crew.gather(workers, len(shards))
-        self.calls: dict[Any, tuple[PooledActor, Shard | None]] = {}
-        self._await(self.serving)
+        self.serving = pool.acquire(workers, len(shards))
+        self.calls: dict[Any, tuple[PooledActor, Shard | None]] = {}  # of a start no shard
+        self._await_starts(self.serving)
 
-    def _await(self, hired: Sequence[PooledActor]) -> None:
-        self.calls |= {member.answer: (member, None) for member in hired if member.node is None}
+    def _await_starts(self, actors: Sequence[PooledActor]) -> None:
+        self.calls |= {actor.started: (actor, None) for actor in actors if actor.state is State.STARTING}
 
     def busy(self) -> list[PooledActor]:
-        return [member for member in self.serving if member.holds]
+        return [actor for actor in self.serving if actor.shards]
 
     def receipts(self) -> Iterator[Receipt]:
+        """Hand out shards and yield receipts, until all are here."""
         import ray
 
         while self.todo or self.busy():
-            self._give()
-            self._dismiss_the_useless()
+            self._assign()
+            self._stop_unneeded()
             done, _ = ray.wait(list(self.calls), num_returns=1, timeout=IDLE_SECONDS)
             if not done:
-                self._make_room()
+                self._stop_idle()
                 continue
-            member, shard = self.calls.pop(done[0])
+            actor, shard = self.calls.pop(done[0])
             try:
-                said = ray.get(done[0])
+                answer = ray.get(done[0])
             except ray.exceptions.RayError as error:
-                yield from self._failed(member, shard, error)
+                yield from self._failed(actor, shard, error)
                 continue
             if shard is None:
-                member.node = said
+                actor.node = answer
                 continue
-            member.holds.remove(shard)
-            self.crew.stillborn = 0
-            yield said
+            actor.shards.remove(shard)
+            self.pool.failed_starts = 0
+            yield answer
 
-    def _give(self) -> None:
-        """To each a shard, and behind it another, unless these are the last, or it has seen a worker die: such ones stay alone."""
+    def _assign(self) -> None:
+        """Give each actor a shard, and another behind it. The last shards, and those that saw an actor die, stay alone."""
         for depth in range(self.in_flight):
-            for member in self.serving:
+            for actor in self.serving:
                 if not self.todo or (
                     depth and (len(self.todo) <= len(self.serving) or self.deaths[self.todo[0].number])
                 ):
                     return
-                if member.node and len(member.holds) <= depth:
+                if actor.node and len(actor.shards) <= depth:
                     shard = self.todo.popleft()
-                    member.holds.append(shard)
-                    self.calls[member.actor.do.remote(self.number, self.given, shard)] = member, shard
+                    actor.shards.append(shard)
+                    self.calls[actor.actor.run.remote(self.stage, self.arguments, shard)] = actor, shard
 
-    def _dismiss_the_useless(self) -> None:
-        """Of those that are to come more than there are shards; at the end who would keep a node on which nothing is done."""
-        coming = [member for member in self.serving if not member.node]
-        self.crew.dismiss(coming[len(self.todo) :])
+    def _stop_unneeded(self) -> None:
+        """Stop starting actors when there are more of them than shards left, and at the end idle ones on nodes without a busy one."""
+        starting = [actor for actor in self.serving if actor.state is State.STARTING]
+        self.pool.stop(starting[len(self.todo) :])
         if not self.todo:
-            self.crew.keep_beside(self.busy())
-        self._forget_the_gone()
+            self.pool.keep_nodes_of(self.busy())
+        self._forget_stopped()
 
-    def _make_room(self) -> None:
-        """Who has idled so long makes room for others, unless its cores are lent."""
-        if not self.todo and shape_of(self.workers) == self.crew.shape:
-            self.crew.dismiss([member for member in self.crew.members if not member.holds])
+    def _stop_idle(self) -> None:
+        """Stop actors that were idle for IDLE_SECONDS, unless a borrowed actor is using their CPUs."""
+        if not self.todo and shape_of(self.workers) == self.pool.shape:
+            self.pool.stop([actor for actor in self.pool.actors if not actor.shards])
 
-    def _forget_the_gone(self) -> None:
-        there = set(self.crew.members)
-        self.serving = [member for member in self.serving if member in there]
-        self.calls = {call: about for call, about in self.calls.items() if about[0] in there}
+    def _forget_stopped(self) -> None:
+        alive = set(self.pool.actors)
+        self.serving = [actor for actor in self.serving if actor in alive]
+        self.calls = {call: about for call, about in self.calls.items() if about[0] in alive}
 
-    def _failed(self, member: PooledActor, shard: Shard | None, error: Exception) -> Iterator[Receipt]:
-        """What has befallen a call: nothing that the worker had not outlived, or all shards that it held."""
+    def _failed(self, actor: PooledActor, shard: Shard | None, error: Exception) -> Iterator[Receipt]:
+        """Handle a failed call. An error that the actor survived fails its shard; a lost actor gives all its shards back."""
         from ray.exceptions import RayTaskError
 
-        unable = shard is None or isinstance(getattr(error, "cause", None), LoadError)
-        if shard and isinstance(error, RayTaskError) and not unable:
-            member.holds.remove(shard)
-            yield Receipt(shard.number, failure=_last_words(error))
+        cannot_load = shard is None or isinstance(getattr(error, "cause", None), LoadError)
+        if shard and isinstance(error, RayTaskError) and not cannot_load:
+            actor.shards.remove(shard)
+            yield Receipt(shard.number, failure=_short_message(error))
             return
-        if unable:
-            self._count_unable(member, error)
-        yield from self._given_back(member.holds, error, died=not unable)
-        member.holds = []
-        # Were its node lost, the others on it, that idle, would each cost a shard a death.
-        beside = [each for each in self.crew.members if each.node == member.node and not each.holds]
-        self.crew.dismiss([member, *(beside if member.node else [])])
-        self._forget_the_gone()
-        want = min(self.workers.maximum, len(self.todo) + len(self.busy()))
-        hired = self.crew.hire(want - len(self.serving), self.workers)
-        self.serving += hired
-        self._await(hired)
+        if cannot_load and self.pool.count_failed_start(actor) >= MAX_FAILED_STARTS:
+            raise RunError(f"the workers could not run: {_short_message(error)}") from error
+        yield from self._give_back(actor.shards, error, died=not cannot_load)
+        actor.shards = []
+        self._replace(actor)
 
-    def _count_unable(self, member: PooledActor, error: Exception) -> None:
-        """Raises RunError after so many, each hired after the last had failed: many at once may be one node's end."""
-        if member.hired > self.crew.failed:
-            self.crew.failed = self.crew.hires
-            self.crew.stillborn += 1
-        if self.crew.stillborn >= MAX_FAILED_STARTS:
-            raise RunError(f"the workers could not run: {_last_words(error)}") from error
+    def _replace(self, actor: PooledActor) -> None:
+        """Stop a lost actor, and the idle ones of its node: were the node lost, each would cost a shard a death. Start others."""
+        idle_beside = [each for each in self.pool.actors if each.node == actor.node and not each.shards]
+        self.pool.stop([actor, *(idle_beside if actor.node else [])])
+        self._forget_stopped()
+        wanted = min(self.workers.maximum, len(self.todo) + len(self.busy()))
+        started = self.pool.start(wanted - len(self.serving), self.workers)
+        self.serving += started
+        self._await_starts(started)
 
-    def _given_back(self, shards: Sequence[Shard], error: Exception, died: bool) -> Iterator[Receipt]:
-        """A lost worker's shards, to be done last; a receipt of those that lost too many."""
+    def _give_back(self, shards: Sequence[Shard], error: Exception, died: bool) -> Iterator[Receipt]:
+        """Queue a lost actor's shards last; a receipt of those that saw too many actors die."""
         for shard in shards:
             self.deaths[shard.number] += died
             if self.deaths[shard.number] > MAX_ACTOR_DEATHS:
-                yield Receipt(shard.number, failure=f"{DIED} (Ray's last error: {_last_words(error)})")
+                yield Receipt(shard.number, failure=f"{DIED} (Ray's last error: {_short_message(error)})")
             else:
                 self.todo.append(shard)
 
 
-def _last_words(error: Exception) -> str:
-    """What an error of Ray says in a line: of a call that raised, the first of its cause; of a worker that is gone, the last."""
+def _short_message(error: Exception) -> str:
+    """One line of an error of Ray: the first line of a call's cause, or the last line where the actor was lost."""
     cause = getattr(error, "cause", None)
     lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
     name = "" if isinstance(cause, LoadError) else f"{type(cause or error).__name__}: "

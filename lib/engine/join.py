@@ -1,4 +1,4 @@
-"""The verbs that deal tables into buckets and join them there; see shuffle. Their work is in the workers, on CPUs."""
+"""Mappers that partition tables by a key and join them bucket by bucket: see shuffle.py. Their work is in the workers, on CPUs."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from ..data.reader import read_rows
 from ..data.shards import Shard, of_source
 from ..data.texts import as_text, compose
-from .mapper import FusedMapper, Tables
+from .mapper import FusedMapper, Result
 from .shuffle import KEY, REASON, TEXT, attach, partition
 
 
 @dataclass(frozen=True)
 class PartitionMapper(FusedMapper):
-    """A table's rows, dealt by a column: KEY, REASON, and the carried columns; with a template also TEXT."""
+    """A table's rows, partitioned by a column: KEY, REASON, and the carried columns; with a template also TEXT."""
 
     key: str
     carried: tuple[str, ...]
@@ -26,17 +26,14 @@ class PartitionMapper(FusedMapper):
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
+    def load(self) -> Callable[[Shard], Result]:
+        return self._partition
+
+    def _partition(self, shard: Shard) -> Result:
         began = time.perf_counter()
         names = dict.fromkeys([self.key, *self.carried, *(name for _, name in self.template if name)])
-        rows = read_rows(shard, list(names), self.columns, self.storage)
-        return {"rows": rows}, {"read": time.perf_counter() - began}
-
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
-
-    def _work(self, bundle: Tables) -> Tables:
-        table = bundle["rows"]
+        table = read_rows(shard, list(names), self.columns, self.storage)
+        seconds = {"read": time.perf_counter() - began}
         keys, broken = as_key(table[self.key])
         absent = pc.if_else(pc.is_null(keys), f"null {self.key}", pa.scalar(None, pa.string()))
         data: dict[str, Any] = {KEY: keys}
@@ -46,39 +43,32 @@ class PartitionMapper(FusedMapper):
             reasons.append(unfit)
         data |= {name: table[name] for name in self.carried}
         data[REASON] = pc.coalesce(*reasons)
-        return {"rows": partition(pa.table(data), self.buckets)}
-
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        return _counted(bundle["rows"], bundle["rows"].num_rows)
+        return _partitioned(pa.table(data), self.buckets, table.num_rows, seconds)
 
 
 @dataclass(frozen=True)
 class JoinMapper(FusedMapper):
-    """Buckets of the sources `left` and `right`: left rows with the text of their key, dealt again by another column."""
+    """Buckets of the sources `left` and `right`: left rows with the text of their key, partitioned again by another column."""
 
     left: str
     right: str
     name: str  # of the new column
-    key: str  # dealt by next
+    key: str  # column of the next partitioning
     buckets: int
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
+    def load(self) -> Callable[[Shard], Result]:
+        return self._join
+
+    def _join(self, shard: Shard) -> Result:
         began = time.perf_counter()
         left, right = read_sources(shard, self.left, self.right, self.columns, self.storage)
-        return {"left": left, "right": right}, {"read": time.perf_counter() - began}
-
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
-
-    def _work(self, bundle: Tables) -> Tables:
-        joined = attach(bundle["left"], bundle["right"], self.name)
+        seconds = {"read": time.perf_counter() - began}
+        joined = attach(left, right, self.name)
         keys, _ = as_key(joined[self.key])
-        return {"rows": partition(joined.set_column(joined.schema.get_field_index(KEY), KEY, keys), self.buckets)}
-
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        return _counted(bundle["rows"], shard.rows)
+        joined = joined.set_column(joined.schema.get_field_index(KEY), KEY, keys)
+        return _partitioned(joined, self.buckets, shard.rows, seconds)
 
 
 def read_sources(
@@ -91,9 +81,9 @@ def read_sources(
     others = [name for name in columns.names if name != TEXT]
     tables = []
     for source, names in ((left, others), (right, [KEY, TEXT, REASON])):
-        mine = of_source(shard, source)
-        table = read_rows(mine, names, columns, storage)
-        if table["_error"].null_count < table.num_rows or table.num_rows != mine.rows:
+        own = of_source(shard, source)
+        table = read_rows(own, names, columns, storage)
+        if table["_error"].null_count < table.num_rows or table.num_rows != own.rows:
             raise RuntimeError(f"parts of {source} cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
         tables.append(table.drop_columns(["_source", "_error"]))
     return tables[0], tables[1]
@@ -109,6 +99,7 @@ def as_key(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     return as_text(column)
 
 
-def _counted(rows: pa.Table, source_rows: int) -> tuple[pa.Table, dict[str, int]]:
-    errors = rows.num_rows - rows[REASON].null_count
-    return rows, {"rows": rows.num_rows, "source_rows": source_rows, "errors": errors}
+def _partitioned(table: pa.Table, buckets: int, source_rows: int, seconds: Mapping[str, float]) -> Result:
+    table, groups = partition(table, buckets)
+    errors = table.num_rows - table[REASON].null_count
+    return Result(table, {"source_rows": source_rows, "errors": errors}, groups=groups, seconds=seconds)

@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from socket import gethostname
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +21,8 @@ RUN, MANIFEST = "_run.json", "_manifest.parquet"
 NUMBERS = ("rows", "source_rows", "errors", "truncated", "tokens")  # counted in every part and summed in the report
 FOOTER_THREADS = 32  # one request in flight each
 ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
-GROUPS = b"shoal.groups"  # in a table's metadata: the rows of each of its row groups, as a JSON list; 0 for none
+SEAL, FACTS = b"shoal.part", b"shoal.facts"  # keys in a part's footer, each with JSON
+NOTHING: Mapping[str, Any] = {}
 MANIFEST_SCHEMA = pa.schema(
     [("shard", pa.int64()), ("part", pa.string()), ("bytes", pa.int64()), ("data_bytes", pa.int64())]
     + [("sha256", pa.string())]
@@ -43,28 +46,37 @@ class Part:
     tokens: int
 
 
-def publish_part(folder: Folder, name: str, shard: int, table: pa.Table, numbers: Mapping[str, int]) -> Part:
-    """Write `table` as one Parquet object in one step; numbers and checksum stand in its footer. Raises StorageError.
+def publish_part(
+    folder: Folder,
+    name: str,
+    shard: int,
+    table: pa.Table,
+    numbers: Mapping[str, int],
+    facts: Mapping[str, Any] = NOTHING,
+    groups: Sequence[int] | None = None,
+) -> Part:
+    """Write `table` as one Parquet object in one step; numbers, facts and checksum stand in its footer. Raises StorageError.
 
-    With GROUPS in its metadata each group is one row group.
+    groups: rows of each row group, which are kept among the facts; without them a row group has ROW_GROUP rows.
     """
     if folder.is_local and not folder.exists(RUN):
         raise StorageError(
             f"{folder.url} on the node {gethostname()} is not the folder of this run. Workers on several nodes need an "
             "--output on a shared file system, or in an object store"
         )
+    if groups is not None:
+        facts = {**facts, "groups": [int(rows) for rows in groups]}
     sink = io.BytesIO()
-    noise = [f.name for f in table.schema if _is_vector(f.type)]
-    compression = {leaf: "NONE" if leaf.split(".")[0] in noise else "ZSTD" for leaf in _leaves(table.schema)}
+    vectors = [f.name for f in table.schema if _is_vector(f.type)]
+    compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    grouped = GROUPS in (table.schema.metadata or {})
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
-        for group in _groups(table):
-            writer.write_table(group, row_group_size=max(1, group.num_rows) if grouped else ROW_GROUP)
-        with sink.getbuffer() as data:  # every column chunk is there; what close adds is the footer
+        for group in _row_groups(table, groups):
+            writer.write_table(group, row_group_size=ROW_GROUP if groups is None else max(1, group.num_rows))
+        with sink.getbuffer() as data:  # every column chunk is there; closing adds the footer
             data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
         seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}
-        writer.add_key_value_metadata({"shoal.part": json.dumps(seal)})
+        writer.add_key_value_metadata({SEAL: json.dumps(seal)} | ({FACTS: json.dumps(facts)} if facts else {}))
     with sink.getbuffer() as data:
         folder.publish(name, data)
         return Part(shard, name, len(data), data_bytes, digest, **{n: numbers.get(n, 0) for n in NUMBERS})
@@ -83,14 +95,25 @@ def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
     folder.publish(MANIFEST, parquet_bytes(pa.Table.from_pylist([vars(part) for part in parts], MANIFEST_SCHEMA)))
 
 
-def groups_of(schema: pa.Schema) -> np.ndarray:
-    """Rows of each group that a part was published with, int64."""
-    return np.array(json.loads((schema.metadata or {})[GROUPS]), dtype=np.int64)
+def read_facts(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The facts that each part was published with, by parallel reads of the footers."""
+    return [facts for _, facts in read_schemas(folder, parts)]
+
+
+def read_schemas(folder: Folder, parts: Sequence[Part]) -> list[tuple[pa.Schema, dict[str, Any]]]:
+    """Columns and facts of each part."""
+
+    def read(part: Part) -> tuple[pa.Schema, dict[str, Any]]:
+        with folder.open(part.part) as file, pq.ParquetFile(file) as parquet:
+            return parquet.schema_arrow, json.loads(parquet.metadata.metadata.get(FACTS, b"{}"))
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(read, parts))
 
 
 def read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
     with folder.open(name) as file, pq.ParquetFile(file) as parquet:
-        seal = json.loads(parquet.metadata.metadata[b"shoal.part"])
+        seal = json.loads(parquet.metadata.metadata[SEAL])
         rows = parquet.metadata.num_rows
     if rows != seal["rows"]:
         raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
@@ -102,12 +125,12 @@ def _is_vector(type: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(type) or pa.types.is_fixed_size_binary(type)
 
 
-def _groups(table: pa.Table) -> Iterator[pa.Table]:
-    """The table in the pieces that its metadata asks for, else as a whole."""
-    if GROUPS not in (table.schema.metadata or {}):
+def _row_groups(table: pa.Table, groups: Sequence[int] | None) -> Iterator[pa.Table]:
+    """The table, cut where row groups are asked for. Empty groups are left out."""
+    if groups is None:
         yield table
         return
-    for start, stop in pairwise(np.concatenate([[0], np.cumsum(groups_of(table.schema))]).tolist()):
+    for start, stop in pairwise(np.concatenate([[0], np.cumsum(groups)]).astype(np.int64).tolist()):
         if stop > start:
             yield table.slice(start, stop - start)
 

@@ -1,16 +1,20 @@
-"""Which workers a run has: what each takes of its node, how many, and what no node can give, refused.
+"""Workers of a run: the resources of each, how many there are, and a refusal of what no node can give.
 
-Ray Data waits for ever, without a word, when no node has room for an actor or a task; so everything is held against
-the nodes here, before anything is asked of Ray. Where an autoscaler runs, the nodes are those that it will start, of which Ray
-tells nobody: there the user says what a worker takes, and how many there may be.
+Ray Data waits for ever, without a word, when no node has room for an actor or a task; so everything is compared
+with the nodes here, before any request to Ray. Where an autoscaler runs, the nodes are those that it will start, which Ray
+does not describe: there the command must give the size of a worker, and the largest number of workers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any
+from functools import cached_property
+from os import cpu_count
+from typing import Literal
 
+from ..cli.options import option
 from ..errors import RunError, UsageError
+from .cluster import connect
+from .nodes import check_labels, cluster_grows, describe_nodes, live_nodes, parse_labels
 
 # A worker on CPUs asks for a little less than its cores, so that the processes that read and write, which mostly wait,
 # always find room, were every other node lost: without it Ray Data hangs on a full cluster.
@@ -19,41 +23,42 @@ TASK_CPUS_BESIDE_CPU_WORKERS = 0.001
 TASK_CPUS_BESIDE_GPU_WORKERS = 1.0
 WEIGHTS_FACTOR = 1.6  # memory of a loaded worker over its weights: activations, torch itself, one shard
 WORKER_BASE = 1.5 * 2**30  # bytes; interpreter, torch and buffers
-EVERYWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuWorkerOptions:
-    """How many workers on CPUs, and what each takes."""
+    """The number and size of workers on CPUs."""
 
-    max_workers: int | None = field(
-        default=None, metadata={"help": "Workers to grow to. Default: as many as the cluster has room for.", "min": 1}
+    executor: Literal["ray", "local"] = option(
+        "ray: workers of a Ray cluster, of this machine if there is none. local: in this process, without Ray.", "ray"
     )
-    cpus_per_worker: float | None = field(
-        default=None, metadata={"help": "CPUs a worker. Default: 1; more where the model's weights need the memory."}
+    max_workers: int | None = option("Workers to grow to. Default: as many as the cluster has room for.", None, min=1)
+    cpus_per_worker: float | None = option(
+        "CPUs a worker. Default: 1; more where the model's weights need the memory.", None
     )
-    worker_label: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "Run on nodes with this Ray label only, as ray.io/accelerator-type=L4. Repeat it for more.",
-            "many": True,
-        },
+    worker_label: tuple[str, ...] = option(
+        "Run on nodes with this Ray label only, as ray.io/accelerator-type=L4. Repeat it for more.", (), many=True
     )
+
+    @property
+    def is_local(self) -> bool:
+        return self.executor == "local"
+
+    def on_cpus(self) -> "WorkerOptions":
+        """For a step without a model, on the same nodes."""
+        return WorkerOptions(
+            executor=self.executor, gpus_per_worker=0.0, max_workers=self.max_workers, worker_label=self.worker_label
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions(CpuWorkerOptions):
-    """How many workers, and what each takes."""
+    """The number and size of workers."""
 
-    min_workers: int | None = field(default=None, metadata={"help": "Workers to keep. Default: 1.", "min": 1})
-    gpus_per_worker: float | None = field(
-        default=None, metadata={"help": "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs."}
+    min_workers: int | None = option("Workers to keep. Default: 1.", None, min=1)
+    gpus_per_worker: float | None = option(
+        "GPUs a worker, 0.5 for two workers a GPU. Default: 1 where there are GPUs.", None
     )
-
-
-def beside(options: WorkerOptions) -> dict[str, Any]:
-    """Options of a step without a model, beside or before the run that `options` are of: on CPUs, on the same nodes."""
-    return {"gpus_per_worker": 0.0, "max_workers": options.max_workers, "worker_label": options.worker_label}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,12 @@ class WorkerPlan:
     task_cpus: float
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that all of it runs on
     memory: int = 0  # bytes, 0 where not counted
+    in_process: bool = False  # one worker, the driver itself
+
+    @property
+    def device(self) -> str:
+        """The torch device of a worker."""
+        return "cuda" if self.gpus else "cpu"
 
     def at_most(self, count: int) -> "WorkerPlan":
         """No more workers than there are shards."""
@@ -84,26 +95,59 @@ class WorkerPlan:
         )
 
 
+@dataclass(frozen=True)
+class WorkerRequest:
+    """The workers that a command wants, before it is known what the cluster has. weight_bytes: of the model that each loads."""
+
+    options: CpuWorkerOptions
+    weight_bytes: int = 0
+
+    @cached_property
+    def _plan(self) -> WorkerPlan:
+        if self.options.is_local:
+            return local_plan(self.options)
+        connect()
+        options = self.options if isinstance(self.options, WorkerOptions) else self.options.on_cpus()
+        return plan_workers(options, self.weight_bytes)
+
+    def resolve(self) -> WorkerPlan:
+        """Join or start the cluster, once, and decide. Raises ShoalError that says what to change."""
+        return self._plan
+
+
+def local_plan(options: CpuWorkerOptions) -> WorkerPlan:
+    """One worker in this process, with all of its CPUs, or with a GPU where there is one."""
+    threads = max(1, int(options.cpus_per_worker or cpu_count() or 1))
+    gpus = getattr(options, "gpus_per_worker", None)
+    if gpus is None:
+        import torch
+
+        gpus = float(torch.cuda.is_available())
+    return WorkerPlan(1, 1, 1, threads, cpus=threads, gpus=gpus, task_cpus=0.0, in_process=True)
+
+
+def connect_for(options: CpuWorkerOptions) -> None:
+    """Join or start the cluster that the options need: none for the local executor."""
+    if not options.is_local:
+        connect()
+
+
 def largest_node_cpus(options: CpuWorkerOptions) -> float:
-    """CPUs of the node that has most of them, of those that the options allow: what was said where none is there yet."""
-    there = max((node.get("CPU", 0) for node in _nodes(parse_labels(options.worker_label))), default=0)
-    return there or options.cpus_per_worker or 1.0
-
-
-def largest_node(labels: Mapping[str, str]) -> float | None:
-    """CPUs of the node that has most of them, where no node with the labels has a GPU: None where one has."""
-    nodes = _nodes(labels) or [{}]
-    return None if any(node.get("GPU", 0) >= 1 for node in nodes) else max(node.get("CPU", 1) for node in nodes)
+    """CPUs of the largest node that the options allow; the requested CPUs where no node is there yet."""
+    if options.is_local:
+        return float(options.cpus_per_worker or cpu_count() or 1)
+    largest = max((node.get("CPU", 0) for node in live_nodes(parse_labels(options.worker_label))), default=0)
+    return largest or options.cpus_per_worker or 1.0
 
 
 def plan_workers(options: WorkerOptions, weight_bytes: int) -> WorkerPlan:
-    """Hold what was asked against the nodes there are, or may come. Raises ShoalError saying what to change."""
+    """Compare the request with the nodes that exist, or may come. Raises ShoalError that says what to change."""
     labels = parse_labels(options.worker_label)
-    nodes, growing = _nodes(labels), _grows()
+    nodes, growing = live_nodes(labels), cluster_grows()
     if growing:
-        _refuse_unsaid(options, weight_bytes)
+        _refuse_unsized(options, weight_bytes)
     else:
-        _refuse_unknown_labels(labels, nodes)
+        check_labels(labels, nodes)
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
@@ -126,23 +170,13 @@ def _need(
     )
 
 
-def _grows() -> bool:
-    """Whether an autoscaler runs, which adds nodes for what waits."""
-    try:
-        from ray.autoscaler.v2.utils import is_autoscaler_v2
-
-        return is_autoscaler_v2(fetch_from_server=True)
-    except Exception:  # a private call, whose absence costs only that a cluster of no nodes is refused
-        return False
-
-
 def require_explicit_sizes(options: WorkerOptions, weight_bytes: int) -> None:
-    """For what decides its workers late. Raises UsageError on a cluster that grows when the command does not say their sizes."""
-    if _grows():
-        _refuse_unsaid(options, weight_bytes)
+    """Raises UsageError on a cluster that grows, when the command gives no sizes. For jobs that plan workers late."""
+    if not options.is_local and cluster_grows():
+        _refuse_unsized(options, weight_bytes)
 
 
-def _refuse_unsaid(options: WorkerOptions, weight_bytes: int) -> None:
+def _refuse_unsized(options: WorkerOptions, weight_bytes: int) -> None:
     unsized = options.gpus_per_worker == 0 and weight_bytes and not options.cpus_per_worker
     if options.gpus_per_worker is None or options.max_workers is None or unsized:
         raise UsageError(
@@ -152,35 +186,18 @@ def _refuse_unsaid(options: WorkerOptions, weight_bytes: int) -> None:
 
 
 def with_current_nodes(workers: WorkerPlan) -> WorkerPlan:
-    """With as many at first as the nodes take that are there by now."""
+    """The plan with more initial workers, where nodes have joined since it was made."""
     need = WorkerResources(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, workers.memory)
-    places = sum(map(need.places, _nodes(workers.labels)))
+    places = sum(map(need.places, live_nodes(workers.labels)))
     return replace(workers, initial=max(workers.initial, min(workers.maximum, places)))
-
-
-def parse_labels(words: Iterable[str]) -> dict[str, str]:
-    """`key=value` words, of which a value may be what Ray's label selectors take: `!spot`, `in(L4,A10G)`. Raises UsageError."""
-    pairs = [word.partition("=") for word in words]
-    for key, _, value in pairs:
-        if not key or not value:
-            raise UsageError(f"--worker-label {key!r} is not KEY=VALUE, as in ray.io/accelerator-type=L4")
-    if len({key for key, *_ in pairs}) < len(pairs):
-        raise UsageError("--worker-label names a label twice. Write its values as in(L4,A10G)")
-    return {key: value for key, _, value in pairs}
-
-
-def _has(labels: Mapping[str, str], key: str, wanted: str) -> bool:
-    value = wanted.removeprefix("!")
-    values = [one.strip() for one in value[3:-1].split(",")] if value.startswith("in(") else [value]
-    return (labels.get(key) in values) != wanted.startswith("!")
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What a worker takes of its node, and a reading or writing task beside it. memory: bytes, 0 where not counted."""
+    """Resources of a worker, and of a reading or writing task beside it. memory: bytes, 0 where not counted."""
 
-    cores: float  # that it computes with
-    cpus: float  # that it asks of Ray
+    cores: float  # it computes with so many
+    cpus: float  # it requests so many of Ray
     task_cpus: float
     gpus: float
     memory: int
@@ -196,7 +213,7 @@ class WorkerResources:
 
 
 def _pool(options: WorkerOptions, places: int) -> tuple[int, int, int]:
-    """Workers at least, at first and at most, where the nodes have room for `places`."""
+    """Minimum, initial and maximum workers, where the nodes have room for `places`."""
     minimum = options.min_workers or 1
     maximum = options.max_workers or max(places, minimum)
     if minimum > maximum:
@@ -217,49 +234,22 @@ def worker_memory(weight_bytes: int) -> int:
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
 
 
-def node_memory(node: str) -> float:
-    """Bytes that a node has for workers; without end where Ray does not tell."""
-    import ray
-
-    return next((each["Resources"].get("memory", inf) for each in ray.nodes() if each["NodeID"] == node), inf)
-
-
-def _nodes(labels: Mapping[str, str] = EVERYWHERE) -> Sequence[Mapping[str, float]]:
-    """Resources of each live node with these labels."""
-    import ray
-
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [node["Resources"] for node in alive if all(_has(node["Labels"], *label) for label in labels.items())]
-
-
-def _refuse_unknown_labels(labels: Mapping[str, str], nodes: Sequence[Mapping[str, float]]) -> None:
-    if labels and not nodes:
-        import ray
-
-        there = sorted({f"{k}={v}" for node in ray.nodes() for k, v in node["Labels"].items() if k != "ray.io/node-id"})
-        asked = " ".join(f"{key}={value}" for key, value in labels.items())
-        raise RunError(f"no node has the labels {asked}. There are {', '.join(there) or 'none'}: choose from these")
-
-
-def _refuse_unfit(need: WorkerResources, least: int, nodes: Sequence[Mapping[str, float]]) -> None:
-    """At least one worker, and `least` of them, must fit the nodes, with room beside each for a task."""
-    there = "; ".join(sorted({_describe(node) for node in nodes}))
+def _refuse_unfit(need: WorkerResources, minimum: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises RunError unless one worker, and `minimum` of them, fit the nodes, with room beside each for a task."""
+    kinds = describe_nodes(nodes)
     places = sum(map(need.places, nodes))
     if places == 0 and any(replace(need, memory=0).places(node) for node in nodes):
         raise RunError(
-            f"a worker needs about {need.memory / 2**30:.1f} GiB, and no node has as much for tasks ({there}). Choose a "
+            f"a worker needs about {need.memory / 2**30:.1f} GiB, and no node has as much for tasks ({kinds}). Choose a "
             "smaller model or larger nodes"
         )
     if places == 0:
-        asked = f"{need.gpus:g} GPU and {need.cpus:g} CPU" if need.gpus else f"{need.cpus:g} CPU"
+        wanted = f"{need.gpus:g} GPU and {need.cpus:g} CPU" if need.gpus else f"{need.cpus:g} CPU"
         raise RunError(
-            f"no node has {asked} for a worker and {need.task_cpus:g} CPU for a task beside it. Nodes: {there}. "
+            f"no node has {wanted} for a worker and {need.task_cpus:g} CPU for a task beside it. Nodes: {kinds}. "
             "Lower --cpus-per-worker or --gpus-per-worker, or add nodes"
         )
-    if least > places:
-        raise RunError(f"--min-workers {least}, but the nodes have room for {places} ({there}). Lower it, or add nodes")
-
-
-def _describe(node: Mapping[str, Any]) -> str:
-    gpu = f", {node['GPU']:g} GPU" if node.get("GPU") else ""
-    return f"{node.get('CPU', 0):g} CPU{gpu}, {node.get('memory', 0) / 2**30:.1f} GiB"
+    if minimum > places:
+        raise RunError(
+            f"--min-workers {minimum}, but the nodes have room for {places} ({kinds}). Lower it, or add nodes"
+        )

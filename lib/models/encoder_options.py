@@ -36,6 +36,9 @@ class EncoderOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Arithmetic. auto: bfloat16 where the chip has it."}
     )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
+    )
     pooling: Pooling | None = field(default=None, metadata={"help": "Pooling. Default: the model's, else mean."})
 
 

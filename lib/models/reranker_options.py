@@ -34,6 +34,9 @@ class RerankerOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Arithmetic. auto: bfloat16 where the chip has it."}
     )
+    token_budget: int | None = field(
+        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
+    )
     activation: Activation | None = field(
         default=None, metadata={"help": "What becomes of the raw score. Default: the recipe's, else the model's."}
     )

@@ -1,10 +1,9 @@
 """Candidates become pairs: ids of queries and passages get their texts, however large the corpus is.
 
-Four maps over shards in `OUTPUT/_join`, each resumable: passages and candidates are dealt by passage id and joined; what
-comes of it and the queries are dealt by query id, so that a bucket holds whole queries, ready to be scored.
+Four maps over shards in `OUTPUT/_stages/join-KEY`, each resumable: passages and candidates are partitioned by passage id and
+joined; the joined rows and the queries are partitioned by query id, so that a bucket holds whole queries, ready to be scored.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,32 +17,32 @@ from ..data.shards import Shard, cut_shards, sample_shards
 from ..data.texts import compose, parse_template
 from ..engine.actor_pool import shared_pool
 from ..engine.executor import Outcome
-from ..engine.job import Job, RunOptions, carry_out, carry_out_planned, require_complete
+from ..engine.job import Job, require_complete, run_job, stage_folder
 from ..engine.join import JoinMapper, PartitionMapper
+from ..engine.planner import CorpusPlanner, FixedPlanner
 from ..engine.run import Run
-from ..engine.shuffle import KEY, MOST_RANGES, REASON, bucket_plan, piece_bytes
-from ..engine.workers import WorkerPlan, beside
+from ..engine.shuffle import KEY, MAX_RANGES, REASON, bucket_plan, partition_bytes
+from ..engine.workers import WorkerPlan, WorkerRequest
 from ..errors import InputError, RunError
-from ..storage.filesystem import absolute, parse_options
 from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
-from .mapper import RerankConfig
+from .config import RerankConfig
 
 CANDIDATES, PASSAGES, PAIRS, QUERIES = "candidates", "passages", "pairs", "queries"
-LEAST_PAIRS, MOST_PAIRS = 1000, 50_000  # a bucket of queries, in the end a shard of the scoring
+MIN_PAIRS, MAX_PAIRS = 1000, 50_000  # a bucket of queries, in the end a shard of the scoring
 PAIR_BUCKETS = 64  # where the pairs are enough, so that all workers have some to the end
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
-MOST_ROWS = 1_000_000  # a shard that is dealt: ids are short, and are held as Python strings
+MAX_ROWS = 1_000_000  # a shard that is partitioned: ids are short, and are Python strings in memory
 ID_NAMES = ("_id", "id")
 Template = tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """An input: its options, the column it is dealt by, what becomes its text, what is carried; and its measures."""
+    """An input of the join. key: the column of its ids; template: its text, empty for candidates; carried: columns kept."""
 
     name: str
-    options: RunOptions
+    options: CorpusOptions
     key: str
     template: Template
     carried: tuple[str, ...]
@@ -56,47 +55,44 @@ class Table:
 
 def settings(config: RerankConfig) -> dict[str, Any]:
     """What fixes the joined pairs: the three inputs, by their files' names, sizes and tags, and their columns."""
-    storage = parse_options(config.storage_option)
-    names = (
-        "query_column",
-        "text_column",
-        "text_template",
-        "query_id_column",
-        "passage_id_column",
-        "corpus_id_column",
-        "limit",
-    )
-    found: dict[str, Any] = {name: getattr(config, name) for name in names}
-    found["carried"] = list(config.keep_columns)
-    for name, url in {CANDIDATES: config.input, PASSAGES: config.corpus, QUERIES: config.queries}.items():
-        files = list_files(CorpusOptions(input=str(url)), storage)
-        found[f"{name} files"] = fingerprint(files, digits=16)
-    return found
+    pairs, candidates, storage = config.pairs, config.candidates, config.run.storage.fsspec
+    fixed: dict[str, Any] = {
+        "query_column": pairs.query_column,
+        "text_column": pairs.text_column,
+        "text_template": pairs.text_template,
+        "query_id_column": candidates.query_id_column,
+        "passage_id_column": candidates.passage_id_column,
+        "corpus_id_column": candidates.corpus_id_column,
+        "limit": pairs.limit,
+        "carried": list(pairs.keep_columns),
+    }
+    for name, url in {CANDIDATES: pairs.input, PASSAGES: candidates.corpus, QUERIES: candidates.queries}.items():
+        fixed[f"{name} files"] = fingerprint(list_files(CorpusOptions(input=str(url)), storage), digits=16)
+    return fixed
 
 
 @shared_pool()
 def join(config: RerankConfig) -> tuple[pa.Table, pa.Schema]:
-    """Do the join, or what is left of it. The plan of its buckets and their columns, for the scoring.
+    """Do the join, or the rest of it. The plan of its buckets and their columns, for the scoring.
 
-    Raises InputError for a table without the columns it needs, RunError for a join of other inputs in the same place.
+    Raises InputError for a table without the columns it needs, RunError for a join with shards that failed.
     """
     tables = _tables(config)
     buckets = _buckets(config, tables)
-    _deal(tables[PASSAGES], buckets[PASSAGES])
-    candidates = _deal(tables[CANDIDATES], buckets[PASSAGES])
-    pairs = _join(config, buckets[QUERIES])
-    _deal(tables[QUERIES], buckets[QUERIES])
-    wanted, made = (sum(part.rows for part in outcome.parts) for outcome in (candidates, pairs))
-    if wanted != made:
-        raise RunError(
-            f"{wanted:,} candidates became {made:,} pairs in {config.output}/_join. Delete it and start again"
-        )
-    return bucket_plan({name: _folder(config, name) for name in (PAIRS, QUERIES)})
+    place = stage_folder(config.run.folder, "join", settings(config), buckets)
+    _partition(config, tables[PASSAGES], place, buckets[PASSAGES])
+    candidates = _partition(config, tables[CANDIDATES], place, buckets[PASSAGES])
+    pairs = _join(config, place, buckets[QUERIES])
+    _partition(config, tables[QUERIES], place, buckets[QUERIES])
+    rows_in, rows_out = (sum(part.rows for part in outcome.parts) for outcome in (candidates, pairs))
+    if rows_in != rows_out:
+        raise RunError(f"{rows_in:,} candidates became {rows_out:,} pairs in {place.url}. Delete it and start again")
+    return bucket_plan({name: place.below(name) for name in (PAIRS, QUERIES)})
 
 
 @dataclass(frozen=True)
 class SampledPairs:
-    """Candidates with texts that are like theirs: as many queries as they have, passages in the order of the corpus."""
+    """A source of candidates with texts that are like theirs: as many queries as they have, passages in the order of the corpus."""
 
     corpus: Corpus
     query_id: str
@@ -115,19 +111,25 @@ class SampledPairs:
 
 
 def sample(config: RerankConfig) -> SampledPairs:
-    """For an estimate, before anything is joined. Raises InputError as `join` does, or where a table has no text."""
-    tables, storage = _tables(config), parse_options(config.storage_option)
+    """Pairs for a dry run, before anything is joined. Raises InputError as `join` does, or where a table has no text."""
+    tables, storage = _tables(config), config.run.storage.fsspec
     texts = {}
     for table in (tables[QUERIES], tables[PASSAGES]):
         columns = [name for _, name in table.template if name]
         shards = sample_shards(cut_shards(table.corpus, _sample_rows(table)), SAMPLE_SHARDS, SAMPLE_ROWS)
-        found = (
+        arrays = (
             compose(read_rows(shard, columns, table.corpus.schema, storage), table.template)[0] for shard in shards
         )
-        texts[table.name] = [text for array in found for text in array.to_pylist() if text]
+        texts[table.name] = [text for array in arrays for text in array.to_pylist() if text]
         if not texts[table.name]:
             raise InputError(f"no text among the first {table.name} of {table.options.input}")
-    return SampledPairs(tables[CANDIDATES].corpus, config.query_id_column, texts, storage)
+    return SampledPairs(tables[CANDIDATES].corpus, config.candidates.query_id_column, texts, storage)
+
+
+def planner_of(config: RerankConfig, weight_bytes: int) -> CorpusPlanner:
+    """The candidates in shards of the scoring, for a dry run."""
+    options, workers = _tables(config)[CANDIDATES].options, WorkerRequest(config.workers, weight_bytes)
+    return CorpusPlanner(options, config.run.storage.fsspec, lambda corpus, count: MAX_PAIRS, workers)
 
 
 def _sample_rows(table: Table) -> int:
@@ -136,17 +138,16 @@ def _sample_rows(table: Table) -> int:
 
 
 def _tables(config: RerankConfig) -> dict[str, Table]:
-    passage_text = config.text_template or f"{{{config.text_column or 'text'}}}"
-    query_text = f"{{{config.query_column or 'text'}}}"
-    query_id, passage_id = config.query_id_column, config.passage_id_column
-    carried = tuple(dict.fromkeys([query_id, passage_id, *config.keep_columns]))
-    ids = [config.corpus_id_column] if config.corpus_id_column else [passage_id, *ID_NAMES]
-    passages = _table(config, PASSAGES, str(config.corpus), ids, passage_text)
-    queries = _table(config, QUERIES, str(config.queries), [query_id, *ID_NAMES], query_text)
+    pairs, candidates = config.pairs, config.candidates
+    passage_text = pairs.text_template or f"{{{pairs.text_column or 'text'}}}"
+    query_text = f"{{{pairs.query_column or 'text'}}}"
+    query_id, passage_id = candidates.query_id_column, candidates.passage_id_column
+    carried = tuple(dict.fromkeys([query_id, passage_id, *pairs.keep_columns]))
+    ids = [candidates.corpus_id_column] if candidates.corpus_id_column else [passage_id, *ID_NAMES]
     return {
-        PASSAGES: passages,
-        QUERIES: queries,
-        CANDIDATES: _table(config, CANDIDATES, config.input, [passage_id], None, carried),
+        PASSAGES: _table(config, PASSAGES, str(candidates.corpus), ids, passage_text),
+        QUERIES: _table(config, QUERIES, str(candidates.queries), [query_id, *ID_NAMES], query_text),
+        CANDIDATES: _table(config, CANDIDATES, pairs.input, [passage_id], None, carried),
     }
 
 
@@ -154,77 +155,61 @@ def _table(
     config: RerankConfig, name: str, url: str, keys: list[str], text: str | None, carried: tuple[str, ...] = ()
 ) -> Table:
     """Measure one input. keys: names that the column of its ids may have, the likeliest first."""
-    options = RunOptions(
+    options = CorpusOptions(
         input=url,
-        output=f"{config.output.rstrip('/')}/_join/{name}",
         text_template=text or f"{{{keys[0]}}}",
         keep_columns=carried,
-        limit=None if text else config.limit,
-        storage_option=config.storage_option,
-        **beside(config),
+        limit=None if text else config.pairs.limit,
     )
-    storage = parse_options(config.storage_option)
+    storage = config.run.storage.fsspec
     corpus = measure(list_files(options, storage), options, storage, strict=False)
     key = next((key for key in keys if key in corpus.schema.names), None)
     if key is None:
-        there = ", ".join(corpus.schema.names)
-        raise InputError(f"no column {' or '.join(keys)} in {url} (there: {there}). Name it as in the candidates")
+        known = ", ".join(corpus.schema.names)
+        raise InputError(f"no column {' or '.join(keys)} in {url} (there: {known}). Name it as in the candidates")
     return Table(name, options, key, tuple(parse_template(text)) if text else (), carried, corpus)
 
 
 def _buckets(config: RerankConfig, tables: Mapping[str, Table]) -> dict[str, int]:
-    """How many buckets of passages and of queries: decided once, so that a resumed join deals alike."""
+    """The number of buckets of passages and of queries."""
     passages, pairs = tables[PASSAGES], tables[CANDIDATES].corpus.rows
     joined = pairs * passages.corpus.row_bytes
     all_bytes = passages.bytes + joined
-    by_rows = max(pairs / MOST_PAIRS, min(PAIR_BUCKETS, pairs / LEAST_PAIRS))
-    by_queries = pairs / config.shard_rows if config.shard_rows else max(joined / piece_bytes(joined), by_rows)
-    first = max(1, math.ceil(all_bytes / piece_bytes(all_bytes)))
-    if first * first > MOST_RANGES:
+    by_rows = max(pairs / MAX_PAIRS, min(PAIR_BUCKETS, pairs / MIN_PAIRS))
+    shard_rows = config.pairs.shard_rows
+    by_queries = pairs / shard_rows if shard_rows else max(joined / partition_bytes(joined), by_rows)
+    first = max(1, math.ceil(all_bytes / partition_bytes(all_bytes)))
+    if first * first > MAX_RANGES:
         raise RunError(
             f"corpus and candidates with their texts are {all_bytes / 2**40:.1f} TiB, {first * first:,} ranges to read; a run "
-            f"takes {MOST_RANGES:,}. Cut the corpus in parts, and score each part's candidates in a run of its own"
+            f"takes {MAX_RANGES:,}. Cut the corpus in parts, and score each part's candidates in a run of its own"
         )
-    second = max(1, math.ceil(min(by_queries, MOST_RANGES / first)))
-    chosen = {PASSAGES: first, QUERIES: second}
-    of, folder = settings(config), _folder(config, "")
-    folder.claim("_join.json", json.dumps({"of": of, "buckets": chosen}).encode())
-    kept = json.loads(folder.read("_join.json"))
-    if kept["of"] != json.loads(json.dumps(of)):
-        raise RunError(f"{folder.url} holds a join of other inputs. Delete it, or choose a new --output")
-    return kept["buckets"]
+    return {PASSAGES: first, QUERIES: max(1, math.ceil(min(by_queries, MAX_RANGES / first)))}
 
 
-def _folder(config: RerankConfig, name: str) -> Folder:
-    return Folder(
-        absolute(f"{config.output.rstrip('/')}/_join/{name}".rstrip("/")), parse_options(config.storage_option)
+def _partition(config: RerankConfig, table: Table, place: Folder, buckets: int) -> Outcome:
+    storage = config.run.storage.fsspec
+
+    def mapper(run: Run, workers: WorkerPlan) -> PartitionMapper:
+        return PartitionMapper(table.key, table.carried, table.template, buckets, run.columns, storage)
+
+    fixed = {"job": "partition", "key": table.key, "buckets": buckets}
+    rows = max(1, min(MAX_ROWS, int(partition_bytes(table.bytes) / max(table.corpus.row_bytes, 1.0))))
+    workers = WorkerRequest(config.workers.on_cpus())
+    planner = CorpusPlanner(table.options, storage, lambda corpus, count: rows, workers)
+    folder = place.below(table.name)
+    return require_complete(
+        run_job(Job(f"join: partitioning {table.name}", fixed, mapper), folder, planner), folder.url
     )
 
 
-def _deal(table: Table, buckets: int) -> Outcome:
-    storage = parse_options(table.options.storage_option)
+def _join(config: RerankConfig, place: Folder, buckets: int) -> Outcome:
+    storage, query_id = config.run.storage.fsspec, config.candidates.query_id_column
 
-    def verb(ledger: Run, workers: WorkerPlan) -> PartitionMapper:
-        return PartitionMapper(table.key, table.carried, table.template, buckets, ledger.columns, storage)
+    def mapper(run: Run, workers: WorkerPlan) -> JoinMapper:
+        return JoinMapper(CANDIDATES, PASSAGES, "passage", query_id, buckets, run.columns, storage)
 
-    fixed = {"verb": "deal", "key": table.key, "buckets": buckets}
-    job = Job(said=f"join: dealing {table.name}", settings=fixed, verb=verb)
-    rows = max(1, min(MOST_ROWS, int(piece_bytes(table.bytes) / max(table.corpus.row_bytes, 1.0))))
-    return require_complete(carry_out(job, table.options, lambda corpus, workers: rows), table.options.output)
-
-
-def _join(config: RerankConfig, buckets: int) -> Outcome:
-    storage = parse_options(config.storage_option)
-    options = RunOptions(
-        input=config.input,
-        output=f"{config.output.rstrip('/')}/_join/{PAIRS}",
-        storage_option=config.storage_option,
-        **beside(config),
-    )
-
-    def verb(ledger: Run, workers: WorkerPlan) -> JoinMapper:
-        return JoinMapper(CANDIDATES, PASSAGES, "passage", config.query_id_column, buckets, ledger.columns, storage)
-
-    sources = {name: _folder(config, name) for name in (CANDIDATES, PASSAGES)}
-    job = Job(said="join: passages to candidates", settings={"verb": "join", "buckets": buckets}, verb=verb)
-    return require_complete(carry_out_planned(job, options, lambda: bucket_plan(sources)), options.output)
+    sources = {name: place.below(name) for name in (CANDIDATES, PASSAGES)}
+    planner = FixedPlanner(lambda: bucket_plan(sources), WorkerRequest(config.workers.on_cpus()))
+    job = Job("join: passages to candidates", {"job": "join", "buckets": buckets}, mapper)
+    return require_complete(run_job(job, place.below(PAIRS), planner), place.below(PAIRS).url)

@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 import fsspec
 from fsspec.core import url_to_fs
 
+from ..cli.options import option
 from ..errors import UsageError
 from . import atomic
 from .retry import PROBE_SECONDS, retrying
@@ -25,6 +27,20 @@ PROBE_OPTIONS = {
     "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_SECONDS, "retries": {"total_max_attempts": 1}}
 }
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageOptions:
+    """How the stores of input and output are reached."""
+
+    storage_option: tuple[str, ...] = option(
+        "fsspec option for input and output, as endpoint_url=http://host:9000. Repeat it for more.", (), many=True
+    )
+
+    @property
+    def fsspec(self) -> dict[str, Any]:
+        """The options as fsspec takes them. Raises UsageError for a word that is not KEY=VALUE."""
+        return parse_options(self.storage_option)
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ LIB = ROOT / "lib"
 
 FLOORS = [
     ["errors"],
-    ["cli", "storage", "recipes"],
+    ["cli"],
+    ["storage", "recipes"],
     ["data", "models"],
     ["engine"],
     ["embedding", "reranking"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.embedding.mapper import EmbedConfig
+from lib.embedding.config import EmbedConfig
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))

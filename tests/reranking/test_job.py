@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.errors import InputError, ModelError, UsageError
-from lib.models.reranker_options import resolve_reranker
-from lib.reranking.job import dry_run, pair_job, rerank
-from lib.reranking.mapper import RerankConfig, ranks
+from lib.reranking.config import RerankConfig
+from lib.reranking.mapper import ranks
+from lib.reranking.job import dry_run, rerank
 from tests.support import tiny
-from tests.support.here import publish_here
 from tests.support.messages import listen
 
 PASSAGES = [f"passage {i} " + "about fish and water " * (i % 9) for i in range(200)]
@@ -47,7 +47,7 @@ def write(path, columns):
 
 def config(data, directory, **changes):
     settings = {"input": str(data / "pairs"), "output": str(data / "out"), "model": directory, "dtype": "float32"}
-    return RerankConfig(**(settings | {"max_workers": 1} | changes))
+    return configure(RerankConfig, **(settings | {"max_workers": 1} | changes))
 
 
 def run(data, directory, **changes):
@@ -56,8 +56,7 @@ def run(data, directory, **changes):
 
 
 def run_here(data, directory, **changes):
-    options = config(data, directory, **changes)
-    publish_here(pair_job(options, resolve_reranker(options)), options)
+    return run(data, directory, **({"executor": "local"} | changes))
 
 
 def joined(data, model, **changes):
@@ -156,9 +155,9 @@ def test_the_best_of_each_query_are_ranked(data, model, reference):
 def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
     """--dry-run measures pairs as they are, and candidates with texts like theirs, before anything is joined or written."""
     options = {"output": str(data / "out"), "model": model}
-    pairs = dry_run(RerankConfig(input=str(data / "pairs"), **options))
+    pairs = dry_run(configure(RerankConfig, input=str(data / "pairs"), **options))
     inputs = {"queries": str(data / "queries.parquet"), "corpus": str(data / "corpus")}
-    candidates = dry_run(RerankConfig(input=str(data / "candidates"), **inputs, **options))
+    candidates = dry_run(configure(RerankConfig, input=str(data / "candidates"), **inputs, **options))
 
     assert pairs.rows == candidates.rows == len(CANDIDATES)
     assert candidates.tokens_a_row == pytest.approx(pairs.tokens_a_row, rel=0.3)

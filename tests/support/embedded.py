@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.embedding.job import embed, prepared
-from lib.embedding.mapper import EmbedConfig
-from tests.support.here import publish_here
+from lib.cli.options import configure
+from lib.embedding.config import EmbedConfig
+from lib.embedding.job import embed
 from tests.support.messages import listen
 
 TEXTS = [f"document {i} " + "about fish and water " * (i % 9) for i in range(300)]
@@ -24,7 +24,7 @@ def write_docs(folder: Path) -> Path:
 def config(docs, minilm, **changes):
     settings = {"input": str(docs), "output": str(docs.parent / "out"), "model": minilm, "dtype": "float32"}
     settings["max_workers"] = 1  # half the time of a small run is the start of its workers
-    return EmbedConfig(**(settings | changes))
+    return configure(EmbedConfig, **(settings | changes))
 
 
 def run(*words, **changes):
@@ -34,9 +34,8 @@ def run(*words, **changes):
 
 
 def run_here(*words, **changes):
-    """The same job's parts, made in this process without Ray."""
-    options, _, job = prepared(config(*words, **changes))
-    publish_here(job, options)
+    """The same job in this process, without Ray."""
+    return run(*words, **({"executor": "local"} | changes))
 
 
 def rows(folder):
