@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from lib.cli.options import configure
 from lib.engine.job import RunOptions
 from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.evaluation.compare import CompareConfig, compare
@@ -51,7 +52,7 @@ def data(tmp_path):
     return write_data(tmp_path / "data")
 
 
-def test_an_encoder_scores_as_plain_search_does(here, data, encoder):
+def test_an_encoder_scores_as_plain_search_does(data, encoder):
     """Every measure is that of sentence-transformers, numpy and pytrec_eval; a judged query without a text scores 0 and is
     counted, an empty passage is never found, and both are told. The same evaluation again gives the same to the last digit
     and computes nothing; so does one that begins after its results were lost."""
@@ -73,7 +74,7 @@ def test_an_encoder_scores_as_plain_search_does(here, data, encoder):
     assert sum("nothing to do" in line for line in said) == 3
 
 
-def test_many_blocks_and_ranges_give_one_ranking(here, data, encoder, monkeypatch):
+def test_many_blocks_and_ranges_give_one_ranking(data, encoder, monkeypatch):
     """Queries in blocks of 7 and vectors in ranges of 50 merge into the ranking of all, cut to the same length, whether the
     corpus is searched or candidates are scored."""
     urls, _ = candidates_of(data)
@@ -94,7 +95,7 @@ def test_many_blocks_and_ranges_give_one_ranking(here, data, encoder, monkeypatc
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_vectors_are_compared_as_the_model_says(here, data, tmp_path, similarity):
+def test_vectors_are_compared_as_the_model_says(data, tmp_path, similarity):
     """Vectors that are not normalised: by cosine, or by their product where the model's files name it; what is neither is
     refused."""
     model = tiny.build("bert", tmp_path / "model", pooling="mean", normalize=False)
@@ -108,7 +109,7 @@ def test_vectors_are_compared_as_the_model_says(here, data, tmp_path, similarity
         run(data, model=str(model))
 
 
-def test_prompts_are_the_models_the_tasks_or_the_commands(here, data, tmp_path):
+def test_prompts_are_the_models_the_tasks_or_the_commands(data, tmp_path):
     """Queries and passages take the model's prompts by name, a task's own over `query`, the command's over both."""
     prompts = {"query": "swim ", "document": "group ", "T2Retrieval": "fish "}
     model = str(tiny.build("bert", tmp_path / "model", prompts=prompts))
@@ -119,7 +120,7 @@ def test_prompts_are_the_models_the_tasks_or_the_commands(here, data, tmp_path):
     close(known, scored(plain_run(data, model, identical=False, prompts=("fish ", "group "))))
 
 
-def test_files_of_a_result(here, data, encoder):
+def test_files_of_a_result(data, encoder):
     """The results file, the report, every query's measures, mteb's layout: all of one and the same scores."""
     result = run(data, model=encoder, name="a tiny one")[0]["data"]
     out = data.parent / "out"
@@ -138,7 +139,7 @@ def test_files_of_a_result(here, data, encoder):
     assert scores["main_score"] == scores["ndcg_at_10"] == round(result.main, 5)
 
 
-def test_a_passage_with_its_querys_id_may_not_count(here, data, encoder):
+def test_a_passage_with_its_querys_id_may_not_count(data, encoder):
     """--ignore-identical-ids takes it out of the ranking, after the search, as mteb does."""
     result = run(data, model=encoder, ignore_identical_ids=True)[0]["data"]
     close(result, scored(plain_run(data, encoder, identical=False)))
@@ -147,7 +148,7 @@ def test_a_passage_with_its_querys_id_may_not_count(here, data, encoder):
     assert result.scores != run(data, model=encoder, name="other")[0]["data"].scores
 
 
-def test_candidates_alone_are_ranked(here, data, encoder):
+def test_candidates_alone_are_ranked(data, encoder):
     """With candidates the encoder orders those and nothing else, and MAP is the main score; ids that the corpus lacks, and
     queries without candidates, are counted."""
     urls, rows = candidates_of(data)
@@ -164,7 +165,7 @@ def test_candidates_alone_are_ranked(here, data, encoder):
     assert "2 queries have no candidates; each scores 0 (lost, p7)" in result.notes
 
 
-def test_a_reranker_alone_orders_candidates(here, data, reranker):
+def test_a_reranker_alone_orders_candidates(data, reranker):
     """Its scores are CrossEncoder's; pairs that could not be scored are told."""
     urls, rows = candidates_of(data)
     result = run(data, reranker=reranker, **urls)[0]["custom"]
@@ -172,7 +173,7 @@ def test_a_reranker_alone_orders_candidates(here, data, reranker):
     assert "5 pairs could not be computed (passage: empty text: 4; no passage with the id gone: 1)" in str(result.notes)
 
 
-def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):
+def test_what_was_retrieved_is_reranked(data, encoder, reranker):
     """Both: the encoder's best N of each query, in the reranker's order; what was below N is not found."""
     result = run(data, model=encoder, reranker=reranker, rerank_top=12)[0]["data"]
     first = {
@@ -184,7 +185,7 @@ def test_what_was_retrieved_is_reranked(here, data, encoder, reranker):
     assert result.identity["rerank_top"] == 12
 
 
-def test_what_is_not_a_number_raises(here, data, tmp_path, encoder):
+def test_what_is_not_a_number_raises(data, tmp_path, encoder):
     """A model that gives NaN for a text, and vectors of NaN from elsewhere, have no fair score: told, with what to do."""
     model = tiny.build("bert", tmp_path / "model")
     network = AutoModel.from_pretrained(model)
@@ -209,7 +210,7 @@ def write_table(path, columns):
     pq.write_table(pa.table(columns), path)
 
 
-def test_another_split_takes_the_vectors_that_are_there(here, data, encoder):
+def test_another_split_takes_the_vectors_that_are_there(data, encoder):
     """Vectors of passages depend on the corpus alone: other judgments of it cost only their own queries."""
     run(data, model=encoder)
     write_tsv(data / "qrels" / "dev.tsv", [("q1", "p1", 1)])
@@ -219,7 +220,7 @@ def test_another_split_takes_the_vectors_that_are_there(here, data, encoder):
     assert not said[said.index("embedding the queries of data") + 1].startswith("nothing to do")
 
 
-def test_any_column_of_ids_is_joined(here, data, reranker):
+def test_any_column_of_ids_is_joined(data, reranker):
     """A corpus whose ids are in `docid`, with a column `passage_id` of something else, is reranked by its ids."""
     urls, rows = candidates_of(data)
     renamed = [
@@ -231,21 +232,21 @@ def test_any_column_of_ids_is_joined(here, data, reranker):
     close(result, scored(reranked(data, reranker, rows)))
 
 
-def test_dry_run_tells_tokens_and_cost(here, data, encoder, reranker):
+def test_dry_run_tells_tokens_and_cost(data, encoder, reranker):
     """--dry-run prices passages, queries, or the pairs of given candidates, and counts those that are not retrieved yet;
     nothing is computed for good."""
     out = {"output": str(data.parent / "out"), "price_per_hour": 2.0}
-    both = EvaluateConfig(dataset=str(data), model=encoder, reranker=reranker, rerank_top=12, **out)
+    both = configure(EvaluateConfig, dataset=str(data), model=encoder, reranker=reranker, rerank_top=12, **out)
     text = "\n".join(dry_run(both))
     for line in ("data: embed passages\n  plan      160 rows", "data: embed queries\n  plan      25 rows", "$"):
         assert line in text
     assert text.endswith("data: rerank 300 pairs of what is retrieved")
-    alone = EvaluateConfig(**(candidates_of(data)[0] | {"reranker": reranker} | out))
+    alone = configure(EvaluateConfig, **(candidates_of(data)[0] | {"reranker": reranker} | out))
     assert "custom: rerank candidates\n  plan      721 rows" in "\n".join(dry_run(alone))
     assert not list((data.parent / "out").rglob("part-*"))
 
 
-def test_a_known_task_is_found_by_its_name(here, tmp_path, data, encoder):
+def test_a_known_task_is_found_by_its_name(tmp_path, data, encoder):
     """Split, main score, identical ids and the prompt of the recipe are the task's; several tasks in one go."""
     lists = [
         {"query": QUERIES[i], "positive": PASSAGES[i : i + 2], "negative": PASSAGES[40 : 40 + i]} for i in range(1, 6)
@@ -309,7 +310,7 @@ def test_a_wrong_command_is_told_at_once(data, encoder, reranker, changes, said)
     assert not list((data.parent / "out").rglob("part-*"))
 
 
-def test_results_of_another_system_are_not_overwritten(here, data, encoder):
+def test_results_of_another_system_are_not_overwritten(data, encoder):
     """The same name for other settings, or for other data of the same name, is refused, with what differs, before anything
     is computed; the same data at another place is the same."""
     run(data, model=encoder, name="mine")
@@ -327,7 +328,7 @@ def test_results_of_another_system_are_not_overwritten(here, data, encoder):
 
 
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
-def test_an_evaluation_lives_in_an_object_store(here, bucket, data, encoder):
+def test_an_evaluation_lives_in_an_object_store(bucket, data, encoder):
     """Data and output at s3:// URLs: the scores of the same evaluation on the local disk, to the last digit, and the same
     files; the second time nothing is computed."""
     local = run(data, model=encoder, name="tiny")[0]["data"]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.data.corpus import Corpus
 from lib.data.formats import Measure
 from lib.errors import UsageError
@@ -63,7 +64,7 @@ def plain(output, name: str, vectors: np.ndarray) -> faiss.Index:
         fill(kind, index, numbers, *Coder(kind, index).encode(unit))
     else:
         index.add_with_ids(unit, numbers)
-    return kind.finished(index)
+    return kind.finalize(index)
 
 
 def assert_alike(kind: str, found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> None:
@@ -80,7 +81,7 @@ def assert_alike(kind: str, found: tuple[np.ndarray, np.ndarray], wanted: tuple[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vectors, kind):
+def test_an_index_is_what_faiss_makes_in_one_process(source, tmp_path, vectors, kind):
     """Ids and distances of every kind are those of the same trained index to which one process adds all, ties aside."""
     output = tmp_path / "index"
     built(source, output, kind=kind, **lists_for(kind))
@@ -94,7 +95,7 @@ def test_an_index_is_what_faiss_makes_in_one_process(here, source, tmp_path, vec
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_card_tells_the_recall_that_numpy_measures(here, source, tmp_path, vectors, kind):
+def test_the_card_tells_the_recall_that_numpy_measures(source, tmp_path, vectors, kind):
     """recall@1, 10 and 100 of the card are what one gets from the faiss files and a product of matrices."""
     card = built(source, tmp_path / "index", kind=kind, recall_queries=200, **lists_for(kind))
     (place,) = (tmp_path / "index" / "_build").glob("queries-*/queries.parquet")
@@ -119,7 +120,7 @@ def test_the_card_tells_the_recall_that_numpy_measures(here, source, tmp_path, v
             )  # of ties any
 
 
-def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_path, monkeypatch):
+def test_queries_that_are_measured_with_are_not_trained_on(source, tmp_path, monkeypatch):
     """No held vector is in what centroids and codec are trained on; all others of the sample are."""
     given = []
 
@@ -141,7 +142,7 @@ def test_queries_that_are_measured_with_are_not_trained_on(here, source, tmp_pat
 
 
 @pytest.mark.parametrize("kind", MERGED)
-def test_a_merged_index_is_the_one_built_in_one_process(here, source, tmp_path, vectors, kind, monkeypatch):
+def test_a_merged_index_is_the_one_built_in_one_process(source, tmp_path, vectors, kind, monkeypatch):
     """Merged on disk from many pieces, ids and distances equal those of one process; also after both files were moved."""
     cut_small(monkeypatch, 700 * parse(kind).bytes(DIM))
     output = tmp_path / "index"
@@ -159,7 +160,7 @@ def test_a_merged_index_is_the_one_built_in_one_process(here, source, tmp_path, 
     assert_alike(kind, index.search(queries, 10), wanted.search(queries, 10))
 
 
-def test_k_merged_indexes_are_balanced(here, source, tmp_path, monkeypatch):
+def test_k_merged_indexes_are_balanced(source, tmp_path, monkeypatch):
     """--merge 3 leaves three indexes that hold every vector once, each near a third."""
     cut_small(monkeypatch, 4 * DIM * 300)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=250, merge=3)
@@ -171,7 +172,7 @@ def test_k_merged_indexes_are_balanced(here, source, tmp_path, monkeypatch):
     assert max(counts) - min(counts) <= 600
 
 
-def test_mapping_a_merged_index_is_a_trap(here, source, tmp_path):
+def test_mapping_a_merged_index_is_a_trap(source, tmp_path):
     """faiss's IO_FLAG_MMAP leaves a merged index without lists, which kills the process that searches it: we never use it there."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, merge=1)
     (path,) = (tmp_path / "index" / "merged").glob("*.faiss")
@@ -186,7 +187,7 @@ def test_mapping_a_merged_index_is_a_trap(here, source, tmp_path):
     assert faiss.IO_FLAG_MMAP & faiss.IO_FLAG_SKIP_IVF_DATA
 
 
-def test_product_quantizers_are_trained_without_polysemous_training(here, source, tmp_path):
+def test_product_quantizers_are_trained_without_polysemous_training(source, tmp_path):
     """Polysemous training, ten times slower and of no use here, is off in every kind with a product quantizer."""
     for kind in ("ivf-pq", "ivf-opq", "ivf-pq-fastscan"):
         output = tmp_path / kind
@@ -197,7 +198,7 @@ def test_product_quantizers_are_trained_without_polysemous_training(here, source
 
 
 @pytest.mark.parametrize(("kind", "word"), [("ivf-pq-fastscan", "ivf-pq-fastscan"), ("flat", "flat"), ("hnsw", "hnsw")])
-def test_kinds_that_faiss_cannot_merge_refuse_it(here, source, tmp_path, kind, word):
+def test_kinds_that_faiss_cannot_merge_refuse_it(source, tmp_path, kind, word):
     """--merge for fast-scan, flat or hnsw is refused with the reason, before anything is built."""
     with pytest.raises(UsageError, match=f"cannot merge {word}.*pieces"):
         built(source, tmp_path / "index", kind=kind, merge=1)
@@ -205,7 +206,7 @@ def test_kinds_that_faiss_cannot_merge_refuse_it(here, source, tmp_path, kind, w
     assert not (tmp_path / "index" / "_build").exists()
 
 
-def test_what_turns_vectors_turns_centroids(here, source, tmp_path, vectors):
+def test_what_turns_vectors_turns_centroids(source, tmp_path, vectors):
     """Vectors lie as near to their centroids behind a rotation as without one."""
     errors = []
     for number, kind in enumerate(("ivf-flat", "ivf-rabitq", "ivf-opq:code=16")):
@@ -232,7 +233,7 @@ def test_the_sample_prefers_the_beginnings_of_short_row_groups(group, near):
     assert starts.max() > 0.9 * rows
 
 
-def test_two_levels_of_centroids(here, source, tmp_path, monkeypatch):
+def test_two_levels_of_centroids(source, tmp_path, monkeypatch):
     """Above FLAT_LISTS centroids come by cells, as shards of their own; the index finds nearly what one k-means does."""
     one = built(source, tmp_path / "one", kind="ivf-flat", lists=64)
     for module in ("lib.index.kinds", "lib.index.build.train_job", "lib.index.build.choose_kind"):
@@ -256,7 +257,7 @@ def test_shares_of_cells_add_up():
     assert (shares(points, 1108) == points).all()
 
 
-def test_bad_vectors_are_kept_out_with_a_reason_and_counted(here, tmp_path, vectors):
+def test_bad_vectors_are_kept_out_with_a_reason_and_counted(tmp_path, vectors):
     """Null, NaN and infinite vectors are rows with a reason, in no list; ids stay with their own vectors."""
     bad = vectors.copy()
     bad[7, 3], bad[11, 0] = np.nan, np.inf
@@ -275,14 +276,14 @@ def test_bad_vectors_are_kept_out_with_a_reason_and_counted(here, tmp_path, vect
     assert rows["id"].to_pylist() == [f"d{n}" for n in range(ROWS)]
 
 
-def test_vectors_that_are_not_normalised(here, tmp_path, vectors):
+def test_vectors_that_are_not_normalised(tmp_path, vectors):
     """For inner products that is told; --metric cosine, the default, makes it the index of the normalised ones, zeros kept out."""
     long = vectors * np.linspace(0.5, 3, ROWS, dtype=np.float32)[:, None]
     long[3] = 0
     write(tmp_path / "long" / "0.parquet", long)
     write(tmp_path / "unit" / "0.parquet", vectors, absent=(3,))
     said = listen()
-    config = IndexConfig(input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat", metric="ip")
+    config = configure(IndexConfig, input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat", metric="ip")
     card = build(config)
     normal = built(tmp_path / "long", tmp_path / "b", kind="flat")
     built(tmp_path / "unit", tmp_path / "c", kind="flat")
@@ -297,7 +298,7 @@ def test_vectors_that_are_not_normalised(here, tmp_path, vectors):
 
 
 @pytest.mark.parametrize("type", ["float16", "float64", "list", "int8"])
-def test_any_type_of_vector_is_read(here, tmp_path, vectors, type):
+def test_any_type_of_vector_is_read(tmp_path, vectors, type):
     """float16, float64, lists of no fixed length and int8 with its ranges give nearly the float32 index."""
     made, column = {}, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
     if type == "list":
@@ -320,7 +321,7 @@ def test_any_type_of_vector_is_read(here, tmp_path, vectors, type):
     assert rows_of(tmp_path / "index")["id"][3].as_py() == "n3"
 
 
-def test_l2_is_measured_as_l2(here, tmp_path, vectors):
+def test_l2_is_measured_as_l2(tmp_path, vectors):
     """With --metric l2 the exact answers are the nearest by distance, also of vectors of any length."""
     long = vectors * np.linspace(0.5, 3, ROWS, dtype=np.float32)[:, None]
     write(tmp_path / "vectors" / "0.parquet", long)
@@ -330,7 +331,7 @@ def test_l2_is_measured_as_l2(here, tmp_path, vectors):
     assert card["notes"] == []
 
 
-def test_given_queries_measure_the_recall(here, source, tmp_path):
+def test_given_queries_measure_the_recall(source, tmp_path):
     """--queries measures with those, and leaves no row out."""
     write(tmp_path / "queries" / "0.parquet", clustered(300, seed=8))
     card = built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"), recall_queries=100)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.errors import InputError, UsageError
 from lib.index.build.config import IndexConfig
 from lib.index.build_job import build
@@ -26,7 +27,7 @@ def source(tmp_path, vectors):
     return write_many(tmp_path / "vectors", vectors)
 
 
-def test_rows_of_odd_length_do_not_decide(here, tmp_path):
+def test_rows_of_odd_length_do_not_decide(tmp_path):
     """Of lists of no fixed length the commonest decides; an empty one and a file without any vector are kept out, counted."""
     vectors = clustered(300).tolist()
     for name, rows in {"0": [[], *vectors, [1.0]], "1": [None, None]}.items():
@@ -39,7 +40,7 @@ def test_rows_of_odd_length_do_not_decide(here, tmp_path):
     assert (card["dim"], card["rows"], card["vectors"], card["without_vector"]) == (DIM, 304, 300, 4)
 
 
-def test_a_merge_that_cannot_be_is_refused_of_an_old_index_too(here, source, tmp_path):
+def test_a_merge_that_cannot_be_is_refused_of_an_old_index_too(source, tmp_path):
     """--merge added to the command of a flat index is refused as in its first command."""
     built(source, tmp_path / "index", kind="flat")
 
@@ -47,7 +48,7 @@ def test_a_merge_that_cannot_be_is_refused_of_an_old_index_too(here, source, tmp
         built(source, tmp_path / "index", kind="flat", merge=1)
 
 
-def test_what_another_build_left_is_not_taken_over(here, source, tmp_path):
+def test_what_another_build_left_is_not_taken_over(source, tmp_path):
     """With _run.json and _build deleted, what was trained for another kind is refused."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     (tmp_path / "index" / "_run.json").unlink()
@@ -60,7 +61,7 @@ def test_what_another_build_left_is_not_taken_over(here, source, tmp_path):
         built(source, tmp_path / "index", kind="ivf-sq8", lists=LISTS)
 
 
-def test_vectors_of_two_models_are_refused(here, source, tmp_path, vectors):
+def test_vectors_of_two_models_are_refused(source, tmp_path, vectors):
     """Files of two models, or of one with two prompts, are refused, naming both files and what differs."""
     write(source / "other.parquet", vectors[:10], model="another model", prompt="query: ")
 
@@ -68,7 +69,7 @@ def test_vectors_of_two_models_are_refused(here, source, tmp_path, vectors):
         built(source, tmp_path / "index")
 
 
-def test_vectors_of_two_sizes_are_refused(here, source, tmp_path):
+def test_vectors_of_two_sizes_are_refused(source, tmp_path):
     """Files of other dimensions are refused, naming both."""
     write(source / "wide.parquet", clustered(10, dim=2 * DIM))
 
@@ -76,7 +77,7 @@ def test_vectors_of_two_sizes_are_refused(here, source, tmp_path):
         built(source, tmp_path / "index")
 
 
-def test_grown_vectors_of_another_model_are_refused(here, source, tmp_path, vectors):
+def test_grown_vectors_of_another_model_are_refused(source, tmp_path, vectors):
     """An index is not mixed with vectors of a model that came later, also when every old file is gone."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     for path in source.iterdir():
@@ -87,7 +88,7 @@ def test_grown_vectors_of_another_model_are_refused(here, source, tmp_path, vect
         built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
 
 
-def test_bits_are_refused(here, tmp_path):
+def test_bits_are_refused(tmp_path):
     """ubinary vectors are refused, with what to embed instead."""
     write(tmp_path / "vectors" / "0.parquet", clustered(300), output_dtype="ubinary")
 
@@ -118,7 +119,7 @@ def test_bits_are_refused(here, tmp_path):
         ({"id_column": "name"}, r"no column 'name'"),
     ],
 )
-def test_wrong_commands_are_answered_before_anything_is_made(here, source, tmp_path, more, words):
+def test_wrong_commands_are_answered_before_anything_is_made(source, tmp_path, more, words):
     """A wrong value is named with the choices and the next action, and nothing has begun."""
     with pytest.raises((UsageError, InputError), match=words):
         built(source, tmp_path / "index", **more)
@@ -126,7 +127,7 @@ def test_wrong_commands_are_answered_before_anything_is_made(here, source, tmp_p
     assert not (tmp_path / "index" / "_build").exists()
 
 
-def test_too_few_vectors_to_train(here, tmp_path):
+def test_too_few_vectors_to_train(tmp_path):
     """A codec on a handful of vectors is refused; rows without vectors do not count as ones to train on."""
     write(tmp_path / "few" / "0.parquet", clustered(100))
     write(tmp_path / "holes" / "0.parquet", clustered(2000), absent=tuple(range(1900)))
@@ -137,13 +138,15 @@ def test_too_few_vectors_to_train(here, tmp_path):
         built(tmp_path / "holes", tmp_path / "b", kind="ivf-flat", lists=16)
 
 
-def test_rows_without_a_vector_make_fewer_lists(here, tmp_path):
+def test_rows_without_a_vector_make_fewer_lists(tmp_path):
     """Lists that nobody asked for are no more than the vectors there are can train, which is told: the sample shows how many."""
     write(
         tmp_path / "vectors" / "0.parquet", clustered(3000), absent=tuple(range(0, 3000, 2)) + tuple(range(1, 2400, 2))
     )
     said = listen()
-    card = build(IndexConfig(input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat"))
+    card = build(
+        configure(IndexConfig, input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat")
+    )
 
     assert card["vectors"] == 300
     assert card["lists"] < 16
@@ -156,7 +159,7 @@ def test_rows_without_a_vector_make_fewer_lists(here, tmp_path):
 @pytest.mark.parametrize(
     ("type", "id"), [(pa.binary(2), b"\xff\xfe"), (pa.binary(), b"\xff\xfe"), (pa.list_(pa.int64()), [1])]
 )
-def test_ids_that_name_no_row(here, tmp_path, type, id):
+def test_ids_that_name_no_row(tmp_path, type, id):
     """Bytes that are no text, as those of UUIDs, and lists are refused before anything is computed; bytes that are text are read."""
     path = write(tmp_path / "vectors" / "0.parquet", clustered(300))
     table = pq.read_table(path)
@@ -170,7 +173,7 @@ def test_ids_that_name_no_row(here, tmp_path, type, id):
         assert built(tmp_path / "vectors", tmp_path / "index", kind="flat")["vectors"] == 300
 
 
-def test_a_file_whose_vectors_are_all_null(here, source, tmp_path):
+def test_a_file_whose_vectors_are_all_null(source, tmp_path):
     """A column of type null, as pandas writes it, is one of rows without a vector."""
     gone = pa.table(
         {"id": pa.array(["n1", "n2"], pa.large_string()), "embedding": pa.nulls(2), "error": pa.nulls(2, pa.string())}
@@ -181,7 +184,7 @@ def test_a_file_whose_vectors_are_all_null(here, source, tmp_path):
     assert (card["vectors"], card["without_vector"]) == (ROWS, 2)
 
 
-def test_queries_without_a_vector_do_not_measure(here, source, tmp_path):
+def test_queries_without_a_vector_do_not_measure(source, tmp_path):
     """--queries of nothing but NaN are refused before anything is computed."""
     write(tmp_path / "queries" / "0.parquet", np.full((50, DIM), np.nan, np.float32))
 
@@ -190,7 +193,7 @@ def test_queries_without_a_vector_do_not_measure(here, source, tmp_path):
     assert not (tmp_path / "index" / "_build").exists()
 
 
-def test_an_input_without_any_vector(here, tmp_path):
+def test_an_input_without_any_vector(tmp_path):
     """It is told, and not indexed as nothing."""
     write(tmp_path / "vectors" / "0.parquet", clustered(300), absent=tuple(range(300)))
 
@@ -198,7 +201,7 @@ def test_an_input_without_any_vector(here, tmp_path):
         built(tmp_path / "vectors", tmp_path / "index")
 
 
-def test_queries_of_another_model_do_not_measure(here, source, tmp_path):
+def test_queries_of_another_model_do_not_measure(source, tmp_path):
     """--queries of another model, or that are not there, are refused before anything is computed, naming both models."""
     write(tmp_path / "queries" / "0.parquet", clustered(100), model="other", revision="r9")
 
@@ -209,7 +212,7 @@ def test_queries_of_another_model_do_not_measure(here, source, tmp_path):
     assert not (tmp_path / "index" / "_build").exists()
 
 
-def test_queries_are_read_as_their_own_files_say(here, source, tmp_path, vectors):
+def test_queries_are_read_as_their_own_files_say(source, tmp_path, vectors):
     """int8 queries with ranges of their own and no ids measure an index of float vectors as the same queries in float32 do;
     other ones in the same place are measured anew."""
     asked = clustered(200, seed=6)

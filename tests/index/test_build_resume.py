@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.errors import RunError
 from lib.index.build.codec import open_merged, open_piece
 from lib.index.build.config import IndexConfig
@@ -40,7 +41,7 @@ def contents(output) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stage", ["sample", "train", "rows", "pieces", "merged", "truth", "card"])
-def test_a_build_that_was_stopped_anywhere_ends_the_same(here, source, tmp_path, stage):
+def test_a_build_that_was_stopped_anywhere_ends_the_same(source, tmp_path, stage):
     """Whatever a killed command had not yet published, the same command makes again, byte for byte; what is there stays."""
     output, shape = tmp_path / "index", {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 400, "merge": 2}
     built(source, output, **shape)
@@ -76,7 +77,7 @@ def _forget(output, stage: str) -> None:
 
 
 @pytest.mark.parametrize("lost", ["_manifest.parquet", None])
-def test_a_kill_between_what_was_trained_and_its_part(here, source, tmp_path, lost):
+def test_a_kill_between_what_was_trained_and_its_part(source, tmp_path, lost):
     """With TRAINED published and its stage not audited, or with _build deleted, the same command ends with the same index."""
     output = tmp_path / "index"
     first = built(source, output, kind="ivf-pq", lists=LISTS)
@@ -93,7 +94,7 @@ def test_a_kill_between_what_was_trained_and_its_part(here, source, tmp_path, lo
     assert again["recall"][-1]["recall@10"] == first["recall"][-1]["recall@10"]
 
 
-def test_what_killed_writers_left_is_swept(here, source, tmp_path):
+def test_what_killed_writers_left_is_swept(source, tmp_path):
     """Unfinished files of names that are published do not stay."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
@@ -109,7 +110,7 @@ def test_what_killed_writers_left_is_swept(here, source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_plan-0000.parquet", "_run.json", "_manifest.parquet"])
-def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(here, source, tmp_path, name):
+def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(source, tmp_path, name):
     """When the stage is done, unfinished files of its plan, record and manifest do not stay."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS)
@@ -121,7 +122,7 @@ def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(here, source, t
     assert not list(output.rglob(".*.unfinished"))
 
 
-def test_the_same_command_again_changes_nothing(here, source, tmp_path):
+def test_the_same_command_again_changes_nothing(source, tmp_path):
     """A finished build is left as it is."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     before = contents(tmp_path / "index")
@@ -132,7 +133,7 @@ def test_the_same_command_again_changes_nothing(here, source, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in pieces(tmp_path / "index")} == times
 
 
-def test_other_settings_are_another_index(here, source, tmp_path):
+def test_other_settings_are_another_index(source, tmp_path):
     """The same output with another kind is refused, naming both."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
 
@@ -143,7 +144,7 @@ def test_other_settings_are_another_index(here, source, tmp_path):
 # Grown
 
 
-def test_new_files_are_added_without_training_again(here, source, tmp_path, vectors):
+def test_new_files_are_added_without_training_again(source, tmp_path, vectors):
     """Vectors of new files become new pieces; the old ones and what was trained stay; everything is found."""
     shape = {"kind": "ivf-sq8", "lists": LISTS}
     built(source, tmp_path / "index", **shape)
@@ -166,7 +167,7 @@ def test_new_files_are_added_without_training_again(here, source, tmp_path, vect
     assert card["drift"]["rebuild"] == []
 
 
-def test_a_grown_index_is_merged_again(here, source, tmp_path):
+def test_a_grown_index_is_merged_again(source, tmp_path):
     """--merge after an addition leaves one merged index with everything, and no file of the one before."""
     shape = {"kind": "ivf-sq8", "lists": LISTS, "merge": 1}
     built(source, tmp_path / "index", **shape)
@@ -178,7 +179,7 @@ def test_a_grown_index_is_merged_again(here, source, tmp_path):
     assert len(list((tmp_path / "index" / "merged").iterdir())) == 2
 
 
-def test_drift_is_told(here, source, tmp_path):
+def test_drift_is_told(source, tmp_path):
     """New vectors that lie far from the centroids raise the drift, and the card says to rebuild."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     strange = (
@@ -196,7 +197,7 @@ def test_drift_is_told(here, source, tmp_path):
 # Lost and left over
 
 
-def test_merged_indexes_are_there_whatever_was_merged_before(here, source, tmp_path, monkeypatch):
+def test_merged_indexes_are_there_whatever_was_merged_before(source, tmp_path, monkeypatch):
     """--merge 2, then 3, then 2 again, and 2 after its files were deleted: each leaves as many indexes, with every vector."""
     cut_small(monkeypatch, 700 * 4 * DIM)
     output = tmp_path / "index"
@@ -212,7 +213,7 @@ def test_merged_indexes_are_there_whatever_was_merged_before(here, source, tmp_p
     assert len(list((output / "merged").glob("*.faiss"))) == 2
 
 
-def test_a_lost_piece_is_made_again(here, source, tmp_path, monkeypatch):
+def test_a_lost_piece_is_made_again(source, tmp_path, monkeypatch):
     """A piece that is gone, or cut short, comes back with the same bytes, though pieces would be larger now; the user is told."""
     cut_small(monkeypatch, 700 * 4 * DIM)
     output, said = tmp_path / "index", listen()
@@ -222,13 +223,13 @@ def test_a_lost_piece_is_made_again(here, source, tmp_path, monkeypatch):
     first.unlink()
     second.write_bytes(b"half")
     cut_small(monkeypatch, 1400 * 4 * DIM)
-    build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
+    build(configure(IndexConfig, input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
 
     assert contents(output) == before
     assert any(sentence.startswith("warning: 2 pieces of") for sentence in said)
 
 
-def test_pieces_of_a_stopped_addition_do_not_stay(here, source, tmp_path):
+def test_pieces_of_a_stopped_addition_do_not_stay(source, tmp_path):
     """What a command that was stopped had published, and no manifest names, is not left among the pieces."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS)
@@ -239,12 +240,12 @@ def test_pieces_of_a_stopped_addition_do_not_stay(here, source, tmp_path):
     assert len(pieces(output)) == card["pieces"] == 2
 
 
-def test_recall_is_asked_for_again_with_another_number_of_queries(here, source, tmp_path):
+def test_recall_is_asked_for_again_with_another_number_of_queries(source, tmp_path):
     """--recall-queries may change from command to command; more than were held out are not there, and that is said."""
     output, said = tmp_path / "index", listen()
     first = built(source, output, kind="flat", recall_queries=100)
     second = built(source, output, kind="flat", recall_queries=50)
-    config = IndexConfig(input=str(source), output=str(output), kind="flat", recall_queries=5000)
+    config = configure(IndexConfig, input=str(source), output=str(output), kind="flat", recall_queries=5000)
     third = build(config)
 
     assert first["queries"]["count"] <= third["queries"]["count"] < 5000
@@ -252,7 +253,7 @@ def test_recall_is_asked_for_again_with_another_number_of_queries(here, source, 
     assert any("there are no more" in sentence for sentence in said)
 
 
-def test_what_was_made_stands_in_card_and_rows(here, source, tmp_path):
+def test_what_was_made_stands_in_card_and_rows(source, tmp_path):
     """The card has the model's identity; kept columns lie beside the ids."""
     for path in source.iterdir():
         table = pq.read_table(path)
@@ -265,7 +266,7 @@ def test_what_was_made_stands_in_card_and_rows(here, source, tmp_path):
     assert pq.read_schema(first).names == ["id", "year", "list", "code", "error"]
 
 
-def test_an_index_that_finds_too_little_is_an_error(here, source, tmp_path):
+def test_an_index_that_finds_too_little_is_an_error(source, tmp_path):
     """--min-recall ends the command with what was reached, and the index is there; the same command with less of it ends well."""
     shape = {"kind": "ivf-pq:code=2", "lists": LISTS}
     with pytest.raises(RunError, match=r"recall@10 is 0\.\d{4} at most, under --min-recall 0.99.*in a new --output"):

@@ -48,7 +48,7 @@ def test_auto_keeps_to_memory_and_recall():
         assert choice.bytes <= parse_bytes(text)
 
 
-def test_the_size_that_is_said_is_the_size_that_is_built(here, tmp_path):
+def test_the_size_that_is_said_is_the_size_that_is_built(tmp_path):
     """The estimate of memory is within 15 % of the files for every kind, codebooks and rotations of a fixed size apart."""
     source = write_many(tmp_path / "vectors", clustered(ROWS))
     for name in names():

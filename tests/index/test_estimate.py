@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.engine.stage_log import Log
 from lib.engine.workers import WORKER_BASE
 from lib.errors import InputError, RunError, UsageError
@@ -25,7 +26,7 @@ ROWS, DIM = 24_000, 32
 
 
 @pytest.fixture(autouse=True)
-def alone(here, monkeypatch):
+def alone(monkeypatch):
     """One worker of one core, for the forecast as for the build; no Ray."""
     one = replace(steps.ONE, threads=1)
     monkeypatch.setattr("here.ONE", one)
@@ -49,7 +50,7 @@ def write(folder, rows=ROWS, dim=DIM, dtype=np.float32):
 
 
 def config(folder, **changes):
-    return IndexConfig(**({"output": str(folder / "index"), "dry_run": True} | changes))
+    return configure(IndexConfig, **({"output": str(folder / "index"), "dry_run": True} | changes))
 
 
 def real(folder, **changes):

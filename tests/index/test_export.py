@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.errors import RunError, UsageError
 from lib.index import build_job
 from lib.index.build.config import IndexConfig, open_index_build
@@ -55,13 +56,13 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.fixture
-def build(corpus, tmp_path, here):
+def build(corpus, tmp_path):
     """build(**options): build the index or go on with it, then export; what was said. Its folder is tmp_path/index."""
 
     def run(**options) -> list[str]:
         said = listen()
         given = {"kind": "ivf-flat", "lists": 8, "metric": "l2", "shard_rows": 500, "recall_queries": 10}
-        config = IndexConfig(input=str(corpus), output=str(tmp_path / "index"), **(given | options))
+        config = configure(IndexConfig, input=str(corpus), output=str(tmp_path / "index"), **(given | options))
         build_job.build(config)
         opened = open_index_build(config)
         export(opened, encode(opened))
@@ -257,7 +258,7 @@ def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
     corrected command has its way."""
 
     def opened(**options):
-        return open_index_build(IndexConfig(input=str(corpus), output=str(tmp_path / "other"), **options))
+        return open_index_build(configure(IndexConfig, input=str(corpus), output=str(tmp_path / "other"), **options))
 
     with pytest.raises(UsageError, match="flat has no lists"):
         opened(kind="flat", exports=("centroids",))

@@ -20,7 +20,7 @@ def repeated(copies: int, rows: int = 2000) -> np.ndarray:
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("copies", [5, 20, 200])
-def test_of_equal_vectors_any_is_right(here, tmp_path, copies, metric, monkeypatch):
+def test_of_equal_vectors_any_is_right(tmp_path, copies, metric, monkeypatch):
     """Exact search has recall 1 at every cut where each vector is there many times, in one piece or several."""
     vectors = repeated(copies) * (1 if metric == "cosine" else 7)
     cut_small(monkeypatch, 4 * DIM * 700)
@@ -33,7 +33,7 @@ def test_of_equal_vectors_any_is_right(here, tmp_path, copies, metric, monkeypat
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_vectors_that_are_all_equal(here, tmp_path, kind):
+def test_vectors_that_are_all_equal(tmp_path, kind):
     """All are found by any kind, and no longer codes are advised."""
     write(tmp_path / "in/0.parquet", np.repeat(clustered(1), 1000, axis=0))
     card = built(tmp_path / "in", tmp_path / "out", kind=kind, **EVERY[kind])
@@ -43,7 +43,7 @@ def test_vectors_that_are_all_equal(here, tmp_path, kind):
 
 
 @pytest.mark.parametrize("offset", [0, 100])
-def test_distances_of_vectors_far_from_nought(here, tmp_path, offset):
+def test_distances_of_vectors_far_from_nought(tmp_path, offset):
     """--metric l2 is measured as numpy does in float64, wherever the vectors lie: what codes cannot tell apart is not found."""
     vectors = clustered(2000) + np.float32(offset) * (np.arange(DIM) == 0)
     write(tmp_path / "in/0.parquet", vectors)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.engine.report import report
 from lib.errors import InputError, RunError, UsageError
 from lib.index.kinds import names
@@ -45,7 +46,7 @@ def asked(tmp_path, queries):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_flat_finds_what_numpy_finds(here, source, tmp_path, asked, vectors, queries, monkeypatch, many):
+def test_flat_finds_what_numpy_finds(source, tmp_path, asked, vectors, queries, monkeypatch, many):
     """Ids, order and scores are those of a product of matrices, in one piece or several."""
     if many:
         cut_small(monkeypatch, 4 * DIM * 700)
@@ -59,7 +60,7 @@ def test_flat_finds_what_numpy_finds(here, source, tmp_path, asked, vectors, que
     np.testing.assert_allclose(scores, queries[0] @ vectors[best[0]].T, rtol=1e-5)
 
 
-def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path, asked, monkeypatch):
+def test_a_query_without_a_vector_is_kept_with_its_reason(source, tmp_path, asked, monkeypatch):
     """It is one row without a passage, whatever the number of pieces."""
     cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
@@ -70,7 +71,7 @@ def test_a_query_without_a_vector_is_kept_with_its_reason(here, source, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "many"), [*((name, False) for name in names()), ("ivf-rabitq", True), ("flat", True)])
-def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors, queries, monkeypatch, kind, many):
+def test_only_allowed_passages_are_found(source, tmp_path, asked, vectors, queries, monkeypatch, kind, many):
     """--allow keeps to its ids in every kind, and still fills the lists from them."""
     if many:
         cut_small(monkeypatch, 4 * DIM * 700)
@@ -87,7 +88,7 @@ def test_only_allowed_passages_are_found(here, source, tmp_path, asked, vectors,
     assert np.mean(hits) / 10 > (0.3 if "pq" in kind else 0.8)
 
 
-def test_allowed_ids_that_the_index_has_are_counted(here, tmp_path, asked, vectors, monkeypatch):
+def test_allowed_ids_that_the_index_has_are_counted(tmp_path, asked, vectors, monkeypatch):
     """A run says, as does its report, how many of the allowed ids are in the index: each once, of however many rows and in
     whichever pieces."""
     cut_small(monkeypatch, 4 * DIM * 700)
@@ -99,17 +100,17 @@ def test_allowed_ids_that_the_index_has_are_counted(here, tmp_path, asked, vecto
     pq.write_table(pa.table({"id": ["p3", "p59", "p60", "d1", "p3", None]}), tmp_path / "allow.parquet")
     said = listen()
     where = {"index": str(tmp_path / "index"), "input": str(asked), "output": str(tmp_path / "found")}
-    outcome = search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")))
+    outcome = search(configure(SearchConfig, **where, allow=str(tmp_path / "allow.parquet")))
 
     assert "2 of the 4 ids of --allow are in the index" in said
     assert "2 of the 4 ids of --allow are in the index" in report(outcome, "found")
     monkeypatch.setattr("lib.index.search.filter.COUNTED", 100)
-    search(SearchConfig(**where, allow=str(tmp_path / "allow.parquet")))
+    search(configure(SearchConfig, **where, allow=str(tmp_path / "allow.parquet")))
     assert "4 ids of --allow; how many of them are in an index of 3,000 rows is not counted" in said
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-def test_other_metrics(here, tmp_path, vectors, queries, metric):
+def test_other_metrics(tmp_path, vectors, queries, metric):
     """--metric ip ranks by products of vectors as they are, l2 by squared distances, whose negatives are the scores."""
     longer = vectors * np.random.default_rng(5).uniform(0.5, 2, len(vectors)).astype(np.float32)[:, None]
     write(tmp_path / "vectors" / "0.parquet", longer, normalized=False)
@@ -126,7 +127,7 @@ def test_other_metrics(here, tmp_path, vectors, queries, metric):
     np.testing.assert_allclose(told, scores[3, best[3]], rtol=1e-4)
 
 
-def test_queries_of_bytes(here, source, tmp_path, queries, vectors):
+def test_queries_of_bytes(source, tmp_path, queries, vectors):
     """int8 queries are read by the ranges that their own files tell; an index of floats finds nearly the same by them."""
     low, high = queries.min(axis=0) * 1.1, queries.max(axis=0) * 1.1
     coded = np.round((queries - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
@@ -138,7 +139,7 @@ def test_queries_of_bytes(here, source, tmp_path, queries, vectors):
     assert np.mean(hits) > 0.9
 
 
-def test_effort_finds_more(here, source, tmp_path, asked, vectors, queries):
+def test_effort_finds_more(source, tmp_path, asked, vectors, queries):
     """A higher --effort probes more lists; by itself the card's advice is taken."""
     card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, recall=0.95)
     best = exact(queries, vectors, 10)
@@ -154,7 +155,7 @@ def test_effort_finds_more(here, source, tmp_path, asked, vectors, queries):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors, queries, monkeypatch, many):
+def test_chunks_of_a_passage_count_once(tmp_path, asked, vectors, queries, monkeypatch, many):
     """Where several rows have the same id, a query's list has it once, by the best of them, and is as long as was asked for;
     in one piece and in many."""
     if many:
@@ -171,7 +172,7 @@ def test_chunks_of_a_passage_count_once(here, tmp_path, asked, vectors, queries,
     assert lists == {name: each for name, each in wanted.items() if name != "d1"}
 
 
-def test_only_queries_that_lack_passages_are_asked_again(here, tmp_path, vectors, monkeypatch):
+def test_only_queries_that_lack_passages_are_asked_again(tmp_path, vectors, monkeypatch):
     """A query beside a passage of very many chunks is asked for more rows by itself, not with the others of its block."""
     near = np.repeat(vectors[:1], 600, axis=0)
     table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", np.concatenate([vectors, near])))
@@ -212,7 +213,7 @@ def test_a_block_of_queries_has_lists_that_a_worker_can_hold(most, queries):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_lists_are_the_same_in_blocks_of_any_size(here, source, tmp_path, asked, monkeypatch, many):
+def test_lists_are_the_same_in_blocks_of_any_size(source, tmp_path, asked, monkeypatch, many):
     """However few queries a worker takes at once, the lists are those of all together."""
     if many:
         cut_small(monkeypatch, 4 * DIM * 700)
@@ -227,7 +228,7 @@ def test_lists_are_the_same_in_blocks_of_any_size(here, source, tmp_path, asked,
     assert table.num_rows == whole.num_rows
 
 
-def test_a_query_that_finds_nothing_is_kept(here, source, tmp_path, asked, monkeypatch):
+def test_a_query_that_finds_nothing_is_kept(source, tmp_path, asked, monkeypatch):
     """Where no allowed passage lies in the probed lists, a query is one row that says so; others are as ever; in many pieces."""
     cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
@@ -243,7 +244,7 @@ def test_a_query_that_finds_nothing_is_kept(here, source, tmp_path, asked, monke
             assert (row["error"] or "").startswith("nothing was found") == (row["passage_id"] is None)
 
 
-def test_rows_without_an_id_are_named_by_their_place(here, tmp_path, asked, vectors, queries):
+def test_rows_without_an_id_are_named_by_their_place(tmp_path, asked, vectors, queries):
     """A null in the id column neither ends a shard nor hides the row: it is FILE#POSITION."""
     table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors))
     ids = pa.array([None if row % 2 else f"d{row}" for row in range(ROWS)], pa.large_string())
@@ -256,7 +257,7 @@ def test_rows_without_an_id_are_named_by_their_place(here, tmp_path, asked, vect
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_queries_without_an_id_are_named_by_their_place(here, source, tmp_path, queries, monkeypatch, many):
+def test_queries_without_an_id_are_named_by_their_place(source, tmp_path, queries, monkeypatch, many):
     """Queries without an id column, or with a null in it, are FILE#POSITION, FILE as it is called below the input."""
     if many:
         cut_small(monkeypatch, 4 * DIM * 700)
@@ -272,7 +273,7 @@ def test_queries_without_an_id_are_named_by_their_place(here, source, tmp_path, 
     assert set(some["query_id"].to_pylist()) == {"first", "0.parquet#1", "0.parquet#2", "last"}
 
 
-def test_changed_queries_are_another_search(here, source, tmp_path, asked, queries):
+def test_changed_queries_are_another_search(source, tmp_path, asked, queries):
     """Finished or not, a search does not pass off its old lists for queries that changed or grew: it is refused."""
     built(source, tmp_path / "index", kind="flat")
     found(tmp_path, asked, top_k=5)
@@ -283,7 +284,7 @@ def test_changed_queries_are_another_search(here, source, tmp_path, asked, queri
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_search_of_a_grown_index_is_another(here, source, tmp_path, asked, monkeypatch, finished):
+def test_a_search_of_a_grown_index_is_another(source, tmp_path, asked, monkeypatch, finished):
     """The same command over an index with more vectors is refused: shortly, with how many it had and has, whether it had one piece
     or many, and whether the search had come to its end."""
     built(source, tmp_path / "index", kind="flat", shard_rows=300)
@@ -309,7 +310,7 @@ def test_a_search_of_a_grown_index_is_another(here, source, tmp_path, asked, mon
         assert not list((tmp_path / "of-one").rglob("_pieces"))
 
 
-def test_the_same_search_goes_on(here, source, tmp_path, asked, monkeypatch):
+def test_the_same_search_goes_on(source, tmp_path, asked, monkeypatch):
     """A search that was stopped makes only the parts that are missing; another one in the same place is refused."""
     cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
@@ -334,7 +335,7 @@ def test_a_search_on_ray_reports_what_it_did(source, tmp_path, queries, vectors,
     table = pq.read_table(write(tmp_path / "queries" / "0.parquet", queries, absent=(1,)))
     pq.write_table(table.drop_columns(["id"]), tmp_path / "queries" / "0.parquet")
     where = {"index": str(tmp_path / "index"), "input": str(tmp_path / "queries"), "output": str(tmp_path / "found")}
-    outcome = search(SearchConfig(**where, top_k=5, max_workers=1))
+    outcome = search(configure(SearchConfig, **where, top_k=5, max_workers=1))
     told = report(outcome, where["output"])
     lists = lists_of(pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "found").glob("part-*"))))
     best = exact(queries, vectors, 5)
@@ -350,7 +351,7 @@ def test_a_search_on_ray_reports_what_it_did(source, tmp_path, queries, vectors,
 
 
 @pytest.mark.parametrize("lost", ["pieces/piece-*", "rows/part-*", "rows/_manifest.parquet"])
-def test_an_index_that_lost_a_file(here, source, tmp_path, asked, monkeypatch, lost):
+def test_an_index_that_lost_a_file(source, tmp_path, asked, monkeypatch, lost):
     """A piece or encoded rows that are gone or cut short are named before anything is searched; the build makes them anew."""
     cut_small(monkeypatch, 4 * DIM * 700)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
@@ -370,7 +371,7 @@ def test_an_index_that_lost_a_file(here, source, tmp_path, asked, monkeypatch, l
 
 
 @pytest.mark.parametrize("lost", ["pieces/piece-*", "rows/part-*"])
-def test_an_index_that_a_node_does_not_have(here, source, tmp_path, asked, monkeypatch, lost):
+def test_an_index_that_a_node_does_not_have(source, tmp_path, asked, monkeypatch, lost):
     """A file that a worker does not find, where the driver did, is named with the node and what to do; no try is spent on it."""
     built(source, tmp_path / "index", kind="flat", shard_rows=300)
     plan = sys.modules[search.__module__]._plan
@@ -384,7 +385,7 @@ def test_an_index_that_a_node_does_not_have(here, source, tmp_path, asked, monke
         found(tmp_path, asked)
 
 
-def test_an_index_that_is_not_finished(here, source, tmp_path, asked):
+def test_an_index_that_is_not_finished(source, tmp_path, asked):
     """A folder without a card is told, with the next action."""
     with pytest.raises(InputError, match="no finished index at"):
         found(tmp_path, asked)
@@ -399,7 +400,7 @@ def test_an_index_that_is_not_finished(here, source, tmp_path, asked):
         ({"id_column": "name"}, "no column 'name'"),
     ],
 )
-def test_wrong_commands_are_answered(here, source, tmp_path, asked, more, words):
+def test_wrong_commands_are_answered(source, tmp_path, asked, more, words):
     """A wrong value is named with the next action."""
     built(source, tmp_path / "index", kind="flat")
 
@@ -408,7 +409,7 @@ def test_wrong_commands_are_answered(here, source, tmp_path, asked, more, words)
 
 
 @pytest.mark.parametrize("type", [pa.list_(pa.float32()), pa.list_(pa.float32(), DIM)])
-def test_queries_without_a_row_are_refused(here, source, tmp_path, type):
+def test_queries_without_a_row_are_refused(source, tmp_path, type):
     """A file of no queries is told, with the next action, whether its vectors would be of a fixed length or not."""
     built(source, tmp_path / "index", kind="flat")
     (tmp_path / "none").mkdir()
@@ -420,7 +421,7 @@ def test_queries_without_a_row_are_refused(here, source, tmp_path, type):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_an_id_of_several_queries_is_refused(here, source, tmp_path, queries, monkeypatch, many):
+def test_an_id_of_several_queries_is_refused(source, tmp_path, queries, monkeypatch, many):
     """Their lists could not be told apart: the ids are named, with how often they come; before anything is searched."""
     if many:
         cut_small(monkeypatch, 4 * DIM * 700)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.errors import InputError, ModelError, UsageError
 from lib.index.search.job import search
 from lib.index.search.query import SearchConfig
@@ -22,10 +23,10 @@ def vectors() -> np.ndarray:
 
 
 @pytest.fixture
-def texts(here, build, tmp_path):
+def texts(build, tmp_path):
     """An index of sentences by a tiny model with prompts; the folder of the corpus and of the queries."""
+    from lib.embedding.config import EmbedConfig
     from lib.embedding.job import embed
-    from lib.embedding.mapper import EmbedConfig
 
     model = build("bert", prompts={"query": "ask: ", "passage": ""})
     rng = np.random.default_rng(0)
@@ -36,8 +37,12 @@ def texts(here, build, tmp_path):
     )
     asked = [{"id": f"q{n}", "text": line} for n, line in enumerate(lines[:30])] + [{"id": "q30", "text": ""}]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    options = EmbedConfig(
-        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "embedded"), model=str(model), dtype="float32"
+    options = configure(
+        EmbedConfig,
+        input=str(tmp_path / "docs.jsonl"),
+        output=str(tmp_path / "embedded"),
+        model=str(model),
+        dtype="float32",
     )
     embed(options)
     built(tmp_path / "embedded", tmp_path / "index", kind="flat")
@@ -72,18 +77,26 @@ def test_texts_without_an_id_are_named_by_their_place(texts, tmp_path):
 
 def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
     """An index of the first dimensions of a model's vectors embeds its queries as short."""
+    from lib.embedding.config import EmbedConfig
     from lib.embedding.job import embed
-    from lib.embedding.mapper import EmbedConfig
 
     about = json.loads((texts / "config.json").read_text())
     (texts / "config.json").write_text(json.dumps(about | {"is_matryoshka": True}))
-    options = EmbedConfig(
-        input=str(tmp_path / "docs.jsonl"), output=str(tmp_path / "short"), model=str(texts), truncate_dim=16
+    options = configure(
+        EmbedConfig,
+        input=str(tmp_path / "docs.jsonl"),
+        output=str(tmp_path / "short"),
+        model=str(texts),
+        truncate_dim=16,
     )
     embed(options)
     card = built(tmp_path / "short", tmp_path / "index16", kind="flat")
-    config = SearchConfig(
-        index=str(tmp_path / "index16"), input=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "found"), top_k=3
+    config = configure(
+        SearchConfig,
+        index=str(tmp_path / "index16"),
+        input=str(tmp_path / "queries.jsonl"),
+        output=str(tmp_path / "found"),
+        top_k=3,
     )
     search(config)
     table = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "found").glob("part-*"))
@@ -95,11 +108,12 @@ def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
 def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
     """Where a recipe made the index's vectors, its query prompt is put before the queries unasked, and not its template
     of passages."""
+    from lib.embedding.config import EmbedConfig
     from lib.embedding.job import embed
-    from lib.embedding.mapper import EmbedConfig
 
     plain = build("bert")
-    options = EmbedConfig(
+    options = configure(
+        EmbedConfig,
         input=str(tmp_path / "docs.jsonl"),
         output=str(tmp_path / "by-recipe"),
         model=str(plain),
@@ -109,7 +123,8 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
     )
     embed(options)
     card = built(tmp_path / "by-recipe", tmp_path / "index-by-recipe", kind="flat")
-    config = SearchConfig(
+    config = configure(
+        SearchConfig,
         index=str(tmp_path / "index-by-recipe"),
         input=str(tmp_path / "queries.jsonl"),
         output=str(tmp_path / "found"),
@@ -199,7 +214,7 @@ def test_an_id_of_several_texts_is_refused_before_they_are_embedded(texts, tmp_p
     assert not list((tmp_path / "found").glob("_queries-*"))
 
 
-def test_texts_for_an_index_of_unknown_vectors(here, tmp_path, vectors):
+def test_texts_for_an_index_of_unknown_vectors(tmp_path, vectors):
     """An index of vectors that no job of ours made cannot embed texts by itself: --model is asked for."""
     table = pq.read_table(write(tmp_path / "vectors" / "0.parquet", vectors)).replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "vectors" / "0.parquet")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib.cli.options import configure
 from lib.index.build.codec import open_merged
 from lib.index.build.config import IndexConfig
 from lib.index.build.segments_job import balanced
@@ -50,7 +51,7 @@ def test_merging_holds_no_piece_s_centroids(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_merged_indexes_are_of_as_many_pieces_each(here, source, tmp_path, count, monkeypatch):
+def test_merged_indexes_are_of_as_many_pieces_each(source, tmp_path, count, monkeypatch):
     """As many as were asked for, of about as many vectors, where one piece would have been enough."""
     cut_small(monkeypatch, 1 << 20)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=100, merge=count)
@@ -61,7 +62,7 @@ def test_merged_indexes_are_of_as_many_pieces_each(here, source, tmp_path, count
     assert max(counts) - min(counts) <= 100
 
 
-def test_an_addition_is_one_piece_whatever_is_merged(here, source, tmp_path):
+def test_an_addition_is_one_piece_whatever_is_merged(source, tmp_path):
     """Each piece repeats the centroids: the vectors of an addition are not cut for --merge as the first ones are."""
     output, shape = tmp_path / "index", {"kind": "ivf-flat", "lists": LISTS, "shard_rows": 100, "merge": 4}
     built(source, output, **shape)
@@ -72,7 +73,7 @@ def test_an_addition_is_one_piece_whatever_is_merged(here, source, tmp_path):
     assert len(card["merged"]) == 4
 
 
-def test_another_merge_goes_on_where_a_command_was_stopped(here, source, tmp_path):
+def test_another_merge_goes_on_where_a_command_was_stopped(source, tmp_path):
     """Stopped while pieces are filled, --merge may change: they are cut anew, and none of the others stays."""
     output, shape = tmp_path / "index", {"kind": "ivf-flat", "lists": LISTS, "shard_rows": 100}
     built(source, output, **shape, merge=2)
@@ -85,23 +86,25 @@ def test_another_merge_goes_on_where_a_command_was_stopped(here, source, tmp_pat
     assert len(card["merged"]) == card["pieces"] == len(pieces(output)) == 3
 
 
-def test_fewer_merged_indexes_than_asked_for_are_told(here, source, tmp_path):
+def test_fewer_merged_indexes_than_asked_for_are_told(source, tmp_path):
     """With what makes more of them."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
-    config = IndexConfig(input=str(source), output=str(tmp_path / "index"), kind="ivf-flat", lists=LISTS, merge=4)
+    config = configure(
+        IndexConfig, input=str(source), output=str(tmp_path / "index"), kind="ivf-flat", lists=LISTS, merge=4
+    )
     said = listen()
     build(config)
 
     assert "--merge 4: 1 are made, of 1 pieces. For more choose a new --output and fewer --shard-rows" in said
 
 
-def test_what_was_merged_before_an_addition_is_told(here, source, tmp_path):
+def test_what_was_merged_before_an_addition_is_told(source, tmp_path):
     """Files that hold less than the index now does stay, for they may be in use; the user hears of it, and the card names none."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
     write(source / "more.parquet", clustered(500, seed=9), first=ROWS)
     said = listen()
-    card = build(IndexConfig(input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
+    card = build(configure(IndexConfig, input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
 
     assert any(s.startswith("warning: ") and "merged holds what there was before" in s and "--merge" in s for s in said)
     assert card["merged"] == []
@@ -112,7 +115,7 @@ def test_what_was_merged_before_an_addition_is_told(here, source, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "more"), [("flat", {}), ("ivf-flat", {"lists": 4}), ("ivf-flat", {"lists": 4, "merge": 2})]
 )
-def test_the_card_s_python_searches_all_of_the_index(here, source, tmp_path, kind, more, monkeypatch):
+def test_the_card_s_python_searches_all_of_the_index(source, tmp_path, kind, more, monkeypatch):
     """What README.md says to run finds what exact search does, in all pieces or all that these were merged into."""
     cut_small(monkeypatch, 4 * DIM * 700)
     output = tmp_path / "index"

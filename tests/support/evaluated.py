@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from lib.cli.options import configure
 from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import evaluate
 from tests.evaluation.test_dataset import write_jsonl, write_tsv
@@ -38,7 +39,7 @@ def write_data(folder):
 def run(data, **changes):
     said = listen()
     settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "max_workers": 1}
-    results = evaluate(EvaluateConfig(**(settings | changes)))
+    results = evaluate(configure(EvaluateConfig, **(settings | changes)))
     return {result.task: result for result in results}, said
 
 

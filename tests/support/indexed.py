@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.index.build.config import IndexConfig
 from lib.index.build_job import build
 
@@ -49,7 +50,7 @@ def write_many(folder: Path, vectors: np.ndarray, files: int = 3) -> Path:
 
 def built(folder: Path, output: Path, **more: Any) -> dict[str, Any]:
     """The card of an index of what lies in `folder`."""
-    return build(IndexConfig(input=str(folder), output=str(output), **more))
+    return build(configure(IndexConfig, input=str(folder), output=str(output), **more))
 
 
 def exact(queries: np.ndarray, vectors: np.ndarray, most: int) -> np.ndarray:

@@ -3,12 +3,15 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lib.cli.options import configure
 from lib.index.search.job import search
 from lib.index.search.query import SearchConfig
 
 
 def found(tmp_path, asked, name="found", **more) -> pa.Table:
-    config = SearchConfig(index=str(tmp_path / "index"), input=str(asked), output=str(tmp_path / name), **more)
+    config = configure(
+        SearchConfig, index=str(tmp_path / "index"), input=str(asked), output=str(tmp_path / name), **more
+    )
     search(config)
     return pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / name).glob("part-*")))
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from lib.cli.options import configure
 from lib.training import checkpoint
 from lib.training.config import FinetuneConfig
 from lib.training.job import Finetuned, finetune
@@ -61,7 +62,7 @@ def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, *
 
 def leg_here(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
-    run = start(course, Rank(0, 1, course.slices, course.global_batch), torch.device("cpu"))
+    run = start(course, Rank(0, 1, course.virtual_ranks, course.global_batch), torch.device("cpu"))
     folder = Path(course.output.url) / "here"
     if folder.exists():
         run.step = checkpoint.load(folder, run.trained, run.optimizer)
@@ -75,7 +76,7 @@ def leg_here(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[
 
 
 @pytest.fixture
-def train_here(here, monkeypatch):
+def train_here(monkeypatch):
     """train(**options) -> Finetuned"""
     monkeypatch.setattr("lib.training.job.connect", lambda: None)
     monkeypatch.setattr("lib.training.job.check_said", lambda options, weight_bytes: None)
@@ -84,6 +85,6 @@ def train_here(here, monkeypatch):
     monkeypatch.setattr("lib.training.train_and_evaluate.run_leg", leg_here)
 
     def train(**options: Any) -> Finetuned:
-        return finetune(FinetuneConfig(**options))
+        return finetune(configure(FinetuneConfig, **options))
 
     return train
