@@ -35,6 +35,9 @@ format: .venv/ready  ## let ruff write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/ready  ## write the option tables of docs/ from the code
+	$(BIN)/python docs/options.py
+
 chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40; three hosts and their faults; a head that dies for 20 minutes
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
@@ -66,4 +69,4 @@ bench: .venv/ready  ## each job side by side with its peers, on this machine
 size:  ## lines a file
 	@git ls-files '*.py' | xargs wc -l | sort -n
 
-.PHONY: help setup demo servers test check format chaos scale test-extras bench size
+.PHONY: help setup demo servers test check format docs chaos scale test-extras bench size
