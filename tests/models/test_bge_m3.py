@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lib.cli.options import configure
+from lib.embedding.config import EmbedConfig
 from lib.embedding.job import prepared
-from lib.embedding.mapper import EmbedConfig
 from lib.errors import ModelError, UsageError
 from tests.support import tiny
 from tests.support.here import publish_here
@@ -55,7 +56,7 @@ def run(folder, model, **changes):
     )
     settings = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model), "dtype": "float32"}
     settings |= {"outputs": ("dense", "sparse", "multi_vector")}
-    options, _, job = prepared(EmbedConfig(**(settings | changes)))
+    options, _, job = prepared(configure(EmbedConfig, **(settings | changes)))
     publish_here(job, options)
     return sorted((folder / "out").glob("part-*"))
 

@@ -81,9 +81,11 @@ def run(source, target, **changes):
 def zhinao(tmp_path_factory):
     """A checkpoint of 360Zhinao's shape, converted; the largest difference; and what its own code made, run only once."""
     folder = tmp_path_factory.mktemp("zhinao")
-    source, right, kept = checkpoint(folder / "360Zhinao"), lib.models.conversion.job._original, []
+    source, right, kept = checkpoint(folder / "360Zhinao"), lib.models.conversion.job._original_scores, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lib.models.conversion.job, "_original", lambda *given: kept.append(right(*given)) or kept[0])
+        patch.setattr(
+            lib.models.conversion.job, "_original_scores", lambda *given: kept.append(right(*given)) or kept[0]
+        )
         return source, folder / "made", run(source, folder / "made"), kept[0]
 
 
@@ -108,7 +110,7 @@ def test_layerwise_minicpm_is_a_llama_classifier(tmp_path):
 def test_a_network_that_scores_otherwise_is_not_written(tmp_path, zhinao, monkeypatch):
     """A fused matrix read the wrong way round: refused with the difference, and nothing is left."""
     right, (source, *_, original) = lib.models.conversion.weights.from_zhinao, zhinao
-    monkeypatch.setattr(lib.models.conversion.job, "_original", lambda *_: original)
+    monkeypatch.setattr(lib.models.conversion.job, "_original_scores", lambda *_: original)
     monkeypatch.setattr(
         lib.models.conversion.weights, "from_zhinao", lambda config, weights: right(config, _swapped(weights))
     )
@@ -124,7 +126,7 @@ def _swapped(weights):
 def test_what_cannot_be_converted_is_told(tmp_path):
     """An output that is there, another model type, a missing or needless layer, code that does not run."""
     source = checkpoint(tmp_path / "layerwise", **MINICPM)
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         run(source, tmp_path)
     with pytest.raises(UsageError, match="--layer"):
         run(source, tmp_path / "made")
@@ -141,7 +143,7 @@ def test_what_cannot_be_converted_is_told(tmp_path):
 def test_a_tokenizer_that_differs_is_not_written(tmp_path, zhinao, monkeypatch):
     """Other token ids than the brought tokenizer's are named, before any score hides them."""
     right, (source, *_, original) = lib.models.conversion.weights.write_tokenizer, zhinao
-    monkeypatch.setattr(lib.models.conversion.job, "_original", lambda *_: original)
+    monkeypatch.setattr(lib.models.conversion.job, "_original_scores", lambda *_: original)
     other = {"pattern": r"\p{L}{1,3}|[^\p{L}]+"}
     monkeypatch.setattr(
         lib.models.conversion.weights, "write_tokenizer", lambda to, encoding: right(to, encoding | other)

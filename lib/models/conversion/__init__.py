@@ -1,1 +1,1 @@
-"""Checkpoints that bring their own code -> plain transformers classifiers, held against the original. In `models`, floor 3."""
+"""Conversion of rerankers with model code of their own into plain transformers classifiers, verified by scores."""

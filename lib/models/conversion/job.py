@@ -1,4 +1,4 @@
-"""Convert: a reranker that brings its own code as a plain classifier, written only if both score alike."""
+"""Convert a reranker with model code of its own to a plain classifier, written only if both give the same scores."""
 
 import json
 import logging
@@ -19,9 +19,9 @@ from ..spec import Tokens
 
 log = logging.getLogger("shoal")
 
-TOLERANCE = 1e-2  # of a score, between the brought code and the converted network, both in float32
+TOLERANCE = 1e-2  # largest difference of a score between the original and the converted network, both in float32
 SCRIPT = Path(__file__).with_name("original_scores.py")
-WORDS = (
+TEXTS = (
     "糖尿病患者应该怎样控制饮食",
     "how does a reranker differ from an embedding model",
     "北京到上海的高铁需要多长时间",
@@ -34,17 +34,18 @@ WORDS = (
     "Paris is the capital and largest city of France, on the river Seine.",
 )
 
-PAIRS = [(query, passage * repeats) for repeats in (1, 12) for query in WORDS for passage in WORDS[5:]]
+# Each of TEXTS with short and long passages, so that the tests of token ids cover truncation too.
+PAIRS = [(query, passage * repeats) for repeats in (1, 12) for query in TEXTS for passage in TEXTS[5:]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """Everything `jobs/convert_reranker.py` can be told."""
+    """Options of `jobs/convert_reranker.py`."""
 
     model: str = field(
         metadata={"help": "Directory of the original: 360Zhinao-1.8B-Reranking or bge's layerwise reranker."}
     )
-    output: str = field(metadata={"help": "Directory to write; it must not be there yet."})
+    output: str = field(metadata={"help": "Directory to write; it must not exist yet."})
     reference_python: str = field(
         metadata={"help": "Interpreter of the environment that may run the original's own code (torch, transformers)."}
     )
@@ -54,24 +55,25 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> float:
-    """Write the converted reranker; the largest difference of a score. Raises ModelError when it is over TOLERANCE."""
+    """Write the converted reranker; return the largest difference of a score. Raises ModelError when it is over TOLERANCE."""
     source, target = Path(config.model), Path(config.output)
     if target.exists():
-        raise UsageError(f"--output {target} is there already. Choose another, or remove it")
-    kind = _kind(read_json(source / "config.json"), source)
-    _check_layer(config, kind)
+        raise UsageError(f"--output {target} exists already. Choose another, or remove it")
+    source_type = _source_type(read_json(source / "config.json"), source)
+    _check_layer(config, source_type)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".convert-") as name:
         folder = Path(name)
         log.info(f"scoring {len(PAIRS)} pairs by the code of {source}")
-        original = _original(config, kind, folder)
+        original = _original_scores(config, source_type, folder)
         log.info("converting")
-        segments, error = _converted(config, kind, original, folder)
-        (folder / "made").rename(target)
+        segments, error = _convert_and_verify(config, source_type, original, folder)
+        (folder / "converted").rename(target)
     log.info(f"{target}: scores differ by {error:.1e} at most; the score is read after {segments[-1]!r}")
     return error
 
 
-def _kind(config: dict[str, Any], source: Path) -> str:
+def _source_type(config: dict[str, Any], source: Path) -> str:
+    """Return "zhinao" or "minicpm". Raises ModelError for another model."""
     if config.get("model_type") == "zhinao":
         return "zhinao"
     if "start_layer" in config and "scale_depth" in config:
@@ -79,8 +81,9 @@ def _kind(config: dict[str, Any], source: Path) -> str:
     raise ModelError(f"{source} is {config.get('model_type')!r}: neither 360Zhinao nor a layerwise MiniCPM reranker")
 
 
-def _check_layer(config: ConvertConfig, kind: str) -> None:
-    if (kind == "minicpm") != (config.layer is not None):
+def _check_layer(config: ConvertConfig, source_type: str) -> None:
+    """Raise UsageError for a missing or needless --layer, or a layer without a head."""
+    if (source_type == "minicpm") != (config.layer is not None):
         raise UsageError("--layer belongs to a layerwise reranker, and it needs one, as --layer 28")
     if config.layer is not None:
         shape = read_json(Path(config.model) / "config.json")
@@ -89,42 +92,50 @@ def _check_layer(config: ConvertConfig, kind: str) -> None:
             raise UsageError(f"--layer {config.layer} has no head: choose {first} to {last}")
 
 
-def _original(config: ConvertConfig, kind: str, folder: Path) -> dict[str, Any]:
-    """What the brought code makes of the pairs: see original_scores."""
-    given, found = folder / "pairs.json", folder / "found.json"
-    given.write_text(json.dumps(PAIRS))
-    more = [] if config.layer is None else [str(config.layer)]
-    line = [config.reference_python, str(SCRIPT), kind, config.model, str(given), str(found), *more]
+def _original_scores(config: ConvertConfig, source_type: str, folder: Path) -> dict[str, Any]:
+    """Score the pairs by the checkpoint's own code, in another interpreter; see original_scores.py."""
+    pairs_file, scores_file = folder / "pairs.json", folder / "scores.json"
+    pairs_file.write_text(json.dumps(PAIRS))
+    layer = [] if config.layer is None else [str(config.layer)]
+    arguments = [source_type, config.model, str(pairs_file), str(scores_file), *layer]
     try:
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [config.reference_python, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise UsageError(f"--reference-python {config.reference_python} cannot be run: {error}") from error
-    if done.returncode:
-        raise ModelError(f"the original's code did not run with {config.reference_python}: {done.stderr[-1500:]}")
-    return json.loads(found.read_text())
+    if process.returncode:
+        raise ModelError(f"the original's code did not run with {config.reference_python}: {process.stderr[-1500:]}")
+    return json.loads(scores_file.read_text())
 
 
-def _converted(
-    config: ConvertConfig, kind: str, original: dict[str, Any], folder: Path
+def _convert_and_verify(
+    config: ConvertConfig, source_type: str, original: dict[str, Any], folder: Path
 ) -> tuple[tuple[str, ...], float]:
-    """Write `folder/made`. The template up to the token that the score is read at, which is found out, and the error."""
-    from . import weights as weights
+    """Write `folder/converted`; return the template that gives the original's scores, and the largest difference.
+
+    Each ending of the template is tried until one is within TOLERANCE. Raises ModelError when none is.
+    """
+    from . import weights
 
     source, tokenizer = Path(config.model), Path(config.model)
     if original["tiktoken"] is not None:
         weights.write_tokenizer(tokenizer := folder / "tokenizer", original["tiktoken"])
-    loaded, shape = weights.read_weights(source), read_json(source / "config.json")
-    if kind == "zhinao":
-        found, recipe = weights.from_zhinao(shape, loaded), recipes.load("zhinao-reranker")
+    tensors, shape = weights.read_weights(source), read_json(source / "config.json")
+    if source_type == "zhinao":
+        network, recipe = weights.from_zhinao(shape, tensors), recipes.load("zhinao-reranker")
     else:
-        found, recipe = weights.from_minicpm(shape, loaded, config.layer or 0), recipes.load("bge-reranker-layerwise")
+        network, recipe = (
+            weights.from_minicpm(shape, tensors, config.layer or 0),
+            recipes.load("bge-reranker-layerwise"),
+        )
     assert isinstance(recipe, RerankRecipe)
     errors: list[float] = []
-    for segments in _endings(recipe, kind):
-        shutil.rmtree(folder / "made", ignore_errors=True)
-        about = {"segments": segments, "beyond": recipe.beyond, "activation": recipe.activation}
-        weights.write(tokenizer, folder / "made", *found, about | {"max_tokens": recipe.max_tokens})
-        errors.append(_difference(folder / "made", original))
+    for segments in _template_endings(recipe, source_type):
+        shutil.rmtree(folder / "converted", ignore_errors=True)
+        pair_format = {"segments": segments, "beyond": recipe.beyond, "activation": recipe.activation}
+        weights.write(tokenizer, folder / "converted", *network, pair_format | {"max_tokens": recipe.max_tokens})
+        errors.append(_largest_difference(folder / "converted", original))
         if errors[-1] <= TOLERANCE:
             return segments, errors[-1]
     raise ModelError(
@@ -132,29 +143,30 @@ def _converted(
     )
 
 
-def _endings(recipe: RerankRecipe, kind: str) -> list[tuple[str, ...]]:
-    """The template cut off after each place behind the passage that the score may be read at, the longest first."""
+def _template_endings(recipe: RerankRecipe, source_type: str) -> list[tuple[str, ...]]:
+    """Cut the template after each segment behind the passage where the score may be read, the longest first."""
     after = next(i for i, segment in enumerate(recipe.segments) if segment.endswith("{passage}")) + 1
-    ends = range(len(recipe.segments), after, -1) if kind == "zhinao" else [len(recipe.segments)]
+    ends = range(len(recipe.segments), after, -1) if source_type == "zhinao" else [len(recipe.segments)]
     return [recipe.segments[:end] for end in ends]
 
 
-def _difference(made: Path, original: dict[str, Any]) -> float:
-    """The largest difference of a score, in float32. Raises ModelError for a pair whose token ids are not the original's."""
+def _largest_difference(folder: Path, original: dict[str, Any]) -> float:
+    """Return the largest difference of a score, in float32. Raises ModelError where the token ids of a pair differ."""
     from ..reranker import Reranker
     from ..reranker_spec import read_rerank_spec
 
-    spec = read_rerank_spec(str(made))
+    spec = read_rerank_spec(str(folder))
     formatted = spec.pair_format()(*zip(*PAIRS, strict=True))
-    for (query, passage), ids, expected in zip(PAIRS, _each(formatted.tokens), original["ids"], strict=True):
+    for (query, passage), ids, expected in zip(PAIRS, _ids_of_pairs(formatted.tokens), original["ids"], strict=True):
         if ids != expected[: len(ids)]:
-            place = next(i for i, (one, other) in enumerate(zip(ids, expected, strict=False)) if one != other)
+            position = next(i for i, (one, other) in enumerate(zip(ids, expected, strict=False)) if one != other)
             raise ModelError(
-                f"the pair {query!r}, {passage[:40]!r} is tokenised otherwise from token {place} on: nothing is written"
+                f"the pair {query!r}, {passage[:40]!r} is tokenised otherwise from token {position} on: nothing is written"
             )
     scores = Reranker(spec, dtype="float32", device="cpu").score(formatted, np.zeros(len(PAIRS), np.int64))
     return float(np.abs(scores - np.array(original["scores"])).max())
 
 
-def _each(tokens: Tokens) -> list[list[int]]:
+def _ids_of_pairs(tokens: Tokens) -> list[list[int]]:
+    """Split the flat token ids into one list a pair."""
     return [ids.tolist() for ids in np.split(tokens.ids, tokens.offsets[1:-1])]

@@ -1,7 +1,7 @@
-"""Rerankers that bring their own code, as transformers' own classes with the same function.
+"""Convert the weights of rerankers with model code of their own to transformers' classes.
 
-Each source gives the configuration and the weights of a sequence classifier of one label. Nothing of the brought code runs
-here; that the result scores alike is for the caller to see, see jobs/convert_reranker.py.
+Each converter returns the configuration and the weights of a sequence classifier with one label. It runs none of the
+checkpoint's code. job.py verifies that the converted network gives the same scores.
 """
 
 import json
@@ -19,15 +19,16 @@ from ..files import read_json
 from ..reranker_spec import SPEC_FILE
 
 Weights = dict[str, Tensor]
-SHAPE = (
+SHAPE_KEYS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act"),
     *("max_position_embeddings", "rms_norm_eps", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
-CODE = (".py", ".bin", ".safetensors", ".index.json", "config.json", ".gguf")  # ends of files that are not copied
+# Endings of the files that are not copied: code, weights and the configuration.
+NOT_COPIED = (".py", ".bin", ".safetensors", ".index.json", "config.json", ".gguf")
 
 
 def read_weights(folder: Path) -> Weights:
-    """All tensors of a checkpoint, from safetensors or torch files. Raises ModelError when there are none."""
+    """Read all tensors of a checkpoint, from safetensors or torch files. Raises ModelError when there are none."""
     from safetensors.torch import load_file
 
     weights: Weights = {}
@@ -42,49 +43,49 @@ def read_weights(folder: Path) -> Weights:
 
 
 def from_zhinao(config: Mapping[str, Any], weights: Weights) -> tuple[dict[str, Any], Weights]:
-    """360Zhinao is LLaMA with query, key and value, which have a bias, in one matrix: a kv head's queries, key and value.
+    """Convert 360Zhinao, which is LLaMA with biases and with query, key and value of each kv head in one matrix.
 
-    Qwen2 has the same biases, but transformers 5 gives every model of that type Qwen's own splitting of words.
+    Qwen2 has the same biases, but transformers 5 gives every model of that type Qwen's own pre-tokenizer.
     """
     heads = config["num_attention_heads"]
     groups = config.get("num_key_value_heads") or heads
-    made: Weights = {}
+    converted: Weights = {}
     for name, tensor in weights.items():
         if ".qkv_proj." in name:
             grouped = tensor.unflatten(0, (groups, heads // groups + 2, -1))
-            pieces = {"q_proj": grouped[:, :-2], "k_proj": grouped[:, -2], "v_proj": grouped[:, -1]}
-            for piece, part in pieces.items():
-                made[name.replace("qkv_proj", piece)] = part.flatten(0, part.dim() - tensor.dim()).contiguous()
+            projections = {"q_proj": grouped[:, :-2], "k_proj": grouped[:, -2], "v_proj": grouped[:, -1]}
+            for projection, rows in projections.items():
+                matrix = rows.flatten(0, rows.dim() - tensor.dim())
+                converted[name.replace("qkv_proj", projection)] = matrix.contiguous()
         elif name.startswith("model.") and "rotary_emb" not in name:
-            made[name] = tensor
+            converted[name] = tensor
             if name.endswith(".o_proj.weight"):
-                made[name.replace("weight", "bias")] = tensor.new_zeros(len(tensor))
+                converted[name.replace("weight", "bias")] = tensor.new_zeros(len(tensor))
     if "linear.bias" in weights and weights["linear.bias"].any():
         raise ModelError("the scalar head has a bias, which transformers' classifier cannot hold")
-    made["score.weight"] = weights["linear.weight"]
-    return _config(config, config["num_hidden_layers"]) | {"attention_bias": True}, made
+    converted["score.weight"] = weights["linear.weight"]
+    return _config(config, config["num_hidden_layers"]) | {"attention_bias": True}, converted
 
 
 def from_minicpm(config: Mapping[str, Any], weights: Weights, layer: int) -> tuple[dict[str, Any], Weights]:
-    """MiniCPM's first `layer` layers are LLaMA's with scaled embeddings and scaled outputs of attention and feed-forward."""
-    layers, first = config["num_hidden_layers"], config["start_layer"]
+    """Convert the first `layer` layers of MiniCPM: LLaMA with scaled embeddings, attention and feed-forward outputs."""
+    layers, first_head = config["num_hidden_layers"], config["start_layer"]
     scale = config["scale_depth"] / math.sqrt(layers)
-    made: Weights = {}
+    converted: Weights = {}
     for name, tensor in weights.items():
         number = name.removeprefix("model.layers.").split(".")[0]
         if not name.startswith("model.") or "rotary_emb" in name or (number.isdigit() and int(number) >= layer):
             continue
-        scaled = scale if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-        made[name] = tensor * (config["scale_emb"] if name == "model.embed_tokens.weight" else scaled)
-    made["score.weight"] = weights[f"lm_head.{layer - first}.linear_head.weight"]
-    return _config(config, layer), made
+        factor = scale if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+        converted[name] = tensor * (config["scale_emb"] if name == "model.embed_tokens.weight" else factor)
+    converted["score.weight"] = weights[f"lm_head.{layer - first_head}.linear_head.weight"]
+    return _config(config, layer), converted
 
 
 def write_tokenizer(target: Path, encoding: Mapping[str, Any]) -> None:
-    """A tiktoken encoding (pattern, base64 ranks, ids of special tokens, names of some) as transformers' tokenizer files.
+    """Write a tiktoken encoding (pattern, base64 ranks, ids and names of special tokens) as transformers' tokenizer files.
 
-    transformers' converter reads the ranks; that the ids are the same is for the caller to see. Raises ModelError without
-    tiktoken.
+    transformers' converter reads the ranks; job.py verifies the ids. Raises ModelError without tiktoken.
     """
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -94,23 +95,25 @@ def write_tokenizer(target: Path, encoding: Mapping[str, Any]) -> None:
     file.write_text("".join(f"{token} {rank}\n" for token, rank in encoding["ranks"].items()))
     special = sorted(encoding["special"], key=encoding["special"].__getitem__)
     try:
-        made = TikTokenConverter(str(file), pattern=encoding["pattern"], extra_special_tokens=special).converted()
+        backend = TikTokenConverter(str(file), pattern=encoding["pattern"], extra_special_tokens=special).converted()
     except ValueError as error:
         raise ModelError(
             f"the tokenizer is one of tiktoken's: pip install tiktoken, and try again ({error})"
         ) from error
-    made.post_processor = None  # the converter's own marks
-    PreTrainedTokenizerFast(tokenizer_object=made, **encoding["names"]).save_pretrained(target)
+    backend.post_processor = None  # the converter adds special tokens of its own
+    PreTrainedTokenizerFast(tokenizer_object=backend, **encoding["names"]).save_pretrained(target)
     file.unlink()
 
 
-def write(source: Path, target: Path, config: Mapping[str, Any], weights: Weights, about: Mapping[str, Any]) -> None:
-    """A directory with the tokenizer files of `source`, the configuration and weights, and `about` for read_rerank_spec."""
+def write(
+    source: Path, target: Path, config: Mapping[str, Any], weights: Weights, pair_format: Mapping[str, Any]
+) -> None:
+    """Write a directory: the tokenizer files of `source`, configuration, weights, and `pair_format` for read_rerank_spec."""
     from safetensors.torch import save_file
 
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(CODE):
+        if file.is_file() and not file.name.endswith(NOT_COPIED):
             shutil.copy(file, target / file.name)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, target / "model.safetensors", {"format": "pt"}
@@ -119,11 +122,12 @@ def write(source: Path, target: Path, config: Mapping[str, Any], weights: Weight
     tokenizer = read_json(source / "tokenizer_config.json", {})
     tokenizer.pop("auto_map", None)
     (target / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=1))
-    (target / SPEC_FILE).write_text(json.dumps(about, indent=1))
+    (target / SPEC_FILE).write_text(json.dumps(pair_format, indent=1))
 
 
 def _config(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    shape = {name: config[name] for name in SHAPE if config.get(name) is not None}
+    """Return the configuration of the LLaMA classifier with `layers` layers."""
+    shape = {name: config[name] for name in SHAPE_KEYS if config.get(name) is not None}
     return shape | {
         "model_type": "llama",
         "architectures": ["LlamaForSequenceClassification"],
