@@ -3,53 +3,60 @@
 import base64
 import csv
 import re
-import string
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from ..errors import InputError, UsageError
+from ..cli.options import option
+from ..errors import InputError
 from ..storage.listing import InputFile, find
 from ..storage.retry import is_damage
 from .formats import Measure, check_columns, format_of, known_suffixes
+from .texts import parse_template
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
 AUTOMATIC_ID = "id"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
-    """Which rows are read, and which of their columns."""
+class RowOptions:
+    """The rows to read, and their columns."""
 
-    input: str = field(metadata={"help": "File, folder or glob of Parquet, JSONL, CSV/TSV or text; any fsspec URL."})
-    text_column: str = field(default="text", metadata={"help": "Column to embed."})
-    id_column: str | None = field(
-        default=None, metadata={"help": "Column that names a row. Default: 'id' if there is one, else FILE#POSITION."}
-    )
-    text_template: str | None = field(
-        default=None, metadata={"help": "Text made of several columns, as '{title} {text}'. Overrides --text-column."}
-    )
-    keep_columns: tuple[str, ...] = field(default=(), metadata={"help": "Columns carried to the output, by commas."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first N rows.", "min": 1})
-    shard_rows: int | None = field(
-        default=None,
-        metadata={"help": "Rows a shard. Default: about 128 MiB of output, less for a small corpus.", "min": 1},
+    input: str = option("File, folder or glob of Parquet, JSONL, CSV/TSV or text; any fsspec URL.")
+    id_column: str | None = option("Column that names a row. Default: 'id' if there is one, else FILE#POSITION.", None)
+    keep_columns: tuple[str, ...] = option("Columns copied to the output, by commas.", ())
+    limit: int | None = option("Only the first N rows.", None, min=1)
+    shard_rows: int | None = option(
+        "Rows a shard. Default: about 128 MiB of output, less for a small corpus.", None, min=1
     )
 
     def text_columns(self) -> list[str]:
-        """Columns the text is made of. Raises UsageError for a template without any."""
+        """The columns that must be text."""
+        return []
+
+    def columns(self) -> list[str]:
+        """Every column that the options name, each once."""
+        return list(dict.fromkeys([*self.text_columns(), *filter(None, [self.id_column]), *self.keep_columns]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions(RowOptions):
+    """The rows to read, and the columns that their text is made of."""
+
+    text_column: str = option("Column to embed.", "text")
+    text_template: str | None = option(
+        "Text made of several columns, as '{title} {text}'. Overrides --text-column.", None
+    )
+
+    def text_columns(self) -> list[str]:
+        """The columns that the text is made of. Raises UsageError for a template without any."""
         if self.text_template is None:
             return [self.text_column]
-        names = [name for _, name, _, _ in string.Formatter().parse(self.text_template) if name]
-        if not names:
-            raise UsageError(
-                f"--text-template {self.text_template!r} names no column. Write it as '{{title}} {{text}}'"
-            )
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(name for _, name in parse_template(self.text_template) if name))
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Corpus:
         return sum(m.rows * m.row_bytes for m in known) / max(sum(m.rows for m in known), 1)
 
 
-def list_files(options: CorpusOptions, storage: Mapping[str, Any]) -> list[InputFile]:
+def list_files(options: RowOptions, storage: Mapping[str, Any]) -> list[InputFile]:
     """The files to read, sorted. Raises InputError when there is none, or none of a known format."""
     found = find(options.input, storage)
     if not found:
@@ -89,20 +96,18 @@ def list_files(options: CorpusOptions, storage: Mapping[str, Any]) -> list[Input
     return files
 
 
-def measure(files: Sequence[InputFile], options: CorpusOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
+def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
     """The corpus that the options ask for: every file measured, and cut off at the limit."""
     corpus = measure_files(files, options, storage, strict)
     return first_rows(corpus, options.limit, storage) if options.limit else corpus
 
 
-def measure_files(
-    files: Sequence[InputFile], options: CorpusOptions, storage: Mapping[str, Any], strict: bool
-) -> Corpus:
+def measure_files(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
     """Footers and samples of every file, in parallel; checks the columns asked for.
 
     An unreadable file becomes one row with its reason, or, when `strict`, an InputError.
     """
-    wanted = wanted_columns(options)
+    wanted = options.columns()
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         measures = list(threads.map(partial(_measure, columns=wanted, storage=storage), files))
     unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
@@ -119,7 +124,7 @@ def measure_files(
 
 def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
     """Names of the columns that the files there have. Raises InputError when none can be read."""
-    files = list_files(CorpusOptions(input=url), storage)
+    files = list_files(RowOptions(input=url), storage)
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         measures = list(threads.map(partial(_measure, columns=(), storage=storage), files))
     names = _merged_schema(files, measures).names
@@ -138,11 +143,6 @@ def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
 def _all_have_ids(measures: Sequence[Measure | str]) -> bool:
     """A column `id` names the rows unasked only where every file has it."""
     return all(AUTOMATIC_ID in m.schema.names for m in measures if isinstance(m, Measure) and m.units)
-
-
-def wanted_columns(options: CorpusOptions) -> list[str]:
-    names = [*options.text_columns(), *([options.id_column] if options.id_column else []), *options.keep_columns]
-    return list(dict.fromkeys(names))
 
 
 def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ..data.corpus import Corpus, CorpusOptions, list_files, measure, schema_text
+from ..data.corpus import Corpus, RowOptions, list_files, measure, schema_text
 from ..data.shards import changed_files, count_shards, cut_shards
 from ..errors import InputError
 from .workers import WorkerRequest
@@ -45,7 +45,7 @@ class CorpusPlanner:
     Raises InputError for a corpus without rows, without readable files, or with a planned file that has changed.
     """
 
-    options: CorpusOptions
+    options: RowOptions
     storage: Mapping[str, Any]
     shard_rows: Callable[[Corpus, int], int]
     workers: WorkerRequest

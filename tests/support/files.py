@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.data.corpus import CorpusOptions, first_rows, list_files, measure_files, wanted_columns
+from lib.data.corpus import CorpusOptions, first_rows, list_files, measure_files
 from lib.data.reader import read_rows
 from lib.data.shards import cut_shards, shards
 
@@ -65,4 +65,4 @@ def everything(folder, shard_rows=100, **options):
     if options.limit:
         corpus = first_rows(corpus, options.limit, {})
     plan = cut_shards(corpus, shard_rows)
-    return plan, [read_rows(shard, wanted_columns(options), corpus.schema, {}) for shard in shards(plan)]
+    return plan, [read_rows(shard, options.columns(), corpus.schema, {}) for shard in shards(plan)]
