@@ -48,8 +48,8 @@ def sparse_column(tokens: Tokens, weights: np.ndarray, special: Iterable[int]) -
     """Build struct<indices: list<int32>, values: list<float32>>, one a text: token ids ascending, weights above zero."""
     lengths = np.diff(tokens.offsets)
     document = np.repeat(np.arange(len(lengths)), lengths)
-    kept = (weights > 0) & ~np.isin(tokens.ids, list(special))
-    document, ids, values = document[kept], tokens.ids[kept], weights[kept]
+    weighted = (weights > 0) & ~np.isin(tokens.ids, list(special))
+    document, ids, values = document[weighted], tokens.ids[weighted], weights[weighted]
     order = np.lexsort((ids, document))
     document, ids, values = document[order], ids[order], values[order]
     first = np.flatnonzero(np.diff(document, prepend=-1) | np.diff(ids, prepend=-1))

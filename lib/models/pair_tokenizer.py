@@ -96,8 +96,8 @@ class Prompt:
         for parts in zip(*columns, strict=True):
             room = self._limit - sum(len(ids) for i, (ids, _) in enumerate(parts) if i != passage_at)
             room = max(0, min(room, self._tokenizer.max_tokens))
-            kept = (ids[:room] if i == passage_at else ids for i, (ids, _) in enumerate(parts))
-            sequences.append(list(chain.from_iterable(kept)))
+            truncated_parts = (ids[:room] if i == passage_at else ids for i, (ids, _) in enumerate(parts))
+            sequences.append(list(chain.from_iterable(truncated_parts)))
             truncated.append(any(cut for _, cut in parts) or len(parts[passage_at][0]) > room)
         return _pairs(sequences, truncated, [len(ids) for ids in sequences])
 

@@ -100,6 +100,7 @@ class Reranker:
         return RerankerParts(self._network, self._head, self._pick, mode, self._padding_id)
 
     def _load_language_model(self, precision: torch.dtype) -> None:
+        """Load a language model, whose score is the logits of the answers at the last token."""
         self._network = load_network(self.spec.model, precision, self.device)
         self._head: torch.nn.Module = TokenLogits(self._network, self.spec.model.folder, *self._answer_ids())
         self._head.to(self.device)
@@ -112,6 +113,7 @@ class Reranker:
             self._choose_pick_and_mode(pairs, expected, (last_token,))
 
     def _load_classifier(self, precision: torch.dtype) -> None:
+        """Load a sequence classifier, whose head scores the state that its network pools."""
         classifier = load_classifier(self.spec.model.folder, precision, self.device)
         self._has_token_types = int(getattr(classifier.config, "type_vocab_size", 0) or 0) > 1
         self._network = getattr(classifier, classifier.base_model_prefix)

@@ -1,4 +1,4 @@
-"""Rerankers that bring their own code, converted: on tiny checkpoints of the same shapes, with code written for the test."""
+"""Conversion of rerankers with code of their own: tiny checkpoints of the same shapes, with code written for the test."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ MINICPM = {"model_type": "minicpm", "start_layer": 2, "scale_emb": 12.0, "scale_
 
 
 def checkpoint(folder, **changes):
-    """A directory as its authors would have left it: own code, own model type, weights in torch's format."""
+    """Write a directory as its authors publish it: own code, own model type, weights in torch's format."""
     sys.path.insert(0, str(REMOTE))
     from tests.support.remote.modeling_tiny import TinyConfig, TinyForCausalLM
 
@@ -54,7 +54,7 @@ def checkpoint(folder, **changes):
 
 
 def tiktoken_files(folder):
-    """A slow tokenizer with code of its own over a file of ranks: bytes, then what a byte-level BPE has merged."""
+    """Write a slow tokenizer with code of its own, over a file of ranks: bytes, then the merges of a byte-level BPE."""
     from tests.support.remote.tokenization_tiny import FILE, TinyTokenizer
 
     merges = json.loads(tiny.qwen().backend_tokenizer.to_str())["model"]["merges"]
@@ -64,11 +64,11 @@ def tiktoken_files(folder):
     ranks = {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
     (folder / FILE).write_text("".join(f"{base64.b64encode(t).decode()} {rank}\n" for t, rank in ranks.items()))
     shutil.copy(REMOTE / "tokenization_tiny.py", folder)
-    about = {
+    tokenizer_config = {
         "tokenizer_class": "TinyTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_tiny.TinyTokenizer", None]},
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return TinyTokenizer(str(folder / FILE))
 
 
@@ -79,43 +79,50 @@ def run(source, target, **changes):
 
 @pytest.fixture(scope="module")
 def zhinao(tmp_path_factory):
-    """A checkpoint of 360Zhinao's shape, converted; the largest difference; and what its own code made, run only once."""
+    """A checkpoint of 360Zhinao's shape, its converted directory, the largest difference, and the original's scores."""
     folder = tmp_path_factory.mktemp("zhinao")
-    source, right, kept = checkpoint(folder / "360Zhinao"), lib.models.conversion.job._original_scores, []
+    source, calls = checkpoint(folder / "360Zhinao"), []
+    score = lib.models.conversion.job._original_scores
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            lib.models.conversion.job, "_original_scores", lambda *given: kept.append(right(*given)) or kept[0]
+            lib.models.conversion.job,
+            "_original_scores",
+            lambda *arguments: calls.append(score(*arguments)) or calls[0],
         )
-        return source, folder / "made", run(source, folder / "made"), kept[0]
+        return source, folder / "converted", run(source, folder / "converted"), calls[0]
 
 
 def test_360zhinao_is_a_llama_classifier(zhinao):
-    """Split from the fused matrix, the network scores 100 pairs as the brought code does; the token that the scalar is
-    read at is found, the tokenizer made of tiktoken's ranks; what is written needs no code and no recipe."""
-    _, made, error, _ = zhinao
+    """The network split from the fused matrix scores 100 pairs as the original does, with tiktoken's ranks as tokenizer.
+
+    The conversion detects the token at which the score is read. The written directory needs no code and no recipe.
+    """
+    _, target, error, _ = zhinao
 
     assert error < 1e-4
-    spec = read_rerank_spec(str(made))
+    spec = read_rerank_spec(str(target))
     assert spec.segments[-2:] == ("<|im_start|>assistant", "\n")
-    assert "auto_map" not in json.loads((made / "config.json").read_text())
-    assert not list(made.glob("*.py"))
+    assert "auto_map" not in json.loads((target / "config.json").read_text())
+    assert not list(target.glob("*.py"))
 
 
 def test_layerwise_minicpm_is_a_llama_classifier(tmp_path):
-    """Its scales folded into the weights, the first layers and their head score as the brought code does."""
+    """The first layers and their head, with the scales folded into the weights, score as the original does."""
     source = checkpoint(tmp_path / "layerwise", **MINICPM)
-    assert run(source, tmp_path / "made", layer=2) < 1e-4
+    assert run(source, tmp_path / "converted", layer=2) < 1e-4
 
 
 def test_a_network_that_scores_otherwise_is_not_written(tmp_path, zhinao, monkeypatch):
-    """A fused matrix read the wrong way round: refused with the difference, and nothing is left."""
-    right, (source, *_, original) = lib.models.conversion.weights.from_zhinao, zhinao
+    """A conversion that reads the fused matrix in the wrong order is refused with the difference, and writes nothing."""
+    convert_function, (source, *_, original) = lib.models.conversion.weights.from_zhinao, zhinao
     monkeypatch.setattr(lib.models.conversion.job, "_original_scores", lambda *_: original)
     monkeypatch.setattr(
-        lib.models.conversion.weights, "from_zhinao", lambda config, weights: right(config, _swapped(weights))
+        lib.models.conversion.weights,
+        "from_zhinao",
+        lambda config, weights: convert_function(config, _swapped(weights)),
     )
     with pytest.raises(ModelError, match="nothing is written"):
-        run(source, tmp_path / "made")
+        run(source, tmp_path / "converted")
     assert not list(tmp_path.iterdir())
 
 
@@ -123,30 +130,30 @@ def _swapped(weights):
     return {name: tensor.flip(0) if "qkv_proj" in name else tensor for name, tensor in weights.items()}
 
 
-def test_what_cannot_be_converted_is_told(tmp_path):
-    """An output that is there, another model type, a missing or needless layer, code that does not run."""
+def test_wrong_requests_are_refused(tmp_path):
+    """An existing output, another model type, a missing or needless layer, and code that does not run are refused."""
     source = checkpoint(tmp_path / "layerwise", **MINICPM)
     with pytest.raises(UsageError, match="exists already"):
         run(source, tmp_path)
     with pytest.raises(UsageError, match="--layer"):
-        run(source, tmp_path / "made")
+        run(source, tmp_path / "converted")
     with pytest.raises(UsageError, match="choose 2 to 3"):
-        run(source, tmp_path / "made", layer=1)
+        run(source, tmp_path / "converted", layer=1)
     with pytest.raises(UsageError, match="cannot be run"):
-        run(source, tmp_path / "made", layer=2, reference_python="/no/python")
+        run(source, tmp_path / "converted", layer=2, reference_python="/no/python")
     with pytest.raises(ModelError, match="did not run"):
-        run(source, tmp_path / "made", layer=2, reference_python="/bin/false")
+        run(source, tmp_path / "converted", layer=2, reference_python="/bin/false")
     with pytest.raises(ModelError, match="neither 360Zhinao nor"):
-        run(tiny.build_reranker("bert", tmp_path / "bert"), tmp_path / "made")
+        run(tiny.build_reranker("bert", tmp_path / "bert"), tmp_path / "converted")
 
 
 def test_a_tokenizer_that_differs_is_not_written(tmp_path, zhinao, monkeypatch):
-    """Other token ids than the brought tokenizer's are named, before any score hides them."""
-    right, (source, *_, original) = lib.models.conversion.weights.write_tokenizer, zhinao
+    """Token ids that differ from the original tokenizer's are named, before any score hides them."""
+    convert_function, (source, *_, original) = lib.models.conversion.weights.write_tokenizer, zhinao
     monkeypatch.setattr(lib.models.conversion.job, "_original_scores", lambda *_: original)
     other = {"pattern": r"\p{L}{1,3}|[^\p{L}]+"}
     monkeypatch.setattr(
-        lib.models.conversion.weights, "write_tokenizer", lambda to, encoding: right(to, encoding | other)
+        lib.models.conversion.weights, "write_tokenizer", lambda to, encoding: convert_function(to, encoding | other)
     )
     with pytest.raises(ModelError, match="tokenised otherwise"):
-        run(source, tmp_path / "made")
+        run(source, tmp_path / "converted")

@@ -1,3 +1,5 @@
+"""Packing: plans by token budget, gathering, and groups of one length."""
+
 import itertools
 
 import numpy as np
@@ -31,7 +33,7 @@ def test_every_document_is_in_exactly_one_batch(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_batch_is_within_the_budget_or_one_document(seed: int) -> None:
-    """No batch is empty; one above the budget holds a single document; none could take the next document too."""
+    """No batch is empty, one above the budget has a single document, and none has room for the next document."""
     lengths, budget = random_lengths(seed), 1 + seed * 7
     batches = plan_batches(lengths, budget)
 
@@ -42,7 +44,7 @@ def test_a_batch_is_within_the_budget_or_one_document(seed: int) -> None:
 
 
 def test_longest_first_and_ties_in_arrival_order() -> None:
-    """Lengths fall from batch to batch, and documents of one length keep their order."""
+    """Lengths never increase, and documents of one length keep their order."""
     assert longest_first(np.array([3, 5, 3, 5, 0])).tolist() == [1, 3, 0, 2, 4]
 
 

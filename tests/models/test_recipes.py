@@ -28,7 +28,7 @@ QWEN_ECOM = "Instruct: Given a user query from an e-commerce website, retrieve d
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card does: the architecture, the text before each kind of text, the length, how states are pooled."""
+    """A model card: the architecture, the prompt of each kind of text, the length, and its way to vectors."""
 
     kind: str
     prompts: dict[str, str]
@@ -49,27 +49,27 @@ def _loop(
     folder: Path, texts: Sequence[str], length: int, pool: Callable[[Tensor, Tensor], Tensor], size: int = 7
 ) -> np.ndarray:
     tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    found = []
+    outputs = []
     for start in range(0, len(texts), size):
         batch = tokenizer(
             list(texts[start : start + size]), padding=True, truncation=True, max_length=length, return_tensors="pt"
         )
         states = network(**batch).last_hidden_state
-        found.append(functional.normalize(pool(states, batch["attention_mask"].unsqueeze(-1).float()), dim=-1))
-    return torch.cat(found).numpy()
+        outputs.append(functional.normalize(pool(states, batch["attention_mask"].unsqueeze(-1).float()), dim=-1))
+    return torch.cat(outputs).numpy()
 
 
 @torch.inference_mode()
 def last_token_of_qwen(folder: Path, texts: Sequence[str], length: int) -> np.ndarray:
-    """transformers' Qwen2 without its mask, an end token put after the cut text, no batches."""
+    """Encode with transformers' Qwen2 without its mask, an end token after the truncated text, and no batches."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = Qwen2Model.from_pretrained(folder).eval()
     network.config.is_causal = False
-    found = []
+    outputs = []
     for text in texts:
         ids = tokenizer(text, truncation=True, max_length=length - 1)["input_ids"] + [tokenizer.eos_token_id]
-        found.append(network(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
-    return functional.normalize(torch.stack(found), dim=-1).numpy()
+        outputs.append(network(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
+    return functional.normalize(torch.stack(outputs), dim=-1).numpy()
 
 
 CARDS = {
@@ -85,24 +85,24 @@ CARDS = {
 
 
 def mixed_texts(count: int = 40) -> list[str]:
-    """Chinese and English of 1 to about 3,000 tokens."""
-    chosen = random.Random(3)
-    texts = [" ".join(chosen.choices(tiny.TEXT, k=chosen.choice((1, 1, 2, 3, 8)))) for _ in range(count)]
+    """Return Chinese and English texts of 1 to about 3,000 tokens."""
+    rng = random.Random(3)
+    texts = [" ".join(rng.choices(tiny.TEXT, k=rng.choice((1, 1, 2, 3, 8)))) for _ in range(count)]
     return [*texts, "鱼", "a", "查询:", " ".join(tiny.TEXT * 16)]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A plain transformers checkpoint of an architecture: nothing in it says how to pool."""
-    made: dict[str, Path] = {}
+    """A function to a plain transformers checkpoint of an architecture, without any pooling configuration."""
+    folders: dict[str, Path] = {}
 
     def checkpoint(kind: str) -> Path:
-        if kind not in made:
+        if kind not in folders:
             positions = 8192 if kind == "xlm-roberta" else POSITIONS
-            made[kind] = tiny.build(kind, tmp_path_factory.mktemp(kind), positions=positions)
+            folders[kind] = tiny.build(kind, tmp_path_factory.mktemp(kind), positions=positions)
             for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
-                (made[kind] / name).unlink()
-        return made[kind]
+                (folders[kind] / name).unlink()
+        return folders[kind]
 
     return checkpoint
 
@@ -113,51 +113,51 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def test_a_recipe_equals_the_loop_of_its_card(
     name: str, prompt: str, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recipe alone, over files that say nothing, gives the card's vectors within 1e-5: prompt, length, pooling, end."""
+    """A recipe over a plain checkpoint gives the vectors of its card within 1e-5."""
     card = CARDS[name]
     folder = checkpoints(card.kind)
     texts = mixed_texts()
-    encoding = resolve_encoder(ModelOptions(model=str(folder), recipe=name, prompt_name=prompt))
-    tokenizer = Tokenizer(encoding.spec)
-    tokens = tokenizer([encoding.prompt + text for text in texts])
+    resolved = resolve_encoder(ModelOptions(model=str(folder), recipe=name, prompt_name=prompt))
+    tokenizer = Tokenizer(resolved.spec)
+    tokens = tokenizer([resolved.prompt + text for text in texts])
 
-    found = Encoder(encoding.spec, dtype="float32").encode(tokens, tokenizer.prompt_tokens(encoding.prompt))
+    vectors = Encoder(resolved.spec, dtype="float32").encode(tokens, tokenizer.prompt_tokens(resolved.prompt))
 
     expected = card.encode(folder, [card.prompts[prompt] + text for text in texts], card.length)
     assert tokens.truncated.any() == (card.length <= 1024)  # the longest text has some 3,000 tokens
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_every_embedding_recipe_has_a_card_here() -> None:
-    """A recipe without a test of its own cannot be added: here, or by the real weights (all-MiniLM-L6-v2)."""
+    """Every embedding recipe has a card here, or a test with the real weights (all-MiniLM-L6-v2)."""
     assert set(recipes.names(recipes.Recipe)) == {*CARDS, "all-minilm-l6-v2"}
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_corpus_takes_the_passage_prompt(name: str, checkpoints: Callable[[str], Path]) -> None:
-    """Without --prompt and --prompt-name the texts are passages; --prompt '' takes the recipe's prompt away."""
+    """The default prompt is the passages'; --prompt '' removes it."""
     folder = str(checkpoints(CARDS[name].kind))
 
     assert resolve_encoder(ModelOptions(model=folder, recipe=name)).prompt == CARDS[name].prompts["passage"]
     assert resolve_encoder(ModelOptions(model=folder, recipe=name, prompt="")).prompt == ""
 
 
-def test_passages_of_360_have_a_title_and_queries_have_not(checkpoints: Callable[[str], Path]) -> None:
-    """The template of two columns is for passages only."""
+def test_passages_of_360_have_a_title_and_queries_have_none(checkpoints: Callable[[str], Path]) -> None:
+    """The template of two columns applies to passages only."""
     options = {"model": str(checkpoints("bert")), "recipe": "zhinao-search"}
 
     assert resolve_encoder(ModelOptions(**options)).text_template == "{title} {text}"
     assert resolve_encoder(ModelOptions(**options, prompt_name="query")).text_template is None
 
 
-def test_an_unknown_prompt_is_told(checkpoints: Callable[[str], Path]) -> None:
-    """The prompts there are, are named."""
+def test_an_unknown_prompt_is_refused(checkpoints: Callable[[str], Path]) -> None:
+    """An unknown prompt is refused with the names of the prompts."""
     with pytest.raises(UsageError, match=r"no prompt 'document'.*query, passage, query-spaced"):
         resolve_encoder(ModelOptions(model=str(checkpoints("bert")), recipe="piccolo-zh", prompt_name="document"))
 
 
-def test_brought_model_code_is_not_run(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    """Zhihui and gte-Qwen2 name model code of their own; the recipe runs transformers' Qwen2 without its mask."""
+def test_model_code_of_a_checkpoint_is_not_run(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    """The recipe of a checkpoint with model code of its own runs transformers' Qwen2 without its mask."""
     folder = tmp_path / "model"
     folder.mkdir()
     for file in checkpoints("qwen2").iterdir():
@@ -165,22 +165,22 @@ def test_brought_model_code_is_not_run(checkpoints: Callable[[str], Path], tmp_p
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}))
-    encoding = resolve_encoder(ModelOptions(model=str(folder), recipe="zhihui-llm-embedding"))
+    resolved = resolve_encoder(ModelOptions(model=str(folder), recipe="zhihui-llm-embedding"))
 
-    assert encoding.spec.bidirectional
-    assert encoding.spec.append_eos
-    assert Encoder(encoding.spec).mode == "packed"
+    assert resolved.spec.bidirectional
+    assert resolved.spec.append_eos
+    assert Encoder(resolved.spec).mode == "packed"
 
 
 def test_ids_of_the_prompts(tmp_path: Path) -> None:
-    """Golden ids: a vocabulary with a token a character, written here, shows each prompt's characters as they are."""
+    """Each prompt gives its golden ids in a vocabulary with one token a character."""
     characters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"查询结果:：为这个句子生成表示以用于检索相关文章。鱼"]
     tiny.build("bert", tmp_path, positions=POSITIONS)
     characters_tokenizer(characters).save_pretrained(tmp_path)
 
     def ids(recipe: str, prompt: str) -> list[int]:
-        encoding = resolve_encoder(ModelOptions(model=str(tmp_path), recipe=recipe, prompt_name=prompt))
-        return Tokenizer(encoding.spec)([encoding.prompt + "鱼"]).ids.tolist()
+        resolved = resolve_encoder(ModelOptions(model=str(tmp_path), recipe=recipe, prompt_name=prompt))
+        return Tokenizer(resolved.spec)([resolved.prompt + "鱼"]).ids.tolist()
 
     fish = characters.index("鱼")
     assert ids("piccolo-zh", "query") == [2, 4, 5, 8, fish, 3]
@@ -193,7 +193,7 @@ def test_ids_of_the_prompts(tmp_path: Path) -> None:
 
 
 def characters_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """BERT's pipeline over single characters."""
+    """Build BERT's pipeline over single characters."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers, processors
 

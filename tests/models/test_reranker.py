@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lib import recipes
 from lib.errors import ModelError
-from lib.models import prefix_sharing
 from lib.models.reranker import Reranker
 from lib.models.reranker_options import RerankerOptions, resolve_reranker
 from lib.models.reranker_spec import RerankSpec, read_rerank_spec
@@ -38,25 +37,25 @@ QUESTION = (
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
         name = f"{kind}{options}"
-        if name not in made:
-            made[name] = tiny.build_reranker(kind, tmp_path_factory.mktemp(kind), **options)
-        return made[name]
+        if name not in folders:
+            folders[name] = tiny.build_reranker(kind, tmp_path_factory.mktemp(kind), **options)
+        return folders[name]
 
     return make
 
 
 def pairs(count: int = 1000) -> tuple[list[str], list[str], np.ndarray]:
-    """Queries, passages and the number of each pair's query: Chinese and English, of 1 to over 500 tokens."""
-    chosen = random.Random(5)
+    """Return queries, passages and each pair's query number: Chinese and English, of 1 to over 500 tokens."""
+    rng = random.Random(5)
     words = [word for text in tiny.TEXT for word in text.split()]
-    queries = [" ".join(chosen.choices(words, k=chosen.randint(1, 12))) for _ in range(count // 20)]
-    groups = np.array([chosen.randrange(len(queries)) for _ in range(count)])
-    lengths = [min(160, int(chosen.lognormvariate(3, 0.9)) + 1) for _ in range(count)]
-    return [queries[g] for g in groups], [" ".join(chosen.choices(words, k=n)) for n in lengths], groups
+    queries = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(count // 20)]
+    groups = np.array([rng.randrange(len(queries)) for _ in range(count)])
+    lengths = [min(160, int(rng.lognormvariate(3, 0.9)) + 1) for _ in range(count)]
+    return [queries[g] for g in groups], [" ".join(rng.choices(words, k=n)) for n in lengths], groups
 
 
 def spec_of(kind: str, folder: Path, **options: Any) -> RerankSpec:
@@ -83,8 +82,8 @@ def scores(
 
 
 @torch.inference_mode()
-def plain(kind: str, folder: Path, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
-    """Each pair alone, as the model cards write it."""
+def reference_scores(kind: str, folder: Path, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+    """Score each pair alone, as the model cards do."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if kind in LANGUAGE_MODELS:
         network = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -98,11 +97,11 @@ def plain(kind: str, folder: Path, queries: Sequence[str], passages: Sequence[st
         answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
         return np.array([float(torch.softmax(row[answers], dim=0)[1]) for row in logits])
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    found = []
+    actual = []
     for query, passage in zip(queries, passages, strict=True):
         batch = tokenizer(query, passage, truncation="only_second", max_length=512, return_tensors="pt")
-        found.append(float(torch.sigmoid(classifier(**batch).logits[0, 0])))
-    return np.array(found)
+        actual.append(float(torch.sigmoid(classifier(**batch).logits[0, 0])))
+    return np.array(actual)
 
 
 def qwen3_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
@@ -114,7 +113,7 @@ def qwen3_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
 
 
 def gemma_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
-    """As FlagEmbedding counts for max_length=512: what comes after the passage is allowed for, and appended, too."""
+    """Lay out a pair as FlagEmbedding does for max_length=512, which adds the length of the prompt after the passage."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -127,16 +126,16 @@ def gemma_ids(tokenizer: Any, query: str, passage: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, *LANGUAGE_MODELS])
 def test_a_thousand_pairs_equal_plain_transformers(kind: str, build: Callable[..., Path]) -> None:
-    """1,000 pairs of mixed length, Chinese and English, within 1e-4 in float32, in the mode that the kind allows."""
+    """1,000 pairs of mixed length have plain transformers' scores within 1e-4, in the best mode of the kind."""
     folder = build(kind)
     queries, passages, groups = pairs()
     spec = spec_of(kind, folder)
     reranker = Reranker(spec, dtype="float32")
-    found = reranker.score(spec.pair_format()(queries, passages), groups)
+    actual = reranker.score(spec.pair_format()(queries, passages), groups)
 
     assert reranker.mode == MODES.get(kind, "packed")
-    np.testing.assert_allclose(found, plain(kind, folder, queries, passages), atol=TOLERANCE)
-    assert found.std() > 50 * TOLERANCE
+    np.testing.assert_allclose(actual, reference_scores(kind, folder, queries, passages), atol=TOLERANCE)
+    assert actual.std() > 50 * TOLERANCE
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
@@ -150,30 +149,30 @@ def test_classifiers_equal_cross_encoder(kind: str, build: Callable[..., Path]) 
 
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, *LANGUAGE_MODELS])
 def test_a_pair_has_one_score(kind: str, build: Callable[..., Path]) -> None:
-    """Alone, among others, with its query's other passages or without: the same score within 1e-4."""
+    """A pair has the same score within 1e-4 alone, among others, and with its query's other passages or without."""
     queries, passages, groups = pairs(60)
     spec = spec_of(kind, build(kind))
-    reranker, join = Reranker(spec, dtype="float32"), spec.pair_format()
-    together = reranker.score(join(queries, passages), groups)
-    apart = reranker.score(join(queries, passages), np.arange(60))
-    alone = [reranker.score(join([q], [p]), np.zeros(1, int))[0] for q, p in zip(queries, passages, strict=True)]
+    reranker, pair_format = Reranker(spec, dtype="float32"), spec.pair_format()
+    together = reranker.score(pair_format(queries, passages), groups)
+    apart = reranker.score(pair_format(queries, passages), np.arange(60))
+    alone = [reranker.score(pair_format([q], [p]), np.zeros(1, int))[0] for q, p in zip(queries, passages, strict=True)]
 
     np.testing.assert_allclose(together, apart, atol=TOLERANCE)
     np.testing.assert_allclose(together, np.array(alone), atol=TOLERANCE)
 
 
-def test_a_tied_output_matrix_is_found(build: Callable[..., Path]) -> None:
-    """Where the file has no lm_head, the embeddings are the output matrix."""
+def test_tied_embeddings_are_the_output_matrix(build: Callable[..., Path]) -> None:
+    """A checkpoint without lm_head uses its tied embeddings as the output matrix."""
     folder = build("qwen3", tied=True)
     queries, passages, groups = pairs(40)
 
-    found = scores("qwen3", folder, queries, passages, groups)
-    np.testing.assert_allclose(found, plain("qwen3", folder, queries, passages), atol=TOLERANCE)
+    actual = scores("qwen3", folder, queries, passages, groups)
+    np.testing.assert_allclose(actual, reference_scores("qwen3", folder, queries, passages), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["bert", "qwen3"])
 def test_bfloat16_stays_close(kind: str, build: Callable[..., Path]) -> None:
-    """16 bits order the pairs as 32 do."""
+    """Scores in bfloat16 correlate with those in float32 by more than 0.99."""
     queries, passages, groups = pairs(200)
     exact = scores(kind, build(kind), queries, passages, groups)
     half = scores(kind, build(kind), queries, passages, groups, dtype="bfloat16")
@@ -183,14 +182,14 @@ def test_bfloat16_stays_close(kind: str, build: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["bert", *LANGUAGE_MODELS])
 def test_only_the_passage_is_cut(kind: str, build: Callable[..., Path]) -> None:
-    """A long passage loses its end and nothing else; a query beyond three quarters of the length loses its own end."""
+    """A long passage loses its end only; a query beyond three quarters of the length loses its own end."""
     spec = spec_of(kind, build(kind))
-    join = spec.pair_format()
+    pair_format = spec.pair_format()
     words = " ".join(tiny.TEXT)
     (short, long_passage, long_query) = (
-        join(["a fish"], ["swims"]),
-        join(["a fish"], [words * 20]),
-        join([words * 20], [words]),
+        pair_format(["a fish"], ["swims"]),
+        pair_format(["a fish"], [words * 20]),
+        pair_format([words * 20], [words]),
     )
 
     assert short.tokens.truncated.tolist() == [False]
@@ -203,7 +202,7 @@ def test_only_the_passage_is_cut(kind: str, build: Callable[..., Path]) -> None:
 
 
 def test_a_language_model_turned_into_a_classifier_keeps_its_prompt(build: Callable[..., Path]) -> None:
-    """Under its recipe: the template is the recipe's, the head the file's own."""
+    """Under its recipe such a model has the recipe's template and its own head."""
     spec = resolve_reranker(
         RerankerOptions(model=str(build("qwen3-classifier")), recipe="qwen3-reranker", max_tokens=512)
     )
@@ -212,32 +211,9 @@ def test_a_language_model_turned_into_a_classifier_keeps_its_prompt(build: Calla
     assert spec.segments[-1] == ANSWER
 
 
-def test_what_is_no_reranker_is_refused(build: Callable[..., Path], tmp_path: Path) -> None:
-    """An embedding model and a language model without a recipe are told apart by the driver."""
+def test_models_without_a_score_head_are_refused(build: Callable[..., Path], tmp_path: Path) -> None:
+    """The driver refuses an embedding model, and a language model without a recipe, each with its own message."""
     with pytest.raises(ModelError, match="not a sequence classifier"):
         read_rerank_spec(str(tiny.build("bert", tmp_path / "m")))
     with pytest.raises(ModelError, match="--recipe"):
         read_rerank_spec(str(build("qwen3")))
-
-
-def test_rows_hold_every_document_once() -> None:
-    """Any groups, beginnings and budgets: every token of every document is in the row, in order, at its position."""
-    chosen = np.random.default_rng(0)
-    for budget in (1, 20, 60, 10_000):
-        groups = chosen.integers(0, 6, 40)
-        heads = [chosen.integers(0, 50, size) for size in (0, 1, 5, 9, 3, 7)]
-        texts = [np.concatenate([heads[g], chosen.integers(50, 99, chosen.integers(1, 9))]) for g in groups]
-        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-        ids = np.concatenate(texts)
-        shared = prefix_sharing.shared_prefix_lengths(ids, offsets, groups)
-        seen: list[int] = []
-        for row in prefix_sharing.rows(offsets, groups, shared, budget, np.arange(40), False):
-            assert len(row.source) <= budget or len(row.documents) == 1
-            for document, end in zip(row.documents, row.ends, strict=True):
-                piece = int(np.searchsorted(row.offsets, end, side="right")) - 1
-                parts = [piece] if row.parents[piece] < 0 else [int(row.parents[piece]), piece]
-                places = np.concatenate([np.arange(row.offsets[p], row.offsets[p + 1]) for p in parts])
-                assert ids[row.source[places]].tolist() == texts[document].tolist()
-                assert row.positions[places].tolist() == list(range(len(texts[document])))
-            seen += row.documents.tolist()
-        assert sorted(seen) == list(range(40))

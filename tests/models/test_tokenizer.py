@@ -1,4 +1,4 @@
-"""Token ids against sentence-transformers, and cutting that cannot be told from tokenising the whole text."""
+"""Token ids against sentence-transformers, with and without early truncation."""
 
 import json
 import random
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.models import early_truncation
 from lib.models.spec_reader import SpecOverrides, read_spec
 from lib.models.tokenizer import Tokenizer
 from tests.support import tiny
@@ -18,9 +17,9 @@ from tests.support.reference import LONG, TEXTS, minilm, reference
 
 @pytest.mark.parametrize("kind", ["minilm", *tiny.MODELS])
 def test_ids_are_those_of_sentence_transformers(kind: str, build: Any) -> None:
-    """Ids, special tokens and truncation of the directory's tokenizer, special tokens written in a text included."""
+    """Ids, special tokens and truncation are equal, also for special tokens written in a text."""
     folder = minilm() if kind == "minilm" else build(kind)
-    texts = ["", " ", *TEXTS, *nasty_texts(60)]
+    texts = ["", " ", *TEXTS, *difficult_texts(60)]
     tokens = Tokenizer(read_spec(str(folder)))(texts)
     expected = reference(folder).tokenizer(texts, truncation=True)["input_ids"]
     whole = reference(folder).tokenizer(texts)["input_ids"]
@@ -30,9 +29,9 @@ def test_ids_are_those_of_sentence_transformers(kind: str, build: Any) -> None:
     assert tokens.truncated.tolist() == [len(ids) > len(cut) for ids, cut in zip(whole, expected, strict=True)]
 
 
-def nasty_texts(count: int) -> list[str]:
-    """Random texts, fixed by seed, of all that makes tokenizers differ; long enough to be cut before tokenising."""
-    pieces = (
+def difficult_texts(count: int) -> list[str]:
+    """Return random texts, fixed by seed, of fragments on which tokenizers differ; long enough for early truncation."""
+    fragments = (
         [
             "a",
             "Zebra",
@@ -74,67 +73,30 @@ def nasty_texts(count: int) -> list[str]:
         + [" "] * 12
         + ["  ", "   ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2009", "\u2028", "\x85", " a ", " 1 ", "b c"] * 2
     )
-    draw = random.Random(5)
-    return ["".join(draw.choices(pieces, k=draw.randint(1, 1200))) for _ in range(count)]
+    rng = random.Random(5)
+    return ["".join(rng.choices(fragments, k=rng.randint(1, 1200))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("make", [tiny.word_piece, tiny.unigram, tiny.byte_level, tiny.qwen])
-def test_tokens_of_a_cut_text_are_a_prefix_of_those_of_the_whole(make: Any) -> None:
-    """Cutting where `precut` allows it never changes a token before the cut, on text made to break it."""
-    backend = make().backend_tokenizer
-    assert early_truncation.is_local(json.loads(backend.to_str()))
-    cuts = 0
-    for text in nasty_texts(50):
-        whole = backend.encode(text, add_special_tokens=False).ids
-        for characters in range(0, len(text), max(1, len(text) // 10)):
-            head = early_truncation.truncate_early(text, characters)
-            ids = backend.encode(head, add_special_tokens=False).ids
-            cuts += len(head) < len(text)
-            assert ids == whole[: len(ids)]
-
-    assert cuts > 300
-
-
-def test_over_long_texts_are_not_tokenised_whole(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of a million characters is cut first; one whose tokens are long is cut further out until it is exact."""
+def test_over_long_texts_are_cut_before_tokenising(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of a million characters is cut first, and one of long tokens is cut later until its ids are exact."""
     tokenizer = Tokenizer(read_spec(str(build("bert"))))
-    seen: list[int] = []
+    lengths: list[int] = []
     content = tokenizer._content
-    monkeypatch.setattr(tokenizer, "_content", lambda texts: seen.extend(map(len, texts)) or content(texts))
-    sparse = ("\u200b" * 50 + "fish and chips") * 500
-    tokens = tokenizer(["fish " * 200_000, sparse, "no places to cut" + "é" * 10_000])
+    monkeypatch.setattr(tokenizer, "_content", lambda texts: lengths.extend(map(len, texts)) or content(texts))
+    long_tokens = ("\u200b" * 50 + "fish and chips") * 500
+    tokens = tokenizer(["fish " * 200_000, long_tokens, "no places to cut" + "é" * 10_000])
 
-    assert max(seen[:2]) < 1000
-    assert len(seen) > 3
+    assert max(lengths[:2]) < 1000
+    assert len(lengths) > 3
     assert (
         tokens.ids[tokens.offsets[1] : tokens.offsets[2]].tolist()
-        == reference(build("bert")).tokenizer(sparse, truncation=True)["input_ids"]
+        == reference(build("bert")).tokenizer(long_tokens, truncation=True)["input_ids"]
     )
     assert tokens.truncated.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}},
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"\w+ \w+"}, "behavior": "Isolated", "invert": False}},
-        {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
-        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, {"type": "UnicodeScripts"}]}},
-        {"pre_tokenizer": None},
-        {"normalizer": {"type": "Replace", "pattern": {"String": "a b"}, "content": "c"}},
-        {"added_tokens": [{"content": "two words"}]},
-    ],
-)
-def test_tokenizers_that_look_across_spaces_are_not_cut(change: dict[str, Any]) -> None:
-    """A step that can join what stands on both sides of a space makes the text be tokenised whole."""
-    plain = {"added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}}
-
-    assert early_truncation.is_local(plain)
-    assert not early_truncation.is_local(plain | change)
-
-
 def test_eos_is_appended_after_truncation(build: Any, tmp_path: Path) -> None:
-    """gte-Qwen2: the end token is last in short and in cut texts, counted in max_tokens, and never doubled."""
+    """The end token of gte-Qwen2 is last in short and in truncated texts, counts in max_tokens, and is never doubled."""
     folder = tmp_path / "gte"
     shutil.copytree(build("qwen2", pooling="lasttoken"), folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -165,17 +127,17 @@ def test_do_lower_case_is_followed(build: Any, tmp_path: Path) -> None:
 
 
 def test_tokenizers_without_a_fast_backend_give_the_same_ids(build: Any) -> None:
-    """The plain call that serves tokenizers written in Python gives what the fast backend gives."""
+    """The plain call, for tokenizers written in Python, gives the ids of the fast backend."""
     tokenizer = Tokenizer(read_spec(str(build("roberta"))))
-    texts = [*TEXTS, "", *nasty_texts(10)]
+    texts = [*TEXTS, "", *difficult_texts(10)]
     fast = tokenizer(texts)
-    tokenizer._content, tokenizer._cuts = tokenizer._content_slow, False
+    tokenizer._content, tokenizer._can_truncate_early = tokenizer._content_slow, False
 
     assert [part.tolist() for part in tokenizer(texts)] == [part.tolist() for part in fast]
 
 
 def test_spans_are_the_characters_of_each_token(build: Any) -> None:
-    """Spans of the whole text, in order, without special tokens."""
+    """Spans cover the whole text in order, without special tokens."""
     spans = Tokenizer(read_spec(str(build("bert")))).spans("the fish, the shoal")
 
     assert spans.shape[1] == 2

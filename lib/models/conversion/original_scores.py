@@ -78,6 +78,7 @@ def tiktoken_of(tokenizer: Any) -> dict | None:
 
 @torch.no_grad()
 def main(kind: str, folder: str, pairs: str, output_path: str, *layer: str) -> None:
+    """Score the pairs of a JSON file with the model in `folder`, and write scores, token ids and tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True, use_fast=kind != "zhinao")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).float().eval()
     score: Any = {"zhinao": zhinao, "minicpm": minicpm}[kind]
