@@ -68,32 +68,32 @@ def read_spec(
     root = files.locate(model, revision)
     modules = modules or modules_json.read(root)
     weights = files.check(root / modules.subfolder)
-    read = _read_files(root, modules)
-    bidirectional = _bidirectional(read, overrides.bidirectional)
-    pooling = _pooling(read, overrides.pooling, bidirectional)
-    sizes = _sizes(read)
+    source = _read_files(root, modules)
+    bidirectional = _bidirectional(source, overrides.bidirectional)
+    pooling = _pooling(source, overrides.pooling, bidirectional)
+    sizes = _sizes(source)
     width = modules.width or sizes["hidden_size"] * len(pooling)
-    truncate_dim = _truncate_dim(read, overrides.truncate_dim, width)
+    truncate_dim = _truncate_dim(source, overrides.truncate_dim, width)
     return ModelSpec(
         name=model,
         path=str(root),
-        revision=files.revision(root, read.folder, weights, modules.dense),
+        revision=files.revision(root, source.folder, weights, modules.dense),
         subfolder=modules.subfolder,
-        architecture=(read.config.get("architectures") or [read.config.get("model_type", "unknown")])[0],
-        model_type=read.config.get("model_type", "unknown"),
+        architecture=(source.config.get("architectures") or [source.config.get("model_type", "unknown")])[0],
+        model_type=source.config.get("model_type", "unknown"),
         dim=truncate_dim or width,
-        max_tokens=_max_tokens(read, overrides.max_tokens),
+        max_tokens=_max_tokens(source, overrides.max_tokens),
         pooling=pooling,
         include_prompt=modules.include_prompt,
         dense=modules.dense,
         normalize=modules.normalize if overrides.normalize is None else overrides.normalize,
         truncate_dim=truncate_dim,
-        prompts={name: prompt or "" for name, prompt in read.sentence_transformers.get("prompts", {}).items()},
-        default_prompt_name=read.sentence_transformers.get("default_prompt_name"),
+        prompts={name: prompt or "" for name, prompt in source.sentence_transformers.get("prompts", {}).items()},
+        default_prompt_name=source.sentence_transformers.get("default_prompt_name"),
         bidirectional=bidirectional,
-        append_eos=_append_eos(read, overrides.append_eos),
+        append_eos=_append_eos(source, overrides.append_eos),
         lower_case=modules.lower_case,
-        padding_side=read.tokenizer.get("padding_side", "right"),
+        padding_side=source.tokenizer.get("padding_side", "right"),
         weight_bytes=sum(file.stat().st_size for file in weights),
         **sizes,
     )
@@ -114,16 +114,16 @@ def _read_files(root: Path, modules: modules_json.StModules) -> _ModelFiles:
     )
 
 
-def _sizes(read: _ModelFiles) -> dict[str, Any]:
+def _sizes(source: _ModelFiles) -> dict[str, Any]:
     """Read the shape of the network, whose keys differ between configurations. Raises ModelError without a width."""
 
     def first(*names: str) -> int:
-        return next((read.text[name] for name in names if read.text.get(name) is not None), 0)
+        return next((source.text[name] for name in names if source.text.get(name) is not None), 0)
 
     hidden, heads = first(*WIDTHS), first("num_attention_heads", "num_heads", "n_heads", "n_head") or 1
     if not hidden:
         raise ModelError(
-            f"{read.folder}/config.json names no width under any of {', '.join(WIDTHS)}. Shoal cannot size it."
+            f"{source.folder}/config.json names no width under any of {', '.join(WIDTHS)}. Shoal cannot size it."
         )
     return {
         "hidden_size": hidden,
@@ -132,21 +132,22 @@ def _sizes(read: _ModelFiles) -> dict[str, Any]:
         "kv_heads": first("num_key_value_heads") or heads,
         "head_dim": first("head_dim", "d_kv") or hidden // heads,
         "intermediate_size": first("intermediate_size", "d_ff", "hidden_dim", "n_inner", "d_inner") or 4 * hidden,
-        "gated": read.text.get("hidden_act") == "silu" or read.text.get("model_type") in ("modernbert", "gemma3_text"),
+        "gated": source.text.get("hidden_act") == "silu"
+        or source.text.get("model_type") in ("modernbert", "gemma3_text"),
     }
 
 
-def _pooling(read: _ModelFiles, requested: str | Sequence[str] | None, bidirectional: bool) -> tuple[str, ...]:
+def _pooling(source: _ModelFiles, requested: str | Sequence[str] | None, bidirectional: bool) -> tuple[str, ...]:
     """Return the requested pooling, else that of the files, else sentence-transformers' default for the architecture."""
     if requested is not None:
         return modules_json.pooling_modes(requested)
-    if read.modules.pooling:
-        return read.modules.pooling
-    causal = (read.config.get("architectures") or [""])[0].endswith("ForCausalLM") and not bidirectional
+    if source.modules.pooling:
+        return source.modules.pooling
+    causal = (source.config.get("architectures") or [""])[0].endswith("ForCausalLM") and not bidirectional
     return ("lasttoken",) if causal else ("mean",)
 
 
-def _bidirectional(read: _ModelFiles, requested: bool | None) -> bool:
+def _bidirectional(source: _ModelFiles, requested: bool | None) -> bool:
     """Return whether a decoder runs without its causal mask: as requested, else as the files declare. Raises ModelError.
 
     A model with code of its own needs the override. transformers' own class of that type would load in its place silently,
@@ -154,60 +155,60 @@ def _bidirectional(read: _ModelFiles, requested: bool | None) -> bool:
     """
     if requested is not None:
         return requested
-    own_code = (read.config.get("auto_map") or {}).get("AutoModel")
+    own_code = (source.config.get("auto_map") or {}).get("AutoModel")
     if own_code:
         raise ModelError(
-            f"{read.folder}/config.json names its own model code ({own_code}), which Shoal does not run. If transformers' "
-            f"{read.config.get('model_type')!r} is the same network, say so with bidirectional=True (no causal mask, as "
+            f"{source.folder}/config.json names its own model code ({own_code}), which Shoal does not run. If transformers' "
+            f"{source.config.get('model_type')!r} is the same network, say so with bidirectional=True (no causal mask, as "
             "gte-Qwen2) or bidirectional=False (the mask that transformers gives it)."
         )
-    declared = (read.modules.is_causal, read.config.get("is_causal"), read.text.get("is_causal"))
+    declared = (source.modules.is_causal, source.config.get("is_causal"), source.text.get("is_causal"))
     return next((is_causal is False for is_causal in declared if is_causal is not None), False)
 
 
-def _max_tokens(read: _ModelFiles, requested: int | None) -> int:
+def _max_tokens(source: _ModelFiles, requested: int | None) -> int:
     """Return the most tokens of a text: as requested, else as the files declare, within the model's positions.
 
     Raises ModelError for a request beyond the positions, or files without a limit.
     """
-    limit = read.text.get("max_position_embeddings") or UNLIMITED
+    limit = source.text.get("max_position_embeddings") or UNLIMITED
     limit = UNLIMITED if limit < 0 else limit
-    if read.config.get("model_type") in OFFSET_POSITIONS:
-        limit -= (read.config.get("pad_token_id") or 0) + 1
+    if source.config.get("model_type") in OFFSET_POSITIONS:
+        limit -= (source.config.get("pad_token_id") or 0) + 1
     if requested is not None:
         if not 1 <= requested <= limit:
             raise ModelError(
                 f"max_tokens={requested} is outside the model's range: 1 to {limit}. Choose a number in that range."
             )
         return requested
-    declared = read.modules.max_tokens or int(read.tokenizer.get("model_max_length") or UNLIMITED)
+    declared = source.modules.max_tokens or int(source.tokenizer.get("model_max_length") or UNLIMITED)
     if min(declared, limit) >= UNLIMITED:
         raise ModelError("The model's files declare no maximum length. Pass max_tokens, for example max_tokens=512.")
     return min(declared, limit)
 
 
-def _append_eos(read: _ModelFiles, requested: bool | None) -> bool:
+def _append_eos(source: _ModelFiles, requested: bool | None) -> bool:
     """Return whether an end-of-sequence token ends every text: as requested, else as the tokenizer's file declares."""
-    return bool(read.tokenizer.get("add_eos_token", False)) if requested is None else requested
+    return bool(source.tokenizer.get("add_eos_token", False)) if requested is None else requested
 
 
-def _truncate_dim(read: _ModelFiles, requested: int | None, width: int) -> int | None:
+def _truncate_dim(source: _ModelFiles, requested: int | None, width: int) -> int | None:
     """Return the dimensions to keep, or None for all. Raises ModelError for a model that was not trained for it.
 
     The first dimensions of such a model's vectors alone mean little.
     """
-    head = read.sentence_transformers
+    head = source.sentence_transformers
     dim = requested if requested is not None else head.get("truncate_dim")
     if dim is None:
         return None
     if not 1 <= dim <= width:
         raise ModelError(f"truncate_dim={dim} is outside this model's vectors: choose 1 to {width}.")
-    readme = read.root / "README.md"
+    readme = source.root / "README.md"
     in_readme = readme.is_file() and "matryoshka" in readme.read_text("utf-8", errors="replace").lower()
-    in_config = read.config.get("matryoshka_dimensions") or read.config.get("is_matryoshka")
+    in_config = source.config.get("matryoshka_dimensions") or source.config.get("is_matryoshka")
     if not (in_readme or head.get("truncate_dim") or in_config):
         raise ModelError(
-            f"truncate_dim={dim}, but nothing in {read.root} says that the model was trained for shorter vectors. Leave "
+            f"truncate_dim={dim}, but nothing in {source.root} says that the model was trained for shorter vectors. Leave "
             '"truncate_dim" out, or add "is_matryoshka": true to config.json if you know that it was.'
         )
     return dim
