@@ -1,7 +1,7 @@
-"""State of a run at a step, in torch's distributed checkpoint format: readable at any number of ranks.
+"""Checkpoints in torch's distributed checkpoint format (DCP), which any number of ranks can load.
 
-Every rank writes its part into a folder of its own; Ray uploads the parts into one and registers it when all are there. What
-was not registered is never read.
+Every rank writes its own files into a local folder. Ray Train uploads them into one folder and registers the checkpoint when all
+ranks are done; unregistered checkpoints are never loaded.
 """
 
 import json
@@ -22,28 +22,28 @@ STEP = "step.json"
 
 
 def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write this rank's part. All ranks call it."""
-    dcp.save(_state(trained, optimizer), checkpoint_id=str(folder), no_dist=_alone())
+    """Write this rank's files of the checkpoint. All ranks must call it."""
+    dcp.save(_state(trained, optimizer), checkpoint_id=str(folder), no_dist=_single_process())
     (folder / STEP).write_text(json.dumps({"step": step}))
 
 
 def load(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Fill weights and optimizer, and return the step. All ranks call it."""
+    """Load weights and optimizer state in place, and return the step. All ranks must call it."""
     state = _state(trained, optimizer)
-    dcp.load(state, checkpoint_id=str(folder), no_dist=_alone())
+    dcp.load(state, checkpoint_id=str(folder), no_dist=_single_process())
     set_state_dict(trained, optimizer, model_state_dict=state["trained"], optim_state_dict=state["optimizer"])
     return int(json.loads((folder / STEP).read_text())["step"])
 
 
 def _state(trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    of_weights, of_optimizer = get_state_dict(trained, optimizer)
-    return {"trained": of_weights, "optimizer": of_optimizer}
+    weights, optimizer_state = get_state_dict(trained, optimizer)
+    return {"trained": weights, "optimizer": optimizer_state}
 
 
-def whole_weights(network: nn.Module) -> dict[str, Any]:
-    """All weights on the CPU of the first rank, of a sharded network too; empty on the others. All ranks call it."""
+def full_state_dict(network: nn.Module) -> dict[str, Any]:
+    """All weights on the CPU of the first rank, unsharded; empty on the other ranks. All ranks must call it."""
     return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def _alone() -> bool:
+def _single_process() -> bool:
     return not torch.distributed.is_initialized()

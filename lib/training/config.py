@@ -130,7 +130,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     stage = _stage(config)
     _check_numbers(config, stage)
     by_dataset = _losses(config, stage)
-    of = by_dataset[""].of
+    of = by_dataset[""].kind
     name = recipe_of(config)
     recipe = recipes.load(name) if name else None
     model = config.model or stage.start
@@ -209,7 +209,7 @@ def _losses(config: FinetuneConfig, stage: Stage) -> Mapping[str, Any]:
         if not equals:
             raise UsageError(f"--dataset-loss {text!r} is not NAME=LOSS, as sts=cosent:temperature=0.05")
         found[name] = losses.parse((loss,))
-    kinds = sorted({loss.of for loss in found.values()})
+    kinds = sorted({loss.kind for loss in found.values()})
     if len(kinds) > 1:
         raise UsageError(f"the losses are of {' and '.join(kinds)}. A model is trained with losses of one kind")
     if stage.matryoshka and kinds != [EMBEDDING]:

@@ -21,14 +21,14 @@ from .config import FinetuneConfig, FinetunePlan, plan_finetune
 from .data.batch_reader import BatchReader
 from .data.job import DataOptions, Planned, plan
 from .loop import EXPORTS, TrainRun
-from .losses import TEXT, described
+from .losses import TEXT, describe
 from .losses.m3_unified import M3Unified
 from .metrics import read_metrics, tensorboard
 from .model_card import write_card
 from .models.bge_m3 import BgeM3Trainable
-from .models.embedder import Embedder
-from .models.reranker import PairScorer
-from .models.retromae import Pretraining
+from .models.embedder import EmbedderTrainable
+from .models.reranker import RerankerTrainable
+from .models.retromae import RetroMAETrainable
 from .preflight import try_largest_batch
 from .ray_train import Pool, environment
 from .report import page
@@ -84,7 +84,7 @@ def _finetune(
     record = found or create_run_config(output, {"settings": settings, "about": about} | _decided(config, pool))
     check_same_settings(output, record["settings"], settings)
     course = _course(config, choice, planned, output, pool, record)
-    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["slices"]), still_held)
+    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["virtual_ranks"]), still_held)
     still_held()
     return _finish(config, choice, planned, course, record, scores)
 
@@ -116,7 +116,7 @@ def _decided(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
     """What depends on the machines at hand, and is kept for the whole run."""
     dtype = config.dtype if config.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
     budget = config.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET)
-    return {"slices": pool.maximum, "dtype": dtype, "token_budget": budget}
+    return {"virtual_ranks": pool.maximum, "dtype": dtype, "token_budget": budget}
 
 
 def _settings(config: FinetuneConfig, choice: FinetunePlan) -> dict[str, Any]:
@@ -167,9 +167,9 @@ def _pool(config: FinetuneConfig, choice: FinetunePlan) -> Pool:
     return Pool(least, most, workers.cpus, workers.gpus, 0 if workers.gpus else workers.threads, workers.labels)
 
 
-def _at_most(pool: Pool, slices: int) -> Pool:
-    """No more workers than the run has slices, which were fixed when it began."""
-    return replace(pool, minimum=min(pool.minimum, slices), maximum=min(pool.maximum, slices))
+def _at_most(pool: Pool, virtual_ranks: int) -> Pool:
+    """Limit the workers to the run's number of virtual ranks, which was fixed when it began."""
+    return replace(pool, minimum=min(pool.minimum, virtual_ranks), maximum=min(pool.maximum, virtual_ranks))
 
 
 def _course(
@@ -185,7 +185,7 @@ def _course(
         until=planned.steps,
         epoch_steps=planned.epoch_steps,
         global_batch=stage.batch,
-        slices=record["slices"],
+        virtual_ranks=record["virtual_ranks"],
         seed=config.seed,
         optimization=Optimization(
             stage.learning_rate, stage.schedule, stage.warmup, stage.weight_decay, stage.beta2, clip=config.clip
@@ -208,11 +208,11 @@ def _subject(choice: FinetunePlan, seed: int) -> Trainable:
             stage.lora_rank, stage.lora_alpha or 2 * stage.lora_rank, 0.0, stage.lora_targets or ALL_LINEAR
         )
     if choice.of == TEXT:
-        return Pretraining(choice.spec, choice.tokens[1], seed)
+        return RetroMAETrainable(choice.spec, choice.tokens[1], seed)
     if choice.reranker is not None:
-        return PairScorer(choice.reranker, adapters)
+        return RerankerTrainable(choice.reranker, adapters)
     of_tokens = any(isinstance(loss, M3Unified) for loss in choice.losses.values())
-    return (BgeM3Trainable if of_tokens else Embedder)(choice.spec, choice.prompts, choice.tokens, adapters)
+    return (BgeM3Trainable if of_tokens else EmbedderTrainable)(choice.spec, choice.prompts, choice.tokens, adapters)
 
 
 def _finish(
@@ -234,7 +234,7 @@ def _finish(
         "rows a step": course.global_batch,
         "rows": f"{planned.counts.usable:,} usable of {planned.counts.rows:,}",
         "kept": f"the model of step {best['step']}",
-        "losses": json.dumps({name or "all": described(loss) for name, loss in course.losses.items()}),
+        "losses": json.dumps({name or "all": describe(loss) for name, loss in course.losses.items()}),
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = directory.download_directory(output.below(f"{EXPORTS}/step-{best['step']:07d}"), Path(temporary))

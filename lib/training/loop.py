@@ -24,10 +24,10 @@ from .data.batch_reader import BatchReader
 from .data.tensors import rows_of
 from .metrics import publish_metrics
 from .step.chunks import Chunker
-from .step.collectives import Rank, average
+from .step.collectives import Rank, mean_over_ranks
 from .step.grad_cache import StepInputs, seed_of
 from .step.optimizer import Optimization
-from .step.parallel import SingleProcess, wrapped
+from .step.parallel import SingleProcess, wrap_network
 from .step.trainable import Inputs, LoadedModel, Trainable
 
 FAILURE, EXPORTS = "_failure.json", "exports"
@@ -42,7 +42,7 @@ class TrainRun:
     """A run, or a leg of it, as a worker needs to know it.
 
     losses: by dataset, "" for all others. steps: of the whole run; until: of this leg; epoch_steps: of one pass over the
-    data. slices: see collectives.Place. dtype: "float32" | "bfloat16". parallel: see parallel.wrapped. checkpoint_steps:
+    data. virtual_ranks: see collectives.Rank. dtype: "float32" | "bfloat16". parallel: see parallel.wrap_network. checkpoint_steps:
     between two checkpoints.
     """
 
@@ -54,7 +54,7 @@ class TrainRun:
     until: int
     epoch_steps: float
     global_batch: int
-    slices: int
+    virtual_ranks: int
     seed: int
     optimization: Optimization
     dtype: str = "float32"
@@ -69,9 +69,9 @@ class TrainRun:
 class Trained(torch.nn.Module):
     """All that is trained, as a checkpoint holds it: the network, and the learned temperature where there is one."""
 
-    def __init__(self, network: torch.nn.Module, sharpness: torch.nn.Parameter | None) -> None:
+    def __init__(self, network: torch.nn.Module, logit_scale: torch.nn.Parameter | None) -> None:
         super().__init__()
-        self.network, self.sharpness = network, sharpness
+        self.network, self.logit_scale = network, logit_scale
 
 
 @dataclass
@@ -91,17 +91,17 @@ class Trainer:
 
     @property
     def first(self) -> bool:
-        return self.place.rank == 0
+        return self.place.index == 0
 
 
 def work(course: TrainRun, said: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
     """The loop of one worker inside Ray Train. said: what the first rank tells of its steps while they are done."""
     from ray import train
 
-    course = replace(course, subject=course.subject.here())
+    course = replace(course, subject=course.subject.on_this_machine())
     _sweep(course)
     context = train.get_context()
-    place = Rank(context.get_world_rank(), context.get_world_size(), course.slices, course.global_batch)
+    place = Rank(context.get_world_rank(), context.get_world_size(), course.virtual_ranks, course.global_batch)
     device = _device()
     if device.type == "cpu":
         return_large_blocks()
@@ -128,13 +128,14 @@ def start(course: TrainRun, place: Rank, device: torch.device) -> Trainer:
     trainee.network.train()
     if course.gradient_checkpointing:
         trainee.backbone.network.gradient_checkpointing_enable({"use_reentrant": False})
-    network = wrapped(trainee.network, course.parallel, device, place.world)
-    sharpness = torch.nn.Parameter(torch.zeros((), device=device)) if course.learn_temperature else None
-    trained = Trained(trainee.network, sharpness)
-    cutter = Chunker(course.token_budget, device, trainee.padding_id)
+    network = wrap_network(trainee.network, course.parallel, device, place.world)
+    logit_scale = torch.nn.Parameter(torch.zeros((), device=device)) if course.learn_temperature else None
+    trained = Trained(trainee.network, logit_scale)
+    chunker = Chunker(course.token_budget, device, trainee.padding_id)
     autocast = _autocast(course.dtype, device)
     steps = {
-        name: course.subject.step()(network, loss, cutter, autocast, sharpness) for name, loss in course.losses.items()
+        name: course.subject.step_factory()(network, loss, chunker, autocast, logit_scale)
+        for name, loss in course.losses.items()
     }
     optimizer = course.optimization.optimizer(trained)
     return Trainer(course, place, device, trainee, network, optimizer, trained, steps)
@@ -149,12 +150,12 @@ def advance(run: Trainer) -> Iterator[dict[str, Any]]:
             batch = reader.get(run.step)
             dataset = batch.dataset
             step = run.steps.get(dataset, run.steps[""])
-            run.network.clear(run.optimizer)
+            run.network.zero_gradients(run.optimizer)
             value = step(batch.work(run.place, seed_of(course.seed, run.step, DRAWN), run.device))
-            learned = run.trained.sharpness
+            learned = run.trained.logit_scale
             if learned is not None and learned.grad is not None:
-                average(learned.grad)
-            norm = run.network.clip(course.optimization.clip)
+                mean_over_ranks(learned.grad)
+            norm = run.network.clip_gradients(course.optimization.clip)
             loss, tokens = _totals(run, float(value), len(batch.inputs.tokens.ids))
             if not np.isfinite(loss) or not np.isfinite(norm):
                 _fail(run, batch, loss, norm)
@@ -173,7 +174,7 @@ def advance(run: Trainer) -> Iterator[dict[str, Any]]:
 
 def _totals(run: Trainer, value: float, tokens: int) -> tuple[float, int]:
     """The mean of the ranks' losses, and the sum of their tokens."""
-    both = average(torch.tensor([value, float(tokens)], dtype=torch.float64, device=run.device))
+    both = mean_over_ranks(torch.tensor([value, float(tokens)], dtype=torch.float64, device=run.device))
     return float(both[0]), round(float(both[1]) * run.place.world)
 
 
@@ -185,7 +186,7 @@ def _peak(device: torch.device) -> float:
 
 def export(run: Trainer) -> None:
     """Write the model as it is after this step to OUTPUT/exports/step-N; the file that says it is whole comes last."""
-    weights = checkpoint.whole_weights(run.trainee.network)
+    weights = checkpoint.full_state_dict(run.trainee.network)
     if not run.first:
         return
     course = run.course
@@ -209,9 +210,8 @@ class Read:
         return self.table["dataset"][0].as_py()
 
     def work(self, place: Rank, seed: int, device: torch.device) -> StepInputs:
-        count = len(place.own_slices()) * place.length
-        rows = rows_of(self.table, place.first, count, place.world, device)
-        return StepInputs(replace(rows, slice_rows=place.length), place, self.inputs, seed)
+        keys = rows_of(self.table, place.first_row, place.row_count, place.world, device)
+        return StepInputs(replace(keys, virtual_rank_rows=place.virtual_rank_rows), place, self.inputs, seed)
 
 
 class Reader:
@@ -219,7 +219,7 @@ class Reader:
 
     def __init__(self, course: TrainRun, place: Rank) -> None:
         self._order = BatchReader(course.plan.url, course.plan.options)
-        self._texts = course.subject.texts()
+        self._texts = course.subject.row_tokenizer()
         self._place, self._until = place, course.until
         self._thread = ThreadPoolExecutor(1)
         self._coming: dict[int, Future[Read]] = {}
@@ -239,8 +239,7 @@ class Reader:
 
     def _read(self, step: int) -> Read:
         table = self._order.read(step)
-        count = len(self._place.own_slices()) * self._place.length
-        inputs = self._texts(table.slice(self._place.first, count))
+        inputs = self._texts(table.slice(self._place.first_row, self._place.row_count))
         return Read(table, inputs)
 
 

@@ -1,4 +1,4 @@
-"""Every loss on a few rows of the data it is meant for, in the driver: what data and loss do not agree on is told there."""
+"""Try each loss on a batch of its dataset, in the driver, so that a mismatch is reported before any worker starts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,41 +8,55 @@ import torch
 from ..errors import InputError
 from .data.batch_reader import BatchReader
 from .data.tensors import rows_of
-from .losses import RERANKING, TEXT, Batch, Scores
+from .losses import RERANKING, TEXT, Batch, BatchKeys, Scores
 from .losses.m3_unified import M3Unified
 
-ROWS = 1024  # of the first batch of a dataset
+ROWS = 1024  # rows tried, of the first batch of a dataset
 
 
 def try_largest_batch(order: BatchReader, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
-    """Raises InputError, as the losses do, for data without the scores or negatives that its loss asks for."""
-    cpu = torch.device("cpu")
+    """Compute each loss and its gradients on random outputs for the first batch of each dataset.
+
+    Raises InputError for a dataset without the scores or negatives that its loss needs.
+    """
     for dataset, step in order.first_steps().items():
         loss = losses.get(dataset, losses[""])
-        if isinstance(loss, M3Unified):  # asks for what tokens give, and nothing of the data
+        if isinstance(loss, M3Unified):  # needs token outputs, and nothing of the data
             continue
         table = order.read(step).slice(0, ROWS)
-        rows = rows_of(table, 0, table.num_rows, 1, cpu)
-        if loss.of != TEXT and bool((rows.query_keys == rows.passage_keys[:, 0]).all()):
+        keys = rows_of(table, 0, table.num_rows, 1, torch.device("cpu"))
+        if loss.kind != TEXT and bool((keys.query_keys == keys.passage_keys[:, 0]).all()):
             raise InputError(
-                f"{dataset} has texts alone, which are for pretraining, and the loss is of {loss.of}. Give `query` and "
+                f"{dataset} has texts alone, which are for pretraining, and the loss is of {loss.kind}. Give `query` and "
                 "`pos`, or --loss retromae"
             )
-        count, group = rows.passage_keys.shape
-        if loss.of in (RERANKING, TEXT):
-            outputs = torch.randn(count, group, requires_grad=True)
-            value = loss(Scores(rows, outputs))
+        if loss.kind in (RERANKING, TEXT):
+            outputs = _try_scores(loss, keys)
         else:
-            outputs = torch.randn(count, 1 + group, dim, requires_grad=True)
-            queries, passages = outputs[:, 0], outputs[:, 1:]
-            sharpness = torch.zeros((), requires_grad=True)
-            value = loss(Batch(rows, queries, passages, gather=lambda tensor: tensor, sharpness=sharpness))
-            if learn_temperature and not torch.autograd.grad(value, sharpness, retain_graph=True, allow_unused=True)[0]:
-                raise InputError(
-                    f"the loss of {dataset} has no temperature that could be learned. Leave --learn-temperature out"
-                )
-        value.backward()
-        if group == 1 and loss.of != TEXT and (outputs.grad is None or not bool(outputs.grad.any())):
+            outputs = _try_vectors(loss, keys, dim, dataset if learn_temperature else None)
+        one_passage = keys.passage_keys.shape[1] == 1
+        if one_passage and loss.kind != TEXT and (outputs.grad is None or not bool(outputs.grad.any())):
             raise InputError(
                 f"{dataset} has one passage a row, from which this loss learns nothing. Give `neg`, and --group 2 or more"
             )
+
+
+def _try_scores(loss: Any, keys: BatchKeys) -> torch.Tensor:
+    """Random scores with their gradients."""
+    scores = torch.randn(keys.passage_keys.shape, requires_grad=True)
+    loss(Scores(keys, scores)).backward()
+    return scores
+
+
+def _try_vectors(loss: Any, keys: BatchKeys, dim: int, learns_temperature: str | None) -> torch.Tensor:
+    """Random vectors with their gradients. learns_temperature: the dataset, where the loss must have a temperature."""
+    count, group = keys.passage_keys.shape
+    vectors = torch.randn(count, 1 + group, dim, requires_grad=True)
+    logit_scale = torch.zeros((), requires_grad=True)
+    batch = Batch(keys, vectors[:, 0], vectors[:, 1:], gather=lambda tensor: tensor, logit_scale=logit_scale)
+    loss(batch).backward()
+    if learns_temperature is not None and (logit_scale.grad is None or not bool(logit_scale.grad)):
+        raise InputError(
+            f"the loss of {learns_temperature} has no temperature that could be learned. Leave --learn-temperature out"
+        )
+    return vectors

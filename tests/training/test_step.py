@@ -1,4 +1,4 @@
-"""A training step has the gradients of one big batch: at any number of ranks, in any chunks, however it is wrapped."""
+"""A training step has the gradients of one large batch, at any number of ranks, in chunks of any size, under DDP and FSDP2."""
 
 from functools import cache
 
@@ -10,12 +10,12 @@ from tests.support import ranks, tiny
 from tests.support.ranks import Case
 
 NAMES = [name for name in losses.names() if name != "retromae"]
-KINDS = {name: losses.parse((name,)).of for name in NAMES}
+KINDS = {name: losses.parse((name,)).kind for name in NAMES}
 TIGHT, SINGLE = 1e-12, 5e-6  # relative, in float64 and float32
 SHARED = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")]
 EXACT = [Case(name, world, kind) for name in [*NAMES, "matryoshka"] for world, kind in SHARED]
 EXACT += [Case("infonce", world, budget=10_000) for world in (1, 2, 4)]
-EXACT += [Case("infonce", 3), Case("gte", 3, "fsdp")]  # ranks with two slices and with one
+EXACT += [Case("infonce", 3), Case("gte", 3, "fsdp")]  # one rank with two virtual ranks, two with one
 FLOAT32 = [
     Case(name, world, kind, double=False)
     for name in ("infonce", "gte", "listwise", "retromae")
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(model, tmp_path_factory):
+def results(model, tmp_path_factory):
     return ranks.run([*EXACT, *FLOAT32, *BROKEN], tmp_path_factory.mktemp("ranks"), model)
 
 
@@ -39,45 +39,45 @@ def plain(loss, budget, double, model):
     return ranks.plain(Case(loss, budget=budget, double=double), model)
 
 
-def distance(case, found, model):
-    """Of the gradients, relative to the norm of the plain ones; and of the loss."""
+def distance(case, results, model):
+    """Relative error of the gradients, by their norm, and of the loss."""
     value, expected = plain(case.loss, case.budget, case.double, model)
-    given = found[case.name]
-    return float((given["gradients"] - expected).norm() / expected.norm()), abs(given["loss"] - value) / abs(value)
+    result = results[case.name]
+    return float((result["gradients"] - expected).norm() / expected.norm()), abs(result["loss"] - value) / abs(value)
 
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
-def test_gradients_are_those_of_one_big_batch(case, found, model):
-    """With dropout and hard negatives, in chunks of 40 tokens and in one: within 1e-12 in float64."""
-    assert max(distance(case, found, model)) < TIGHT
+def test_gradients_are_those_of_one_big_batch(case, results, model):
+    """Gradients and loss must be within 1e-12 in float64, with dropout and hard negatives, in chunks of 40 tokens and in one."""
+    assert max(distance(case, results, model)) < TIGHT
 
 
 @pytest.mark.parametrize("case", FLOAT32, ids=lambda case: case.name)
-def test_gradients_in_float32(case, found, model):
-    """Within 5e-6 in float32."""
-    assert max(distance(case, found, model)) < SINGLE
+def test_gradients_in_float32(case, results, model):
+    """Gradients and loss must be within 5e-6 in float32."""
+    assert max(distance(case, results, model)) < SINGLE
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.broken)
-def test_mistakes_would_be_seen(case, found, model):
-    """Dropout that is not drawn again, remote passages without a gradient, a missing factor: each is far off."""
-    assert distance(case, found, model)[0] > 0.01
+def test_mistakes_are_detected(case, results, model):
+    """The comparison must fail for other dropout in the second pass, detached remote passages, and a missing world factor."""
+    assert distance(case, results, model)[0] > 0.01
 
 
 @pytest.mark.parametrize(
     ("name", "gathers"),
     [("infonce", 1), ("gte", 2), ("matryoshka", 1), ("cosent", 1), ("classification", 0), ("listwise", 0)],
 )
-def test_collectives_are_few(name, gathers, found):
-    """One gather and one reduce-scatter a tensor, however many chunks, and one reduction of the gradients."""
-    counted = found[Case(name, 4, "ddp").name]["counted"]
+def test_collectives_are_few(name, gathers, results):
+    """A step must use one all-gather and one reduce-scatter a tensor and one gradient reduction, whatever its number of chunks."""
+    counted = results[Case(name, 4, "ddp").name]["counted"]
 
     assert counted.get("all_gather_into_tensor", 0) == gathers
     assert counted.get("reduce_scatter_tensor", 0) == gathers
     assert counted["gradient reductions"] == 1
 
 
-def test_every_kind_of_loss_is_tried():
-    """Losses of vectors and of scores both are among the cases."""
+def test_every_loss_is_a_case():
+    """The cases must cover every loss, of vectors and of scores."""
     assert set(KINDS.values()) == {EMBEDDING, RERANKING}
     assert {case.loss for case in [*EXACT, *FLOAT32]} >= set(losses.names())

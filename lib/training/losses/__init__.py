@@ -1,11 +1,11 @@
-"""Losses, one file each: a frozen dataclass of hyperparameters, and a call that gives a rank's value.
+"""Losses, one file each: a frozen dataclass of hyperparameters whose call returns the loss of a rank's rows.
 
-The mean over the ranks of these values is the loss of the global batch. What was gathered hands the sum of its gradients
-back to the rank that owns it, and the gradients of the weights are averaged over the ranks: together that is the gradient
-of one big batch, at any world size. A loss over rows therefore returns `batch.rows.mean(values)`, and one over the whole batch
-its value, the same on every rank.
+The mean of the ranks' values is the loss of the global batch. `gather` sums the gradients of gathered tensors back to the rank
+that owns them, and weight gradients are averaged over the ranks: together they are the gradient of one large batch, at any
+world size. So a loss over rows returns `batch.keys.global_mean(values)`, and a loss over the whole batch returns its value, the
+same on every rank.
 
-`LOSS` of a file is the class; `parse` makes one from `infonce:temperature=0.02,weight=0.5`.
+A loss file exports its class as `LOSS`; `parse` makes one from text such as `infonce:temperature=0.02,weight=0.5`.
 """
 
 import importlib
@@ -20,21 +20,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-EMBEDDING, RERANKING, TEXT = (
-    "embedding",
-    "reranking",
-    "text",
-)  # what a loss is of: vectors, scores of pairs, a text alone
+# The kinds of losses, by what they are computed from: vectors, scores of pairs, or the losses of single texts.
+EMBEDDING, RERANKING, TEXT = "embedding", "reranking", "text"
 
 
 @dataclass(frozen=True)
 class BatchKeys:
-    """What the plan says of a global batch, known to every rank; G rows of g passages each, the positive first.
+    """Text keys and teacher scores of a global batch of G rows, known to every rank. A row has g passages, the positive first.
 
-    query_keys: int64 [G], passage_keys: int64 [G, g], equal for equal texts. positive_keys: int64 [G, p], of all texts
-    known to answer the query. teacher: float32 [G, g], scores that came with the data, or None. in_batch: whether the
-    passages of other rows are negatives. first, count: the rows of this rank. world: ranks. slice_rows: rows of a slice,
-    which no rank divides; 0 for all of them.
+    query_keys: int64 [G], passage_keys: int64 [G, g]; equal texts have equal keys. positive_keys: int64 [G, p], all texts
+    known to answer the query. teacher: float32 [G, g], scores that come with the dataset, or None. in_batch: whether passages
+    of other rows are negatives. first, count: this rank's rows. world: number of ranks. virtual_rank_rows: rows of a virtual
+    rank (see step.collectives); 0 for one virtual rank.
     """
 
     query_keys: "Tensor"
@@ -45,18 +42,19 @@ class BatchKeys:
     first: int
     count: int
     world: int
-    slice_rows: int = 0
+    virtual_rank_rows: int = 0
 
     @property
-    def here(self) -> slice:
+    def local(self) -> slice:
+        """This rank's rows of the global batch."""
         return slice(self.first, self.first + self.count)
 
-    def mean(self, values: "Tensor") -> "Tensor":
-        """Local values [count] as this rank's share of their mean over the global batch."""
+    def global_mean(self, values: "Tensor") -> "Tensor":
+        """This rank's share of the mean over the global batch. values: of the local rows, [count]."""
         return values.sum() * (self.world / len(self.query_keys))
 
-    def taught(self) -> "Tensor":
-        """The teacher's scores of all rows, [G, g]. Raises InputError if the data came without."""
+    def teacher_scores(self) -> "Tensor":
+        """Teacher scores of all rows, [G, g]. Raises InputError for a dataset without scores."""
         if self.teacher is None:
             raise InputError(
                 "this loss learns from scores, and the dataset has none: give it pos_scores and neg_scores"
@@ -66,10 +64,10 @@ class BatchKeys:
 
 @dataclass(frozen=True)
 class TokenTexts:
-    """What single tokens of n texts give, text after text, t tokens in all.
+    """Outputs of single tokens of n texts, concatenated, t tokens in all.
 
-    ids: int64 [t]. offsets: int64 [n + 1], where each text begins. weights: [t], lexical, at least 0. vectors: [t, w], one
-    a token, the first of a text among them, not normalised.
+    ids: int64 [t]. offsets: int64 [n + 1], the start of each text. weights: [t], lexical, at least 0. vectors: [t, w], one a
+    token including the first of a text, not normalised.
     """
 
     ids: "Tensor"
@@ -77,7 +75,7 @@ class TokenTexts:
     weights: "Tensor"
     vectors: "Tensor"
 
-    def owners(self) -> "Tensor":
+    def text_numbers(self) -> "Tensor":
         """The number of each token's text, int64 [t]."""
         import torch
 
@@ -88,7 +86,7 @@ class TokenTexts:
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """Of a rank's rows: b queries, b * g passages row by row, and the ids of tokens that are no words."""
+    """Token outputs of a rank's b queries and b * g passages, row by row. special: token ids that are no words."""
 
     queries: TokenTexts
     passages: TokenTexts
@@ -97,35 +95,31 @@ class TokenOutputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's rows with the vectors that the model gives them.
+    """A rank's rows with their embeddings.
 
-    queries: [b, d], passages: [b, g, d], as they are pooled, not normalised. gather: local rows -> the rows of all ranks in
-    their order, with the gradients summed back. sharpness: learned logarithm that is added to that of every scale, [].
-    dim: leading dimensions that count, or None for all. tokens: what single tokens give, for losses that want it.
+    queries: [b, d], passages: [b, g, d], pooled, not normalised. gather: local rows -> rows of all ranks, in order; gradients
+    are summed back. logit_scale: learned logarithm of a factor of every scale, []. dim: leading dimensions in use, None for
+    all. tokens: token outputs, for losses that use them.
     """
 
-    rows: BatchKeys
+    keys: BatchKeys
     queries: "Tensor"
     passages: "Tensor"
     gather: "Callable[[Tensor], Tensor]"
-    sharpness: "Tensor | None" = None
+    logit_scale: "Tensor | None" = None
     dim: int | None = None
     tokens: "TokenOutputs | None" = None
     _gathered: "dict[str, Tensor]" = field(default_factory=dict, repr=False)
 
-    def cut(self, dim: int) -> "Batch":
-        """The same batch with vectors of `dim` dimensions. What is gathered already is shared."""
+    def truncated(self, dim: int) -> "Batch":
+        """The same batch with vectors of `dim` dimensions. Gathered tensors are shared."""
         return replace(self, dim=dim)
 
     def unit(self, vectors: "Tensor") -> "Tensor":
-        """Vectors [..., d] cut to the dimensions that count and L2-normalised, in float32 or better."""
-        import torch
+        """Truncate vectors [..., d] to `dim` and L2-normalise them, in float32 or better."""
+        from .tiled_logsumexp import l2_normalise
 
-        from .tiled_logsumexp import normalised
-
-        kept = vectors[..., : self.dim]
-        kept = kept.to(torch.promote_types(kept.dtype, torch.float32))
-        return normalised(kept)
+        return l2_normalise(at_least_float32(vectors[..., : self.dim]))
 
     def unit_queries(self) -> "Tensor":
         """[b, d]"""
@@ -137,22 +131,22 @@ class Batch:
 
     def all_unit_queries(self) -> "Tensor":
         """[G, d]"""
-        return self.unit(self._all("queries"))
+        return self.unit(self._gather_once("queries"))
 
     def all_unit_passages(self) -> "Tensor":
         """[G, g, d]"""
-        return self.unit(self._all("passages"))
+        return self.unit(self._gather_once("passages"))
 
     def scale(self, temperature: float) -> "Tensor":
-        """1 / temperature, sharpened by what is learned: []."""
+        """The factor of all cosines, []: exp(logit_scale) / temperature."""
         import torch
 
         dtype = torch.promote_types(self.queries.dtype, torch.float32)
         base = self.queries.new_tensor(1.0 / temperature, dtype=dtype)
-        return base if self.sharpness is None else base * self.sharpness.exp()
+        return base if self.logit_scale is None else base * self.logit_scale.exp()
 
-    def _all(self, name: str) -> "Tensor":
-        """One gather a tensor and step, however often and at whatever dimension it is asked for."""
+    def _gather_once(self, name: str) -> "Tensor":
+        """Gather a tensor on its first use in a step; later uses, at any dimension, share the result."""
         if name not in self._gathered:
             self._gathered[name] = self.gather(getattr(self, name))
         return self._gathered[name]
@@ -160,35 +154,40 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """A rank's rows with a reranker's raw scores of their pairs: [b, g], the positive first."""
+    """A rank's rows with a reranker's raw scores of their pairs, [b, g], the positive first."""
 
-    rows: BatchKeys
+    keys: BatchKeys
     scores: "Tensor"
 
-    def precise(self) -> "Tensor":
+    def float32_scores(self) -> "Tensor":
         """The scores in float32 or better, [b, g]."""
-        import torch
+        return at_least_float32(self.scores)
 
-        return self.scores.to(torch.promote_types(self.scores.dtype, torch.float32))
+
+def at_least_float32(tensor: "Tensor") -> "Tensor":
+    """Convert half precision to float32; leave float32 and float64 as they are."""
+    import torch
+
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Loss(Protocol):
-    """of: EMBEDDING, called with a Batch; RERANKING, called with Scores. Returns a scalar."""
+    """A callable that returns a scalar. kind: EMBEDDING takes a Batch; RERANKING and TEXT take Scores."""
 
-    of: ClassVar[str]
+    kind: ClassVar[str]
 
     def __call__(self, batch: Any) -> "Tensor": ...
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Several losses of one batch, added up."""
+    """The sum of several losses of one batch."""
 
     losses: tuple[Any, ...]
 
     @property
-    def of(self) -> str:
-        return self.losses[0].of
+    def kind(self) -> str:
+        return self.losses[0].kind
 
     def __call__(self, batch: Any) -> "Tensor":
         total = self.losses[0](batch)
@@ -198,15 +197,18 @@ class Sum:
 
 
 def names() -> list[str]:
-    """Of all losses that stand alone."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)} - {"tiled_logsumexp", "matryoshka"}
-    return sorted(name.replace("_", "-") for name in found)
+    """Names of the losses that `parse` takes."""
+    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"tiled_logsumexp", "matryoshka"}
+    return sorted(name.replace("_", "-") for name in modules)
 
 
 def parse(texts: tuple[str, ...]) -> Any:
-    """The loss of `name:key=value,...`, or the sum of several. Raises UsageError with the choices for what does not exist."""
+    """Make a loss from `name:key=value,...`, or the sum of several.
+
+    Raises UsageError, with the choices, for a name or parameter that does not exist.
+    """
     losses = tuple(_parse_one(text) for text in texts)
-    kinds = sorted({loss.of for loss in losses})
+    kinds = sorted({loss.kind for loss in losses})
     if len(kinds) > 1:
         raise UsageError(f"--loss {' and '.join(texts)} are of {' and '.join(kinds)}: losses of one kind can be added")
     return losses[0] if len(losses) == 1 else Sum(losses)
@@ -216,24 +218,25 @@ def _parse_one(text: str) -> Any:
     name, _, rest = text.partition(":")
     if name.replace("_", "-") not in names():
         raise UsageError(f"no loss {name!r}. Losses: {', '.join(names())}")
-    kind = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").LOSS
-    known = {each.name: each for each in fields(kind)}
-    given: dict[str, Any] = {}
-    for word in filter(None, rest.split(",")):
-        key, _, value = word.partition("=")
-        if key not in known:
-            raise UsageError(f"--loss {text!r}: {name} has no {key!r}. It has {', '.join(known) or 'no parameter'}")
-        given[key] = _value(known[key], value, text)
-    if given.get("temperature", 1.0) <= 0 or given.get("teacher_temperature", 1.0) <= 0:
+    loss_class = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").LOSS
+    parameters = {each.name: each for each in fields(loss_class)}
+    values: dict[str, Any] = {}
+    for assignment in filter(None, rest.split(",")):
+        key, _, value = assignment.partition("=")
+        if key not in parameters:
+            choices = ", ".join(parameters) or "no parameter"
+            raise UsageError(f"--loss {text!r}: {name} has no {key!r}. It has {choices}")
+        values[key] = _parse_value(parameters[key], value, text)
+    if values.get("temperature", 1.0) <= 0 or values.get("teacher_temperature", 1.0) <= 0:
         raise UsageError(f"--loss {text!r}: a temperature is over 0")
     try:
-        return kind(**given)
+        return loss_class(**values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--loss {text!r}: {error}") from error
 
 
-def _value(parameter: Any, value: str, text: str) -> Any:
-    """By the type of the parameter's default: float, int, str, or a tuple of floats written with +."""
+def _parse_value(parameter: Any, value: str, text: str) -> Any:
+    """Convert to the type of the parameter's default: float, int, str, or a tuple of floats joined by +."""
     kind = type(parameter.default) if parameter.default not in (None, MISSING) else float
     try:
         return tuple(float(part) for part in value.split("+")) if kind is tuple else kind(value)
@@ -241,10 +244,10 @@ def _value(parameter: Any, value: str, text: str) -> Any:
         raise UsageError(f"--loss {text!r}: {parameter.name}={value!r} is not {kind.__name__}") from error
 
 
-def described(loss: Any) -> Mapping[str, Any]:
-    """A loss as plain values, for records and cards."""
+def describe(loss: Any) -> Mapping[str, Any]:
+    """A loss as plain values, for records and model cards."""
     if isinstance(loss, Sum):
-        return {"sum": [described(each) for each in loss.losses]}
+        return {"sum": [describe(each) for each in loss.losses]}
     name = type(loss).__module__.rsplit(".", 1)[-1].replace("_", "-")
     values = {each.name: getattr(loss, each.name) for each in fields(loss)}
-    return {"loss": name} | {key: described(value) if is_dataclass(value) else value for key, value in values.items()}
+    return {"loss": name} | {key: describe(value) if is_dataclass(value) else value for key, value in values.items()}

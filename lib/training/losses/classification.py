@@ -1,7 +1,7 @@
-"""InfoNCE of labelled texts: the own positive against the own negatives alone, whatever the dataset says of in-batch ones.
+"""InfoNCE of labelled texts: a row's positive against its own negatives, even in datasets with in-batch negatives.
 
-L = -log e^{s+/t} / (e^{s+/t} + sum_j e^{s_j/t}), j over the row's own passages: another row may be of the same class, so
-it is no negative (piccolo2, arXiv 2405.06932, for classification and clustering: 10 negatives, t 0.05, weight 0.2).
+L = -log e^{s+/t} / (e^{s+/t} + sum_j e^{s_j/t}), j over the row's own passages. Another row may have the same class, so
+its passages are no negatives (piccolo2, arXiv 2405.06932, for classification and clustering: 10 negatives, t 0.05, weight 0.2).
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class Classification:
     temperature: float = 0.05
     weight: float = 1.0
-    of: ClassVar[str] = EMBEDDING
+    kind: ClassVar[str] = EMBEDDING
 
     def __call__(self, batch: Batch) -> "Tensor":
-        alone = replace(batch, rows=replace(batch.rows, in_batch=False))
-        return self.weight * batch.rows.mean(cross_entropies(alone, self.temperature))
+        own_only = replace(batch, keys=replace(batch.keys, in_batch=False))
+        return self.weight * batch.keys.global_mean(cross_entropies(own_only, self.temperature))
 
 
 LOSS = Classification

@@ -1,8 +1,8 @@
-"""Focal InfoNCE: rows that are solved already count less.
+"""Focal InfoNCE: give less weight to rows that the model already solves.
 
-L = (1 - e^{-ce})^gamma ce, ce the cross entropy of InfoNCE, so that 1 - e^{-ce} is the share that the positive lacks
-(360Zhinao-search's training code, gamma 2, temperature 0.02; the focus is that of Lin et al. 2017). The gradient flows
-through the focus too, as theirs does.
+L = (1 - e^{-ce})^gamma ce, ce the cross entropy of InfoNCE; 1 - e^{-ce} is the softmax probability of all negatives
+(360Zhinao-search's training code, gamma 2, temperature 0.02; the focal factor is that of Lin et al. 2017). The gradient flows
+through the focal factor too, as in their code.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class FocalInfoNCE:
     temperature: float = 0.02
     gamma: float = 2.0
     weight: float = 1.0
-    of: ClassVar[str] = EMBEDDING
+    kind: ClassVar[str] = EMBEDDING
 
     def __call__(self, batch: Batch) -> "Tensor":
         entropies = cross_entropies(batch, self.temperature)
-        lacking = -(-entropies).expm1()
-        return self.weight * batch.rows.mean(lacking**self.gamma * entropies)
+        negative_probability = -(-entropies).expm1()
+        return self.weight * batch.keys.global_mean(negative_probability**self.gamma * entropies)
 
 
 LOSS = FocalInfoNCE

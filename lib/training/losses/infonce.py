@@ -1,8 +1,8 @@
-"""InfoNCE: the positive against hard negatives and, of a dataset that allows it, the passages of all other rows.
+"""InfoNCE: the positive against hard negatives and, in datasets with in-batch negatives, the passages of all other rows.
 
 L = -log e^{s+/t} / (e^{s+/t} + sum_j e^{s_j/t}), s the cosine (van den Oord et al. 2018; BGE, E5, piccolo stage 1). A
-passage equal to one of the query's positives is no negative; with a `margin`, neither is one whose cosine is above
-the positive's by more than that (0.1 in Qwen3-Embedding; below 0 it asks for distance).
+passage equal to one of the query's positives is no negative; with a `margin`, neither is one whose cosine exceeds
+the positive's by more than the margin (0.1 in Qwen3-Embedding; a negative margin keeps only negatives that far below it).
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class InfoNCE:
     temperature: float = 0.02
     margin: float | None = None
     weight: float = 1.0
-    of: ClassVar[str] = EMBEDDING
+    kind: ClassVar[str] = EMBEDDING
 
     def __call__(self, batch: Batch) -> "Tensor":
-        return self.weight * batch.rows.mean(cross_entropies(batch, self.temperature, self.margin))
+        return self.weight * batch.keys.global_mean(cross_entropies(batch, self.temperature, self.margin))
 
 
 def cross_entropies(batch: Batch, temperature: float, margin: float | None = None, hardness: float = 0.0) -> "Tensor":
-    """-log softmax of each local row's positive, [b]. hardness: added to each negative's logit, times its cosine."""
+    """-log softmax probability of each local row's positive, [b]. hardness: times a negative's cosine, added to its logit."""
     from torch.nn import functional
 
     queries, scale = batch.unit_queries(), batch.scale(temperature)
@@ -37,26 +37,27 @@ def cross_entropies(batch: Batch, temperature: float, margin: float | None = Non
 def negatives(
     batch: Batch, scale: "Tensor", positive: "Tensor", margin: float | None = None, hardness: float = 0.0
 ) -> "Tensor":
-    """log sum over each local row's negatives of e^{scale s + hardness s}, [b]. positive: cosines of the positives."""
-    from .tiled_logsumexp import Excluded, log_partition
+    """log of the sum of e^{scale s + hardness s} over each local row's negatives, [b]. positive: cosines of the positives."""
+    from .tiled_logsumexp import ExcludedPairs, log_partition
 
-    rows, queries = batch.rows, batch.unit_queries()
+    keys, queries = batch.keys, batch.unit_queries()
     ceiling = None if margin is None else positive.detach() + margin
-    known = rows.positive_keys[rows.here]
-    if rows.in_batch:
+    positive_keys = keys.positive_keys[keys.local]
+    if keys.in_batch:
         passages = batch.all_unit_passages().flatten(0, 1)
-        return log_partition(queries, passages, scale, Excluded(known, rows.passage_keys.flatten(), ceiling), hardness)
+        excluded_pairs = ExcludedPairs(positive_keys, keys.passage_keys.flatten(), ceiling)
+        return log_partition(queries, passages, scale, excluded_pairs, hardness)
     cosines = (batch.unit_passages() @ queries.unsqueeze(-1)).squeeze(-1)
-    out = (rows.passage_keys[rows.here].unsqueeze(-1) == known.unsqueeze(1)).any(-1)
+    excluded = (keys.passage_keys[keys.local].unsqueeze(-1) == positive_keys.unsqueeze(1)).any(-1)
     if ceiling is not None:
-        out |= cosines.detach() > ceiling.unsqueeze(1)
-    return _log_sum_exp(scale * cosines + hardness * cosines.detach(), out)
+        excluded |= cosines.detach() > ceiling.unsqueeze(1)
+    return _masked_logsumexp(scale * cosines + hardness * cosines.detach(), excluded)
 
 
-def _log_sum_exp(logits: "Tensor", out: "Tensor") -> "Tensor":
-    """Over what is not out, [n]; -inf without gradient, not NaN, where all is out."""
-    empty = out.all(1)
-    kept = logits.masked_fill(out, float("-inf")).masked_fill(empty.unsqueeze(1), 0.0)
+def _masked_logsumexp(logits: "Tensor", excluded: "Tensor") -> "Tensor":
+    """logsumexp of each row without the excluded logits, [n]; -inf with zero gradient, not NaN, where all are excluded."""
+    empty = excluded.all(1)
+    kept = logits.masked_fill(excluded, float("-inf")).masked_fill(empty.unsqueeze(1), 0.0)
     return kept.logsumexp(1).masked_fill(empty, float("-inf"))
 
 

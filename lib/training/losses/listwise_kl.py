@@ -1,7 +1,7 @@
-"""Distillation of a teacher's scores into a reranker: the softmax over a row's passages is to be the teacher's.
+"""Distil a teacher's scores into a reranker: match the teacher's softmax over a row's passages.
 
 L = KL(softmax(y / teacher_temperature) || softmax(s / t)) over the row's passages, y the teacher's raw scores (ListNet's cross
-entropy, Cao et al. 2007, less the teacher's entropy, a constant; bge-reranker-v2-gemma's distillation, both temperatures 1).
+entropy, Cao et al. 2007, minus the teacher's entropy, a constant; bge-reranker-v2-gemma's distillation, both temperatures 1).
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ class ListwiseKL:
     temperature: float = 1.0
     teacher_temperature: float = 1.0
     weight: float = 1.0
-    of: ClassVar[str] = RERANKING
+    kind: ClassVar[str] = RERANKING
 
     def __call__(self, batch: Scores) -> "Tensor":
-        rows = batch.rows
-        values = divergences(batch.precise() / self.temperature, rows.taught()[rows.here], self.teacher_temperature)
-        return self.weight * rows.mean(values)
+        keys = batch.keys
+        teacher = keys.teacher_scores()[keys.local]
+        values = divergences(batch.float32_scores() / self.temperature, teacher, self.teacher_temperature)
+        return self.weight * keys.global_mean(values)
 
 
 LOSS = ListwiseKL

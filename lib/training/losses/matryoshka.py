@@ -1,8 +1,8 @@
-"""Matryoshka: a loss of the vectors' leading dimensions, at several lengths, so that vectors can be cut after training.
+"""Matryoshka: the sum of a loss at several lengths of the vectors, so that trained vectors can be truncated.
 
-L = sum_d w_d inner(first d dimensions), cut, then normalised (Kusupati et al. 2022, arXiv 2205.13147). The weights are 1 unless
-given, as in sentence-transformers; BGE and piccolo2 take the mean, w_d = 1 / number of lengths. What is gathered is gathered
-once for all lengths.
+L = sum_d w_d inner(first d dimensions), truncated, then normalised (Kusupati et al. 2022, arXiv 2205.13147). Weights are 1 by
+default, as in sentence-transformers; BGE and piccolo2 take the mean, w_d = 1 / number of lengths. Embeddings are gathered over
+the ranks once for all lengths.
 """
 
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class Matryoshka:
             raise UsageError(f"{len(self.weights)} matryoshka weights for {len(self.dims)} dimensions: give one each")
 
     @property
-    def of(self) -> str:
-        return self.inner.of
+    def kind(self) -> str:
+        return self.inner.kind
 
     def __call__(self, batch: Batch) -> "Tensor":
         if max(self.dims) > (most := batch.queries.shape[-1]):
             raise UsageError(f"matryoshka dimension {max(self.dims)}: the model's vectors have {most}")
         weights = self.weights or (1.0,) * len(self.dims)
-        losses = [weight * self.inner(batch.cut(dim)) for weight, dim in zip(weights, self.dims, strict=True)]
+        losses = [weight * self.inner(batch.truncated(dim)) for weight, dim in zip(weights, self.dims, strict=True)]
         return sum(losses[1:], losses[0])
 
 

@@ -1,4 +1,4 @@
-"""RetroMAE's loss of a text, encoder and decoder together, as models.retromae computes it: the mean over the texts."""
+"""RetroMAE: the mean over texts of the encoder's and decoder's loss, which `models.retromae_model` computes for each text."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RetroMAELoss:
     weight: float = 1.0
-    of: ClassVar[str] = TEXT
+    kind: ClassVar[str] = TEXT
 
     def __call__(self, batch: Scores) -> "Tensor":
-        return self.weight * batch.rows.mean(batch.scores[:, 0])
+        return self.weight * batch.keys.global_mean(batch.scores[:, 0])
 
 
 LOSS = RetroMAELoss

@@ -1,4 +1,4 @@
-"""Margin-MSE of a reranker: its margins between the positive and each negative are to be the teacher's.
+"""Margin-MSE of a reranker: match the teacher's margins between the positive and each negative.
 
 L = mean_j ((s+ - s_j) - (y+ - y_j))^2 over the row's negatives, s the raw score, y the teacher's (Hofstätter et al. 2021,
 arXiv 2010.02666).
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ScoreMarginMSE:
     weight: float = 1.0
-    of: ClassVar[str] = RERANKING
+    kind: ClassVar[str] = RERANKING
 
     def __call__(self, batch: Scores) -> "Tensor":
-        rows = batch.rows
-        return self.weight * rows.mean(squared_margins(batch.precise(), rows.taught()[rows.here]))
+        keys = batch.keys
+        return self.weight * keys.global_mean(
+            squared_margins(batch.float32_scores(), keys.teacher_scores()[keys.local])
+        )
 
 
 LOSS = ScoreMarginMSE

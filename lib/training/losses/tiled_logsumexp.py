@@ -1,7 +1,7 @@
-"""log sum exp of scaled products of two sets of vectors, tile by tile: the matrix of all pairs is never held.
+"""logsumexp over the scaled dot products of two sets of vectors, tile by tile: the full matrix never exists in memory.
 
-Forward keeps one number a row; backward makes each tile again. Memory beside vectors and gradients: a few tiles. `normalised`
-keeps to the same: unit vectors and a number a row, where autograd's own backward makes four copies.
+The forward pass stores one number a row; the backward pass recomputes each tile. Memory beside vectors and gradients: a few
+tiles. `l2_normalise` is as frugal: it stores unit vectors and one number a row, where autograd would make four copies.
 """
 
 from dataclasses import dataclass
@@ -10,44 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows and columns; four tiles live at once. On a CPU the small one is a quarter faster than the large, too.
-CPU_TILE, TILE = 1024, 4096  # 4 and 64 MiB in float32
+# Rows and columns of a tile: 4 MiB and 64 MiB in float32, four tiles at a time. The small one is a quarter faster on CPUs.
+CPU_TILE, TILE = 1024, 4096
 
 
 @dataclass(frozen=True)
-class Excluded:
-    """Pairs that do not count: those that share a key, of rows: int64 [n, k], of columns: int64 [m] or [m, c]; and those
-    whose product is over the row's ceiling, [n]."""
+class ExcludedPairs:
+    """Pairs to leave out: those that share a key, and those whose product is over the row's ceiling.
 
-    rows: Tensor
-    columns: Tensor
+    row_keys: int64 [n, k]. column_keys: int64 [m] or [m, c]. ceiling: [n].
+    """
+
+    row_keys: Tensor
+    column_keys: Tensor
     ceiling: Tensor | None = None
 
-    def tile(self, rows: slice, columns: slice, products: Tensor) -> Tensor:
-        """bool, True where a pair is left out."""
-        out = torch.zeros_like(products, dtype=torch.bool)
-        for key in self.rows[rows].unbind(1):
-            for other in self.columns[columns].unsqueeze(-1).flatten(1).unbind(1):
-                out |= key[:, None] == other[None, :]
+    def mask(self, rows: slice, columns: slice, products: Tensor) -> Tensor:
+        """The excluded pairs of one tile, bool."""
+        excluded = torch.zeros_like(products, dtype=torch.bool)
+        for key in self.row_keys[rows].unbind(1):
+            for other in self.column_keys[columns].unsqueeze(-1).flatten(1).unbind(1):
+                excluded |= key[:, None] == other[None, :]
         if self.ceiling is not None:
-            out |= products > self.ceiling[rows, None]
-        return out
+            excluded |= products > self.ceiling[rows, None]
+        return excluded
 
 
 def log_partition(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    excluded: Excluded | None = None,
+    excluded: ExcludedPairs | None = None,
     hardness: float = 0.0,
     tile: int | None = None,
 ) -> Tensor:
-    """log sum_j exp(scale * r_i.c_j + hardness * r_i.c_j) over the columns that count, [n]; -inf where none does.
+    """log sum_j exp(scale * r_i.c_j + hardness * r_i.c_j) over the columns not excluded, [n]; -inf where there are none.
 
-    rows: [n, d], columns: [m, d], scale: []. Gradients flow into all three, and not through the hardness, nor through what
-    is excluded.
+    rows: [n, d], columns: [m, d], scale: []. Gradients flow into these three, not through the hardness term or the exclusion.
     """
-    with torch.autocast(rows.device.type, enabled=False):  # backward is not under it: its tiles would be others
+    # Without autocast: the backward pass does not run under it, and would recompute different tiles.
+    with torch.autocast(rows.device.type, enabled=False):
         side = tile or (CPU_TILE if rows.device.type == "cpu" else TILE)
         return _LogPartition.apply(rows, columns, scale, excluded, hardness, side)  # type: ignore[no-any-return]
 
@@ -59,13 +61,13 @@ class _LogPartition(torch.autograd.Function):
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
-        excluded: Excluded | None,
+        excluded: ExcludedPairs | None,
         hardness: float,
         tile: int,
     ) -> Tensor:
         result = rows.new_full((len(rows),), float("-inf"))
-        for r in _slices(len(rows), tile):
-            for c in _slices(len(columns), tile):
+        for r in _tiles(len(rows), tile):
+            for c in _tiles(len(columns), tile):
                 _, logits = _logits(rows[r], columns[c], scale, excluded, hardness, r, c)
                 result[r] = torch.logaddexp(result[r], torch.logsumexp(logits, dim=1))
         ctx.save_for_backward(rows, columns, scale, result)
@@ -76,9 +78,11 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, result = ctx.saved_tensors
         to_rows, to_columns, to_scale = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
-        finite = torch.where(result.isfinite(), result, 0.0)  # a row without columns: its exponentials are all zero
-        for r in _slices(len(rows), ctx.tile):
-            for c in _slices(len(columns), ctx.tile):
+        finite = torch.where(
+            result.isfinite(), result, 0.0
+        )  # -inf: a row without columns, whose exponentials are all zero
+        for r in _tiles(len(rows), ctx.tile):
+            for c in _tiles(len(columns), ctx.tile):
                 products, logits = _logits(rows[r], columns[c], scale, ctx.excluded, ctx.hardness, r, c)
                 shares = logits.sub_(finite[r, None]).exp_().mul_(gradients[0][r, None])
                 to_scale += torch.dot(shares.flatten(), products.flatten())
@@ -88,22 +92,22 @@ class _LogPartition(torch.autograd.Function):
 
 
 def _logits(
-    rows: Tensor, columns: Tensor, scale: Tensor, excluded: Excluded | None, hardness: float, r: slice, c: slice
+    rows: Tensor, columns: Tensor, scale: Tensor, excluded: ExcludedPairs | None, hardness: float, r: slice, c: slice
 ) -> tuple[Tensor, Tensor]:
     """Products and logits of a tile, [rows, columns]; logits are -inf where excluded."""
     products = rows @ columns.T
     logits = products * (scale + hardness)
     if excluded is not None:
-        logits.masked_fill_(excluded.tile(r, c, products), float("-inf"))
+        logits.masked_fill_(excluded.mask(r, c, products), float("-inf"))
     return products, logits
 
 
-def normalised(vectors: Tensor) -> Tensor:
-    """L2-normalised over the last dimension, as torch.nn.functional.normalize."""
-    return _Normalised.apply(vectors)  # type: ignore[no-any-return]
+def l2_normalise(vectors: Tensor) -> Tensor:
+    """L2-normalise over the last dimension, as torch.nn.functional.normalize."""
+    return _L2Normalise.apply(vectors)  # type: ignore[no-any-return]
 
 
-class _Normalised(torch.autograd.Function):
+class _L2Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:
         norms = vectors.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
@@ -115,11 +119,12 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         units, norms = (each.flatten(0, -2) for each in ctx.saved_tensors)
         upstream, result = gradients[0].reshape(units.shape), torch.empty_like(units)
-        for s in _slices(len(units), TILE):
+        for s in _tiles(len(units), TILE):
             along = (upstream[s] * units[s]).sum(-1, keepdim=True)
             torch.sub(upstream[s], along * units[s], out=result[s]).div_(norms[s])
         return result.view(gradients[0].shape)
 
 
-def _slices(count: int, tile: int) -> list[slice]:
+def _tiles(count: int, tile: int) -> list[slice]:
+    """Slices of at most `tile` elements that cover `count`."""
     return [slice(start, min(start + tile, count)) for start in range(0, count, tile)]

@@ -1,1 +1,1 @@
-"""Models as they are trained and exported: embedder, reranker, BGE-M3, RetroMAE. In `training`, above `step`."""
+"""Models to train and export: embedder, reranker, BGE-M3, RetroMAE pretraining. Each implements `step.trainable.Trainable`."""

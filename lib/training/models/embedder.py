@@ -1,4 +1,4 @@
-"""What is trained when the loss is of vectors: an embedding model, its texts, and its directory in the end."""
+"""Train an embedding model: load it, tokenize rows for it, and save it as a model directory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,61 +12,65 @@ from ...models.packing import offsets_of
 from ...models.spec import ModelSpec, Tokens, on_this_machine
 from ...models.tokenizer import Tokenizer
 from ..step.grad_cache import GradCacheStep
-from ..step.trainable import Adapters, Inputs, LoadedModel, Texts, adapted
+from ..step.trainable import Adapters, Inputs, LoadedModel, RowTokenizer, add_adapters
 from .export import save_embedder
 from .networks import VectorNetwork, load_backbone
 
 
 @dataclass(frozen=True)
-class Embedder:
-    """spec: the model and how it pools. prompts: before queries that bring none, and before passages. tokens: of a query and
-    of a passage at most."""
+class EmbedderTrainable:
+    """An embedding model to train.
+
+    spec: the model and its pooling. prompts: for queries without a prompt of their own, and for passages. max_tokens: of a
+    query and of a passage.
+    """
 
     spec: ModelSpec
     prompts: tuple[str, str]
-    tokens: tuple[int, int]
+    max_tokens: tuple[int, int]
     adapters: Adapters | None = None
 
-    def here(self) -> "Embedder":
+    def on_this_machine(self) -> "EmbedderTrainable":
         return replace(self, spec=on_this_machine(self.spec))
 
-    def texts(self) -> "EmbedderTexts":
-        return EmbedderTexts(self)
+    def row_tokenizer(self) -> "EmbedderRowTokenizer":
+        return EmbedderRowTokenizer(self)
 
     def load(self, device: torch.device) -> LoadedModel:
         """Raises ModelError."""
         backbone, padding_id = load_backbone(self.spec, device)
-        backbone.network = adapted(backbone.network, self.adapters)
+        backbone.network = add_adapters(backbone.network, self.adapters)
         network = VectorNetwork(self.spec, backbone).to(device)
         return LoadedModel(network, backbone, padding_id)
 
-    def step(self) -> Callable[..., GradCacheStep]:
+    def step_factory(self) -> Callable[..., GradCacheStep]:
         return GradCacheStep
 
     def save(self, network: VectorNetwork, folder: Path) -> None:
-        """Write the directory that sentence-transformers and our own jobs load."""
+        """Write a model directory that sentence-transformers and our own jobs load."""
         save_embedder(network.backbone.network, network.dense, self.spec, self.prompts, folder)
 
 
-class EmbedderTexts(Texts):
-    """Rows of the plan as tokens: queries [b], then passages [b * g]."""
+class EmbedderRowTokenizer(RowTokenizer):
+    """Tokenize rows of the plan: queries [b], then passages [b * g]."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        most_query, most_passage = embedder.tokens
+    def __init__(self, embedder: EmbedderTrainable) -> None:
+        query_tokens, passage_tokens = embedder.max_tokens
         self.prompts = embedder.prompts
-        self.of_passages = Tokenizer(replace(embedder.spec, max_tokens=most_passage))
-        same = most_query == most_passage
-        self.of_queries = self.of_passages if same else Tokenizer(replace(embedder.spec, max_tokens=most_query))
+        self.passage_tokenizer = Tokenizer(replace(embedder.spec, max_tokens=passage_tokens))
+        self.query_tokenizer = self.passage_tokenizer
+        if query_tokens != passage_tokens:
+            self.query_tokenizer = Tokenizer(replace(embedder.spec, max_tokens=query_tokens))
 
     def __call__(self, rows: pa.Table) -> Inputs:
-        prompts = [self.prompts[0] if given is None else given for given in rows["prompt"].to_pylist()]
+        prompts = [self.prompts[0] if prompt is None else prompt for prompt in rows["prompt"].to_pylist()]
         queries = [prompt + text for prompt, text in zip(prompts, rows["query"].to_pylist(), strict=True)]
         passages = [self.prompts[1] + text for texts in rows["passages"].to_pylist() for text in texts]
-        return Inputs(joined(self.of_queries(queries), self.of_passages(passages)))
+        return Inputs(concatenate_tokens(self.query_tokenizer(queries), self.passage_tokenizer(passages)))
 
 
-def joined(first: Tokens, second: Tokens) -> Tokens:
-    """The texts of both, one after the other."""
+def concatenate_tokens(first: Tokens, second: Tokens) -> Tokens:
+    """The texts of `first`, then those of `second`."""
     lengths = np.concatenate([np.diff(first.offsets), np.diff(second.offsets)])
     ids = np.concatenate([first.ids, second.ids])
     return Tokens(ids, offsets_of(lengths), np.concatenate([first.truncated, second.truncated]))

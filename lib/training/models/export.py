@@ -1,4 +1,4 @@
-"""A trained model as a directory that sentence-transformers, transformers and our own jobs load unchanged."""
+"""Write a trained model as a directory that sentence-transformers, transformers and our own jobs load."""
 
 import json
 import shutil
@@ -14,11 +14,11 @@ from ...models.modules_json import OLD_POOLING
 from ...models.spec import ModelSpec
 from ...recipes import PASSAGE, QUERY
 from ...storage import directory
-from ..step.trainable import merged
+from ..step.trainable import merge_adapters
 
-SHARD = "2GB"  # of a file of weights, which is held in memory when it goes to a store
+WEIGHT_FILE_SIZE = "2GB"  # upload to an object store reads one file into memory
 TYPE = "sentence_transformers.models."
-# Written anew, or of the model that training began from.
+# Files of the base model that are not copied: they are written anew, or describe the base model alone.
 REPLACED = frozenset(
     {
         directory.FILES,
@@ -32,9 +32,9 @@ REPLACED = frozenset(
 
 
 def save_embedder(network: Any, dense: nn.Sequential, spec: ModelSpec, prompts: tuple[str, str], folder: Path) -> None:
-    """Weights, tokenizer, and what pools, projects and normalises: sentence-transformers' layout."""
+    """Write sentence-transformers' layout: weights, tokenizer, pooling, dense layers and normalisation."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_network(merged(network), spec, folder)
+    save_network(merge_adapters(network), spec, folder)
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPE}Transformer"}, _module(1, "Pooling")]
     write_json(folder / "1_Pooling/config.json", _pooling(spec))
     for number, (layer, source) in enumerate(zip(dense, spec.dense, strict=True), 2):
@@ -56,16 +56,16 @@ def save_embedder(network: Any, dense: nn.Sequential, spec: ModelSpec, prompts: 
 
 
 def save_network(network: Any, spec: ModelSpec, folder: Path) -> None:
-    """The weights and config.json by transformers; the tokenizer's files as they were."""
+    """Write weights and config.json with transformers, and copy the tokenizer's files."""
     if hasattr(network.config, "auto_map"):
-        del network.config.auto_map  # code of the repository that it came from, which did not train it
+        del network.config.auto_map  # names code of the base model's repository, which the trained network does not use
     with quiet():
-        network.save_pretrained(folder, max_shard_size=SHARD)
+        network.save_pretrained(folder, max_shard_size=WEIGHT_FILE_SIZE)
     copy_tokenizer(spec, folder)
 
 
 def copy_tokenizer(spec: ModelSpec, folder: Path) -> None:
-    """Files of the tokenizer, which now appends the end token itself where we did it before."""
+    """Copy the tokenizer's files. Where our tokenizer appended the end token (spec.append_eos), the copy does it itself."""
     for pattern in HUB_FILES:
         for file in Path(spec.folder).glob(pattern):
             weights = file.suffix in (".safetensors", ".bin") or file.name.endswith(".index.json")
@@ -82,7 +82,7 @@ def copy_tokenizer(spec: ModelSpec, folder: Path) -> None:
 
 
 def _append_end(spec: ModelSpec, folder: Path) -> None:
-    """A post-processor for tokenizers that were shipped without one, as gte-Qwen2's."""
+    """Add a post-processor that appends the end token, for tokenizers published without one, such as gte-Qwen2's."""
     from tokenizers import Tokenizer, processors
     from transformers import AutoTokenizer
 
@@ -100,10 +100,10 @@ def _append_end(spec: ModelSpec, folder: Path) -> None:
 
 
 def _pooling(spec: ModelSpec) -> Mapping[str, Any]:
-    said = {
+    modes = {
         name: mode in spec.pooling for name, mode in OLD_POOLING.items()
-    }  # every version of the library reads these
-    return {"word_embedding_dimension": spec.hidden_size, "include_prompt": spec.include_prompt} | said
+    }  # keys that every version of the library reads
+    return {"word_embedding_dimension": spec.hidden_size, "include_prompt": spec.include_prompt} | modes
 
 
 def _module(number: int, kind: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Networks as they are trained: packed tokens in, what the loss wants out. Weights in float32.
+"""Networks for training: packed tokens in, a tuple of outputs for the loss out. Weights in float32.
 
-Each has `backbone`, the transformers network, and gives a tuple: first of texts, [n, ...], then of tokens, [t, ...].
+Each has `backbone`, the transformers network. Its first output is one row a text, [n, ...], the others one row a token, [t, ...].
 """
 
 from itertools import pairwise
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Backbone(nn.Module):
-    """A transformers network on documents without padding, in the mode that its self-test found exact."""
+    """A transformers network on documents without padding. mode: the one that its self-test measured to be exact."""
 
     def __init__(self, network: "PreTrainedModel", mode: str) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         self.mode = mode
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """States [tokens, hidden]. Documents must be sorted by length."""
+        """Hidden states [tokens, hidden]. Documents must be sorted by length."""
         if self.mode == "packed":
             return run_packed(self.network, batch)
         starts = [0]
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
 
 
 def full_precision(states: Tensor) -> torch.autocast:
-    """What follows the network is a thousandth of the work, and is done as the encoder does it: without autocast."""
+    """Disable autocast for the layers after the backbone, as the encoder does: they are a thousandth of the computation."""
     return torch.autocast(states.device.type, enabled=False)
 
 
@@ -61,7 +61,7 @@ class VectorNetwork(nn.Module):
 
 
 def load_backbone(spec: ModelSpec, device: torch.device) -> tuple[Backbone, int | None]:
-    """The network of a model directory in float32, and what forward.positions needs. Raises ModelError."""
+    """Load the network in float32, and the padding id for `models.forward.positions`. Raises ModelError."""
     network = load_network(spec, torch.float32, device)
     padding_id = position_start(network)
     with torch.no_grad():  # buffers made in inference mode could not take part in training

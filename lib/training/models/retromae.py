@@ -1,4 +1,4 @@
-"""What is trained when the loss is of a text alone: an encoder by RetroMAE."""
+"""Pretrain an encoder with RetroMAE, on texts alone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +12,14 @@ from ...models.forward import PackedBatch
 from ...models.spec import ModelSpec, on_this_machine
 from ...models.tokenizer import Tokenizer
 from ..step.grad_cache import AccumulatingStep
-from ..step.trainable import Inputs, LoadedModel, Texts
+from ..step.trainable import Inputs, LoadedModel, RowTokenizer
 from .export import save_embedder
 from .retromae_model import RetroMAE
-from .word_masking import draw
+from .word_masking import draw_masks
 
 
 class TextNetwork(nn.Module):
-    """RetroMAE: the loss of each text, float32 [n]."""
+    """RetroMAE as a network whose output is the loss of each text, float32 [n]."""
 
     def __init__(self, retromae: RetroMAE) -> None:
         super().__init__()
@@ -30,43 +30,43 @@ class TextNetwork(nn.Module):
         return self.retromae.network
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
-        """What is masked is drawn as dropout is: from torch's generator, which the step sows."""
+        """Draw masks from torch's generator, which the step seeds for dropout, and compute the losses."""
         texts = len(batch.borders) - 1
         seeds = torch.randint(2**62, (texts, 1)).numpy()
-        drawn = draw(batch.ids.cpu().numpy(), batch.borders, self.retromae.words, seeds)
-        return (self.retromae.losses(batch, drawn),)
+        masks = draw_masks(batch.ids.cpu().numpy(), batch.borders, self.retromae.vocabulary, seeds)
+        return (self.retromae.losses(batch, masks),)
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """spec: the encoder. tokens: of a text at most. seed: of layers that begin at random."""
+class RetroMAETrainable:
+    """An encoder to pretrain. max_tokens: of a text. seed: of layers with random initial weights."""
 
     spec: ModelSpec
-    tokens: int
+    max_tokens: int
     seed: int
 
-    def here(self) -> "Pretraining":
+    def on_this_machine(self) -> "RetroMAETrainable":
         return replace(self, spec=on_this_machine(self.spec))
 
-    def texts(self) -> "PlainTexts":
-        return PlainTexts(replace(self.spec, max_tokens=self.tokens))
+    def row_tokenizer(self) -> "TextRowTokenizer":
+        return TextRowTokenizer(replace(self.spec, max_tokens=self.max_tokens))
 
     def load(self, device: torch.device) -> LoadedModel:
         """Raises ModelError."""
         network = TextNetwork(RetroMAE(self.spec, device=device, seed=self.seed))
         return LoadedModel(network, network, network.retromae.padding_id)
 
-    def step(self) -> Any:
-        return lambda network, loss, cutter, autocast, sharpness: AccumulatingStep(network, loss, cutter, autocast)
+    def step_factory(self) -> Any:
+        return lambda network, loss, chunker, autocast, logit_scale: AccumulatingStep(network, loss, chunker, autocast)
 
     def save(self, network: TextNetwork, folder: Path) -> None:
-        """Write the encoder alone, as a model that is pooled as `spec` says."""
+        """Write the encoder without decoder and head, as an embedding model with the pooling of `spec`."""
         spec = replace(self.spec, dense=())
         save_embedder(network.retromae.network, nn.Sequential(), spec, ("", ""), folder)
 
 
-class PlainTexts(Texts):
-    """Rows of the plan as the tokens of their one passage, [b]."""
+class TextRowTokenizer(RowTokenizer):
+    """Tokenize the only passage of each row of the plan, [b]."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._tokenizer = Tokenizer(spec)

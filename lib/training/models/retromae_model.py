@@ -1,12 +1,12 @@
 """RetroMAE pretraining (Xiao et al. 2022, arXiv 2205.12035, enhanced decoding) on the padding-free forward.
 
-The encoder sees a text with 30 % of it masked; a decoder of one layer gets the text back from the encoder's first state
-and, at each position, from a random half of the other tokens. Only the encoder is kept: `RetroMAE.network`.
+The encoder reads a text with 30 % of its tokens masked. A decoder of one layer reconstructs the text from the encoder's first
+state and, at each position, a random half of the other tokens. Only the encoder is saved: `RetroMAE.network`.
 
-As in the authors' code the decoder's keys are the encoder's first state and the embedded tokens after it, its queries that
-state plus the positions, and a position never sees itself; see masking.py for what is hidden. Ours: a loss is the mean over
-the positions of one text, where theirs averages over the tokens of a padded batch; the sum over texts can be cut into
-chunks and ranks in any way. Words are also told for SentencePiece, where theirs takes single tokens.
+As in the authors' code the decoder's keys are the encoder's first state and the embedded tokens after it, its queries are that
+state plus the position embeddings, and no position attends to itself; word_masking.py draws the masks. Two differences. A loss
+is the mean over the positions of one text, where theirs averages over the tokens of a padded batch; so the sum over texts is the
+same for any split into chunks and ranks. Whole words are also masked for SentencePiece, where theirs masks single tokens.
 """
 
 from typing import Any
@@ -23,14 +23,14 @@ from ...models.forward import PackedBatch, move, run_equal_length, run_packed
 from ...models.load import load_network, position_start, quiet, vocabulary_size
 from ...models.packing import Group, length_groups
 from ...models.spec import ModelSpec
-from .word_masking import SETS, Drawn, read_words
+from .word_masking import SETS, Masks, read_word_vocabulary
 
-LOGITS = 2**26  # at a time: 256 MiB in float32; those of a batch would be tens of GiB with 250,000 tokens
-SCORES = 2**24  # of attention at a time, for each head
+LOGITS = 2**26  # computed at a time, 256 MiB in float32: all logits of a batch would be tens of GiB at 250,000 tokens
+SCORES = 2**24  # attention scores computed at a time, for each head
 
 
 class Decoder(nn.Module):
-    """One layer of a transformer whose queries are not what it attends to. Sizes are those of the encoder's layers."""
+    """One transformer layer with separate inputs for queries and for keys and values. Sizes are those of the encoder's layers."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ class Decoder(nn.Module):
                 nn.init.normal_(layer.weight, std=config.initializer_range)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, queries: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        """queries, seen: [texts, length, hidden]. mask: bool [texts, length, length], True where a query sees."""
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """Output states. queries, context: [texts, length, hidden]. mask: bool [texts, length, length], True to attend."""
         q, k, v = (
             layer(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, states in ((self.query, queries), (self.key, seen), (self.value, seen))
+            for layer, states in ((self.query, queries), (self.key, context), (self.value, context))
         )
         dropout = self.attention_dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], dropout_p=dropout)
@@ -61,16 +61,16 @@ class Decoder(nn.Module):
 
 
 class RetroMAE(nn.Module):
-    """Encoder, masked-language head and decoder of one pretraining; the head's matrix is the encoder's embeddings.
+    """Encoder, masked-language head and decoder. The head's output matrix is tied to the encoder's embeddings.
 
-    network: what is kept, `network.save_pretrained(folder)`. words: for `draw`. padding_id: for `flatten`. mode: as
-    Encoder's. fresh_head: weights of the head that the checkpoint did not have, so they are random.
+    network: the encoder, saved by `network.save_pretrained(folder)`. vocabulary: for `draw_masks`. padding_id: for `flatten`.
+    mode: as Encoder's. fresh_head: names of the head's weights that the checkpoint lacks; they are random.
     """
 
     def __init__(
         self, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> None:
-        """Load and self-test (seconds), in evaluation mode. What is fresh comes from `seed`, the same on every rank.
+        """Load and self-test (seconds), in evaluation mode. `seed` draws new weights, the same on every rank.
 
         Raises ModelError for a model without a masked-language head of one module or without a table of positions.
         """
@@ -80,7 +80,7 @@ class RetroMAE(nn.Module):
         if not isinstance(getattr(embeddings, "position_embeddings", None), nn.Embedding):
             raise ModelError(f"{spec.name} ({spec.model_type}) has no table of positions. RetroMAE is for BERT's kind.")
         self.padding_id = position_start(self.network)
-        self.words = read_words(spec, vocabulary_size(self.network))
+        self.vocabulary = read_word_vocabulary(spec, vocabulary_size(self.network))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head, self.fresh_head = _load_head(spec, self.network, dtype)
@@ -90,50 +90,52 @@ class RetroMAE(nn.Module):
             self.mode = self_test.choose_mode(self.network, spec, self.padding_id, device)
         self.eval()
 
-    def forward(self, batch: PackedBatch, drawn: Drawn) -> Tensor:
-        """The sum of `losses`, float32 []: summed over chunks and divided by all texts of the global batch, a step's loss."""
-        return self.losses(batch, drawn).sum()
+    def forward(self, batch: PackedBatch, masks: Masks) -> Tensor:
+        """The sum of `losses`, float32 []. A step's loss is this, summed over chunks, divided by the texts of the global batch."""
+        return self.losses(batch, masks).sum()
 
-    def losses(self, batch: PackedBatch, drawn: Drawn) -> Tensor:
-        """Encoder loss + decoder loss of each text, each the mean over its positions: float32 [texts].
+    def losses(self, batch: PackedBatch, masks: Masks) -> Tensor:
+        """Encoder loss + decoder loss of each text, each the mean over its targets: float32 [texts].
 
-        batch: the texts as they are, each with its [CLS] or <s> first. drawn: what `draw` made of the same, in this order.
-        A text without words has 0.
+        batch: the unmasked texts, each beginning with [CLS] or <s>. masks: of the same texts, in this order. The loss of a
+        text without words is 0.
         """
         device = batch.ids.device
-        states = self._encode(batch, move(drawn.ids, device))
-        rebuilt = self.decode(states.index_select(0, batch.offsets[:-1]), batch, drawn)
-        places, told = move(drawn.places, device), move(drawn.told, device)
+        states = self._encode(batch, move(masks.encoder_ids, device))
+        decoded = self.decode(states.index_select(0, batch.offsets[:-1]), batch, masks)
+        targets = (masks.encoder_targets, masks.decoder_targets)
+        of_encoder, of_decoder = (move(positions, device) for positions in targets)
         values = self._cross_entropy(
-            torch.cat([states.index_select(0, places), rebuilt.index_select(0, told)]),
-            batch.ids.index_select(0, torch.cat([places, told])),
+            torch.cat([states.index_select(0, of_encoder), decoded.index_select(0, of_decoder)]),
+            batch.ids.index_select(0, torch.cat([of_encoder, of_decoder])),
         )
-        texts, shares = zip(*(_shares(each, batch.borders) for each in (drawn.places, drawn.told)), strict=True)
+        texts, shares = zip(*(_shares(positions, batch.borders) for positions in targets), strict=True)
         weighted = values * torch.from_numpy(np.concatenate(shares)).to(device)
         return values.new_zeros(len(batch.borders) - 1).index_add(0, move(np.concatenate(texts), device), weighted)
 
-    def decode(self, heads: Tensor, batch: PackedBatch, drawn: Drawn) -> Tensor:
-        """The decoder's states [tokens, hidden] from the texts' first states [texts, hidden] and the tokens shown."""
+    def decode(self, first_states: Tensor, batch: PackedBatch, masks: Masks) -> Tensor:
+        """The decoder's states [tokens, hidden], from the texts' first encoder states, [texts, hidden], and visible tokens."""
         table, device = self.network.embeddings, batch.ids.device
-        text = move(np.repeat(np.arange(len(heads)), np.diff(batch.borders)), device)
-        queries = table.position_embeddings(batch.positions) + heads.index_select(0, text)
+        text = move(np.repeat(np.arange(len(first_states)), np.diff(batch.borders)), device)
+        queries = table.position_embeddings(batch.positions) + first_states.index_select(0, text)
         tokens = table(input_ids=batch.ids[None], position_ids=batch.positions[None])[0]
-        seen = tokens.index_copy(0, batch.offsets[:-1], heads.to(tokens.dtype))
-        hidden, choice, start, found = torch.from_numpy(drawn.hidden), move(drawn.choice, device), 0, []
+        context = tokens.index_copy(0, batch.offsets[:-1], first_states.to(tokens.dtype))
+        hidden, set_of_position = torch.from_numpy(masks.hidden), move(masks.set_of_position, device)
+        start, outputs = 0, []
         for group in length_groups(batch.borders):
             length, sets = group.length, min(group.length, SETS)
             for part in _parts(group):
-                tokens_of = slice(part.start, part.start + part.count * length)
+                span = slice(part.start, part.start + part.count * length)
                 end = start + part.count * sets * length
-                out = hidden[start:end].to(device).view(part.count, sets, length)
-                allowed = _allowed(out, choice[tokens_of].view(part.count, length))
+                hidden_sets = hidden[start:end].to(device).view(part.count, sets, length)
+                mask = _attention_mask(hidden_sets, set_of_position[span].view(part.count, length))
                 shape = (part.count, length, -1)
-                found.append(self.decoder(queries[tokens_of].view(shape), seen[tokens_of].view(shape), allowed))
+                outputs.append(self.decoder(queries[span].view(shape), context[span].view(shape), mask))
                 start = end
-        return torch.cat([states.flatten(0, 1) for states in found])
+        return torch.cat([states.flatten(0, 1) for states in outputs])
 
     def _encode(self, batch: PackedBatch, ids: Tensor) -> Tensor:
-        """The network's states [tokens, hidden] of the texts with `ids` in place of theirs."""
+        """The encoder's states [tokens, hidden] of the batch with its token ids replaced by `ids`."""
         shown = PackedBatch(ids, batch.positions, batch.offsets, batch.borders)
         if self.mode == "packed":
             return run_packed(self.network, shown)
@@ -142,8 +144,8 @@ class RetroMAE(nn.Module):
         return torch.cat([run_equal_length(self.network, shown.part(*each)) for each in zip(starts, ends, strict=True)])
 
     def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Of each row [n, hidden]: float32 [n]. Logits are made again in the backward pass, a part at a time."""
-        rows = max(1, LOGITS // len(self.words.special))
+        """Cross entropy of each state [n, hidden], float32 [n]. The backward pass recomputes logits, a part at a time."""
+        rows = max(1, LOGITS // len(self.vocabulary.special))
         parts = zip(states.split(rows), targets.split(rows), strict=True)
         return torch.cat(
             [checkpoint(self._part, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
@@ -153,17 +155,20 @@ class RetroMAE(nn.Module):
         return functional.cross_entropy(self.head(states).float(), targets, reduction="none")
 
 
-def _allowed(hidden: Tensor, choice: Tensor) -> Tensor:
-    """Who sees whom, bool [texts, length, length], of sets [texts, sets, length] and the set of each position."""
-    texts = torch.arange(len(choice), device=choice.device)[:, None]
-    allowed = ~hidden[texts, choice]
-    allowed.diagonal(dim1=1, dim2=2).fill_(False)
-    allowed[:, :, 0] = True  # the encoder's state; of all others a text may hide each one
-    return allowed
+def _attention_mask(hidden: Tensor, set_of_position: Tensor) -> Tensor:
+    """The decoder's attention mask, bool [texts, length, length], True to attend.
+
+    hidden: bool [texts, sets, length]. set_of_position: int64 [texts, length].
+    """
+    texts = torch.arange(len(set_of_position), device=set_of_position.device)[:, None]
+    mask = ~hidden[texts, set_of_position]
+    mask.diagonal(dim1=1, dim2=2).fill_(False)
+    mask[:, :, 0] = True  # the encoder's state: a set may hide every other position
+    return mask
 
 
 def _parts(group: Group) -> list[Group]:
-    """The group's texts, as many at a time as SCORES allows."""
+    """Split a group of texts so that each part has at most SCORES attention scores, or one text."""
     texts = max(1, SCORES // group.length**2)
     return [
         Group(group.start + i * group.length, min(texts, group.count - i), group.length)
@@ -171,19 +176,19 @@ def _parts(group: Group) -> list[Group]:
     ]
 
 
-def _shares(places: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The text of each place, int64, and one over the number of places in it, float32: [places] each."""
-    text = np.searchsorted(borders, places, side="right") - 1
+def _shares(positions: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The text of each position, int64, and its weight in the text's mean, float32: one over the text's positions."""
+    text = np.searchsorted(borders, positions, side="right") - 1
     return text, np.asarray(1 / np.bincount(text, minlength=len(borders) - 1)[text], dtype=np.float32)
 
 
 def _load_head(spec: ModelSpec, network: Any, dtype: torch.dtype) -> tuple[nn.Module, tuple[str, ...]]:
-    """The head of the masked language model, on the embeddings of `network`, and its weights that the files lack."""
+    """Load the masked-language head, tied to the embeddings of `network`; also names its weights that the files lack."""
     from transformers import AutoModelForMaskedLM
 
     try:
         with quiet():
-            whole, report = AutoModelForMaskedLM.from_pretrained(
+            full, report = AutoModelForMaskedLM.from_pretrained(
                 spec.folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
             )
     except Exception as error:  # no such class for this model, or damaged weights
@@ -191,11 +196,11 @@ def _load_head(spec: ModelSpec, network: Any, dtype: torch.dtype) -> tuple[nn.Mo
             f"{spec.name} ({spec.model_type}) cannot be loaded as a masked language model, as RetroMAE needs it: "
             f"{type(error).__name__}: {error}"
         ) from error
-    place = whole.base_model_prefix
-    heads = [name for name, _ in whole.named_children() if name != place]
+    prefix = full.base_model_prefix
+    heads = [name for name, _ in full.named_children() if name != prefix]
     if len(heads) != 1:
-        raise ModelError(f"{type(whole).__name__} has {len(heads)} modules after its encoder; RetroMAE follows one.")
-    setattr(whole, place, network)
-    whole.tie_weights()
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{place}."))
-    return getattr(whole, heads[0]), tuple(missing)
+        raise ModelError(f"{type(full).__name__} has {len(heads)} modules after its encoder; RetroMAE follows one.")
+    setattr(full, prefix, network)
+    full.tie_weights()
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{prefix}."))
+    return getattr(full, heads[0]), tuple(missing)

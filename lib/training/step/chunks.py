@@ -1,4 +1,4 @@
-"""A rank's texts cut into chunks by token budget, in an order that does not depend on how many ranks there are."""
+"""Split a rank's texts into chunks by token budget. The split does not depend on the number of ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,11 +10,16 @@ from ...models.forward import PackedBatch, flatten, move
 from ...models.packing import gather, longest_first, next_cut, offsets_of
 from .trainable import Inputs
 
+ChunkSeeds = Callable[[int, int], int]  # (position of a virtual rank among the rank's own, number of its chunk) -> seed
+
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """A chunk to be: its documents (int64 [n], places among the rank's texts, longest first), the seed of their dropout, and,
-    where whole rows were asked for, which of the rank's rows they belong to."""
+    """Which texts a chunk has, before its tokens are packed.
+
+    documents: int64 [n], numbers of the rank's texts, longest first. seed: of their dropout. rows: the rank's rows that they
+    belong to, where chunks consist of whole rows.
+    """
 
     documents: np.ndarray
     seed: int
@@ -23,70 +28,66 @@ class ChunkPlan:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A cut's tokens. tokens: int64 [t], places among those of the rank's texts."""
+    """A packed chunk on the device. tokens: int64 [t], positions of its tokens among those of all the rank's texts."""
 
     documents: np.ndarray
     tokens: np.ndarray
-    flat: PackedBatch
+    packed: PackedBatch
     seed: int
 
 
 @dataclass(frozen=True)
 class Chunker:
-    """How chunks are made: at most `budget` tokens each, on `device`; padding_id as forward.positions wants it.
+    """Plan and pack chunks of at most `budget` tokens each. padding_id: see `models.forward.positions`.
 
-    A chunk is made when its turn comes, in each pass anew: all at once would be several times the tokens of the batch.
+    Chunks are packed one at a time, again in each pass: all together they would take several times the memory of the tokens.
     """
 
     budget: int
     device: torch.device
     padding_id: int | None
 
-    def by_text(self, inputs: Inputs, slices: list[np.ndarray], seeds: Callable[[int, int], int]) -> list[ChunkPlan]:
-        """Cuts of whole texts. slices: the texts of each slice of the rank. seeds: of a slice's place and a chunk's."""
+    def by_text(self, inputs: Inputs, groups: list[np.ndarray], seeds: ChunkSeeds) -> list[ChunkPlan]:
+        """Plan chunks of whole texts. groups: the texts of each of the rank's virtual ranks."""
         lengths = np.diff(inputs.tokens.offsets)
-        found = []
-        for place, documents in enumerate(slices):
+        plans = []
+        for position, documents in enumerate(groups):
             order = documents[longest_first(lengths[documents])]
-            found += [
-                ChunkPlan(order[start:end], seeds(place, number))
-                for number, (start, end) in enumerate(_cuts(lengths[order], self.budget))
+            plans += [
+                ChunkPlan(order[start:end], seeds(position, number))
+                for number, (start, end) in enumerate(_ranges(lengths[order], self.budget))
             ]
-        return found
+        return plans
 
-    def by_row(
-        self, inputs: Inputs, slices: list[np.ndarray], group: int, seeds: Callable[[int, int], int]
-    ) -> list[ChunkPlan]:
-        """Cuts of whole rows of `group` texts each. slices: the rows of each slice."""
+    def by_row(self, inputs: Inputs, groups: list[np.ndarray], texts: int, seeds: ChunkSeeds) -> list[ChunkPlan]:
+        """Plan chunks of whole rows of `texts` texts each. groups: the rows of each of the rank's virtual ranks."""
         lengths = np.diff(inputs.tokens.offsets)
-        sums = lengths.reshape(-1, group).sum(1)
-        found = []
-        for place, rows in enumerate(slices):
-            order = rows[longest_first(sums[rows])]
-            for number, (start, end) in enumerate(_cuts(sums[order], self.budget)):
-                taken = order[start:end]
-                documents = (taken[:, None] * group + np.arange(group)).reshape(-1)
-                found.append(ChunkPlan(documents[longest_first(lengths[documents])], seeds(place, number), taken))
-        return found
+        row_lengths = lengths.reshape(-1, texts).sum(1)
+        plans = []
+        for position, rows in enumerate(groups):
+            order = rows[longest_first(row_lengths[rows])]
+            for number, (start, end) in enumerate(_ranges(row_lengths[order], self.budget)):
+                chunk_rows = order[start:end]
+                documents = (chunk_rows[:, None] * texts + np.arange(texts)).reshape(-1)
+                by_length = documents[longest_first(lengths[documents])]
+                plans.append(ChunkPlan(by_length, seeds(position, number), chunk_rows))
+        return plans
 
-    def chunk(self, inputs: Inputs, cut: ChunkPlan) -> Chunk:
+    def pack(self, inputs: Inputs, plan: ChunkPlan) -> Chunk:
+        """Gather the tokens of a planned chunk and move them to the device."""
         tokens = inputs.tokens
-        places, borders = gather(np.arange(len(tokens.ids)), tokens.offsets, cut.documents)
-        flat = flatten(tokens.ids[places], borders, self.padding_id, self.device)
-        if inputs.kinds is not None:
-            flat = replace(flat, kinds=move(inputs.kinds[places], self.device))
-        return Chunk(cut.documents, places, flat, cut.seed)
+        positions, borders = gather(np.arange(len(tokens.ids)), tokens.offsets, plan.documents)
+        packed = flatten(tokens.ids[positions], borders, self.padding_id, self.device)
+        if inputs.token_types is not None:
+            packed = replace(packed, kinds=move(inputs.token_types[positions], self.device))
+        return Chunk(plan.documents, positions, packed, plan.seed)
 
 
-def index(places: np.ndarray, device: torch.device) -> torch.Tensor:
-    """int64 on the device."""
-    return move(places, device)
-
-
-def _cuts(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
-    offsets, start, found = offsets_of(lengths), 0, []
+def _ranges(lengths: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Consecutive ranges (start, end) of at most `budget` tokens; one longer text is a range by itself."""
+    offsets, start, ranges = offsets_of(lengths), 0, []
     while start < len(lengths):
         end = next_cut(offsets, start, budget)
-        found.append((start, end))
+        ranges.append((start, end))
         start = end
-    return found
+    return ranges

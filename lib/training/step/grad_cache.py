@@ -1,9 +1,10 @@
-"""One step's gradients: of one big batch, at any number of ranks and any size of chunks.
+"""Gradients of one step: those of one large batch, at any number of ranks and any chunk size.
 
-TwoPass (GradCache, Gao et al. 2021) for losses between texts: every chunk runs once without gradients, the loss gives
-the gradient of each output, and every chunk runs again, with the same dropout, to carry it into the weights.
-OnePass for losses within rows: every chunk runs once. Dropout is drawn from a seed of step, slice and chunk, so nothing
-needs to be kept to draw it again, neither for the second pass nor for a restart.
+GradCacheStep is for losses between rows. First pass: embed every chunk without gradients. Then the loss of all embeddings
+gives the gradient of each. Second pass: embed every chunk again, with the same dropout, and backpropagate these gradients
+into the weights. AccumulatingStep is for losses inside single rows: one pass, gradients accumulate over chunks.
+
+Dropout seeds depend on step, virtual rank and chunk alone, so no random state is stored for the second pass or a restart.
 """
 
 import hashlib
@@ -16,35 +17,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...models.forward import move
 from ...models.spec import Tokens
 from ..losses import Batch, BatchKeys, Scores
-from .chunks import Chunk, Chunker, ChunkPlan, index
+from .chunks import Chunk, Chunker, ChunkPlan
 from .collectives import Rank
 from .parallel import SingleProcess
 from .trainable import Inputs
 
 Autocast = Callable[[], AbstractContextManager]
-CHUNK_SEEDS = 2**62
+SEEDS = 2**62  # seeds are below this: torch and numpy take them as int64
 
 
 def seed_of(*parts: int) -> int:
-    """A seed that depends on all parts, the same on every machine."""
+    """Hash integers to a seed, the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % CHUNK_SEEDS
+    return int.from_bytes(digest, "little") % SEEDS
 
 
 def seed_dropout(seed: int) -> None:
-    """Dropout from here on is drawn from this seed."""
+    """Seed torch's generators, from which the next forward pass draws its dropout."""
     torch.manual_seed(seed)
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """A rank's part of a global batch. inputs: queries [b] and then passages [b * g], row by row; pairs or texts where the
-    loss is within rows. seed: of the step."""
+    """A rank's share of a global batch.
 
-    rows: BatchKeys
-    place: Rank
+    inputs: queries [b], then passages [b * g], row by row; for losses inside rows only the pairs or texts. seed: of the step.
+    """
+
+    keys: BatchKeys
+    rank: Rank
     inputs: Inputs
     seed: int
 
@@ -52,148 +56,162 @@ class StepInputs:
     def tokens(self) -> Tokens:
         return self.inputs.tokens
 
-    def slices(self) -> list[np.ndarray]:
-        """The rank's own rows, a slice after the other: int64 each."""
-        length = self.place.length
-        return [np.arange(i * length, (i + 1) * length) for i in range(len(self.place.own_slices()))]
+    def rows_by_virtual_rank(self) -> list[np.ndarray]:
+        """Numbers of the rank's rows, one int64 array a virtual rank."""
+        length = self.rank.virtual_rank_rows
+        return [np.arange(i * length, (i + 1) * length) for i in range(len(self.rank.own_virtual_ranks()))]
 
-    def chunk_seed(self, slice_number: int, chunk: int) -> int:
-        return seed_of(self.seed, self.place.own_slices()[slice_number], chunk)
+    def texts_by_virtual_rank(self) -> list[np.ndarray]:
+        """Numbers of the rank's texts, queries and then passages, one int64 array a virtual rank."""
+        count, texts = self.keys.count, []
+        group = (len(self.tokens.offsets) - 1 - count) // count
+        for rows in self.rows_by_virtual_rank():
+            passages = count + rows[:, None] * group + np.arange(group)
+            texts.append(np.concatenate([rows, passages.reshape(-1)]))
+        return texts
+
+    def chunk_seed(self, position: int, chunk: int) -> int:
+        """Dropout seed of a chunk. position: of its virtual rank among the rank's own."""
+        return seed_of(self.seed, self.rank.own_virtual_ranks()[position], chunk)
 
 
 class Step(Protocol):
-    """Gradients of a rank's work are left in the weights, reduced over the ranks; returns the rank's loss, []."""
+    """Leave the gradients of a batch in the weights, averaged over the ranks, and return the rank's loss, []."""
 
-    def __call__(self, work: StepInputs) -> Tensor: ...
+    def __call__(self, batch: StepInputs) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class GradCacheStep:
-    """network: outputs of each text [n, ...] first, then perhaps of each token. sharpness: see Batch. assemble: what the
-    loss sees of token outputs, made of queries and passages."""
+    """Two passes (GradCache), for losses between rows.
+
+    network: gives one output a text [n, ...], then perhaps outputs a token [t, ...]. logit_scale: see losses.Batch.
+    assemble: makes losses.TokenOutputs from the token outputs, for losses that use them.
+    """
 
     network: SingleProcess
     loss: Callable[[Batch], Tensor]
-    cutter: Chunker
+    chunker: Chunker
     autocast: Autocast = nullcontext
-    sharpness: Tensor | None = None
+    logit_scale: Tensor | None = None
     assemble: Callable[[StepInputs, tuple[Tensor, ...]], Any] | None = None
 
-    def __call__(self, work: StepInputs) -> Tensor:
-        cuts = self.cutter.by_text(work.inputs, _texts(work), work.chunk_seed)
-        leaves = self._outputs(work, cuts)
-        value = self._value(work, leaves)
-        self._carry(work, cuts, [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+    def __call__(self, batch: StepInputs) -> Tensor:
+        plans = self.chunker.by_text(batch.inputs, batch.texts_by_virtual_rank(), batch.chunk_seed)
+        leaves = self._embed_no_grad(batch, plans)
+        value = self._loss_gradients(batch, leaves)
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        self._backpropagate(batch, plans, gradients)
         return value
 
-    def _value(self, work: StepInputs, leaves: tuple[Tensor, ...]) -> Tensor:
-        """The loss, with the outputs' gradients left in them; of its graph nothing stays."""
-        count = work.rows.count
-        # one split: two slices would each make a gradient of all
+    def _embed_no_grad(self, batch: StepInputs, plans: list[ChunkPlan]) -> tuple[Tensor, ...]:
+        """Outputs of all texts in their order, as leaves of the loss's graph.
+
+        Outputs are copied into one tensor at once: small tensors kept between the large ones of a forward pass fragment memory.
+        """
+        leaves: tuple[Tensor, ...] = ()
+        for number in range(self.network.forward_count(len(plans))):
+            chunk = self.chunker.pack(batch.inputs, plans[min(number, len(plans) - 1)])
+            seed_dropout(chunk.seed)
+            with self.autocast():
+                outputs = self.network.forward_no_grad(chunk.packed)
+            leaves = leaves or _empty_outputs(outputs, batch.tokens)
+            for leaf, output, positions in zip(leaves, outputs, _positions(chunk, outputs), strict=True):
+                leaf.index_copy_(0, positions, output)
+        return tuple(leaf.requires_grad_() for leaf in leaves)
+
+    def _loss_gradients(self, batch: StepInputs, leaves: tuple[Tensor, ...]) -> Tensor:
+        """Compute the loss and leave its gradients in the leaves. The loss's graph is freed on return."""
+        count = batch.keys.count
+        # One split: two slices would each allocate a gradient of the whole tensor.
         queries, passages = leaves[0].split([count, len(leaves[0]) - count])
-        batch = Batch(
-            rows=work.rows,
-            queries=queries,
-            passages=passages.unflatten(0, (count, -1)),
-            gather=work.place.gather,
-            sharpness=self.sharpness,
-            tokens=self.assemble(work, leaves[1:]) if self.assemble else None,
+        value = self.loss(
+            Batch(
+                keys=batch.keys,
+                queries=queries,
+                passages=passages.unflatten(0, (count, -1)),
+                gather=batch.rank.gather,
+                logit_scale=self.logit_scale,
+                tokens=self.assemble(batch, leaves[1:]) if self.assemble else None,
+            )
         )
-        value = self.loss(batch)
         value.backward()
         return value.detach()
 
-    def _outputs(self, work: StepInputs, cuts: list[ChunkPlan]) -> tuple[Tensor, ...]:
-        """Outputs of all texts in their order, as leaves of the loss's graph. Each is copied to its place at once: small
-        tensors kept from among the great ones of a forward leave holes in the heap."""
-        leaves: tuple[Tensor, ...] = ()
-        for number in range(self.network.chunks(len(cuts))):
-            chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
-            seed_dropout(chunk.seed)
-            with self.autocast():
-                outputs = self.network.peek(chunk.flat)
-            leaves = leaves or _room(outputs, work.tokens)
-            for leaf, output, place in zip(leaves, outputs, _places(chunk, outputs), strict=True):
-                leaf.index_copy_(0, place, output)
-        return tuple(leaf.requires_grad_() for leaf in leaves)
+    def _backpropagate(self, batch: StepInputs, plans: list[ChunkPlan], gradients: list[Tensor]) -> None:
+        """Second pass: from the outputs' gradients to those of the weights. The last chunk reduces them over the ranks.
 
-    def _carry(self, work: StepInputs, cuts: list[ChunkPlan], gradients: list[Tensor]) -> None:
-        """The gradients of the outputs into the weights, reduced over the ranks in the last chunk."""
-        total = self.network.chunks(len(cuts))
+        The surrogate sum(output * gradient) has the gradient of the loss with respect to the weights.
+        """
+        total = self.network.forward_count(len(plans))
         for number in range(total):
-            chunk = self.cutter.chunk(work.inputs, cuts[min(number, len(cuts) - 1)])
+            chunk = self.chunker.pack(batch.inputs, plans[min(number, len(plans) - 1)])
             seed_dropout(chunk.seed)
-            with self.network.syncing(number == total - 1):
+            with self.network.gradient_sync(number == total - 1):
                 with self.autocast():
-                    outputs = self.network(chunk.flat)
-                triples = zip(outputs, gradients, _places(chunk, outputs), strict=True)
-                surrogate = torch.stack([(out * gradient[place]).sum() for out, gradient, place in triples]).sum()
-                (surrogate if number < len(cuts) else surrogate * 0.0).backward()
+                    outputs = self.network(chunk.packed)
+                triples = zip(outputs, gradients, _positions(chunk, outputs), strict=True)
+                surrogate = torch.stack([(out * gradient[where]).sum() for out, gradient, where in triples]).sum()
+                (surrogate if number < len(plans) else surrogate * 0.0).backward()
 
 
 @dataclass(frozen=True)
 class AccumulatingStep:
-    """network: one score of each pair, or one loss of each text, [n] as its first output."""
+    """One pass with gradient accumulation, for losses inside rows.
+
+    network: gives one score a pair, or one loss a text, [n], as its only output.
+    """
 
     network: SingleProcess
     loss: Callable[[Scores], Tensor]
-    cutter: Chunker
+    chunker: Chunker
     autocast: Autocast = nullcontext
 
-    def __call__(self, work: StepInputs) -> Tensor:
-        group = (len(work.tokens.offsets) - 1) // work.rows.count
-        cuts = self.cutter.by_row(work.inputs, work.slices(), group, work.chunk_seed)
-        total, value = self.network.chunks(len(cuts)), None
+    def __call__(self, batch: StepInputs) -> Tensor:
+        group = (len(batch.tokens.offsets) - 1) // batch.keys.count
+        plans = self.chunker.by_row(batch.inputs, batch.rows_by_virtual_rank(), group, batch.chunk_seed)
+        total, value = self.network.forward_count(len(plans)), None
         for number in range(total):
-            cut = cuts[min(number, len(cuts) - 1)]
-            chunk, taken = self.cutter.chunk(work.inputs, cut), cut.rows
-            assert taken is not None
+            plan = plans[min(number, len(plans) - 1)]
+            chunk, rows = self.chunker.pack(batch.inputs, plan), plan.rows
+            assert rows is not None
             seed_dropout(chunk.seed)
-            with self.network.syncing(number == total - 1):
+            with self.network.gradient_sync(number == total - 1):
                 with self.autocast():
-                    (outputs,) = self.network(chunk.flat)
-                back = np.argsort(chunk.documents)  # rows in the order of their numbers, as _of_rows has them
-                scores = outputs[index(back, outputs.device)].unflatten(0, (len(taken), group))
-                part = self.loss(Scores(_of_rows(work.rows, np.sort(taken)), scores))
-                (part if number < len(cuts) else part * 0.0).backward()
-            if number < len(cuts):
+                    (outputs,) = self.network(chunk.packed)
+                ascending = np.argsort(chunk.documents)  # by number of text: the order of np.sort(rows)
+                scores = outputs[move(ascending, outputs.device)].unflatten(0, (len(rows), group))
+                part = self.loss(Scores(_keys_of_rows(batch.keys, np.sort(rows)), scores))
+                (part if number < len(plans) else part * 0.0).backward()
+            if number < len(plans):
                 value = part.detach() if value is None else value + part.detach()
         assert value is not None
         return value
 
 
-def _room(outputs: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
-    """Where the outputs of all chunks go, of the kinds of one chunk's: of all texts first, then of all tokens."""
+def _empty_outputs(outputs: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
+    """Allocate the outputs of all texts, then of all tokens, with the shapes and dtypes of one chunk's outputs."""
     counts = [len(tokens.offsets) - 1] + [len(tokens.ids)] * (len(outputs) - 1)
     return tuple(output.new_empty(count, *output.shape[1:]) for output, count in zip(outputs, counts, strict=True))
 
 
-def _places(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Of each output's rows among those of all chunks."""
+def _positions(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """For each output of a chunk, the positions of its rows among those of all chunks, int64."""
     documents, *tokens = chunk.documents, *[chunk.tokens] * (len(outputs) - 1)
-    return [index(places, outputs[0].device) for places in (documents, *tokens)]
+    return [move(positions, outputs[0].device) for positions in (documents, *tokens)]
 
 
-def _texts(work: StepInputs) -> list[np.ndarray]:
-    """Texts of each slice: its queries and its passages."""
-    count, found = work.rows.count, []
-    group = (len(work.tokens.offsets) - 1 - count) // count
-    for rows in work.slices():
-        passages = count + rows[:, None] * group + np.arange(group)
-        found.append(np.concatenate([rows, passages.reshape(-1)]))
-    return found
-
-
-def _of_rows(rows: BatchKeys, taken: np.ndarray) -> BatchKeys:
-    """The same global batch, of which only the local rows `taken` are here: they come first in it, the others after."""
-    own = rows.first + taken
-    order = index(np.concatenate([own, np.setdiff1d(np.arange(len(rows.query_keys)), own)]), rows.query_keys.device)
+def _keys_of_rows(keys: BatchKeys, rows: np.ndarray) -> BatchKeys:
+    """The same global batch, reordered so that the local rows `rows` come first and are the only local ones."""
+    own = keys.first + rows
+    others = np.setdiff1d(np.arange(len(keys.query_keys)), own)
+    order = move(np.concatenate([own, others]), keys.query_keys.device)
     return replace(
-        rows,
-        query_keys=rows.query_keys[order],
-        passage_keys=rows.passage_keys[order],
-        positive_keys=rows.positive_keys[order],
-        teacher=None if rows.teacher is None else rows.teacher[order],
+        keys,
+        query_keys=keys.query_keys[order],
+        passage_keys=keys.passage_keys[order],
+        positive_keys=keys.positive_keys[order],
+        teacher=None if keys.teacher is None else keys.teacher[order],
         first=0,
-        count=len(taken),
+        count=len(rows),
     )

@@ -1,11 +1,11 @@
-"""How the ranks share one network: alone, replicated (DDP), or sharded (FSDP2). One interface, three classes.
+"""The network of a rank: in a single process, replicated (DDP), or sharded (FSDP2). One interface, three classes.
 
-peek(batch)         outputs without gradients
-__call__(batch)     outputs with gradients
-syncing(last)       a context for a forward and its backward: gradients are reduced over the ranks in the last one only
-chunks(count)       how many forwards this rank must run where it has `count` chunks
-clear(optimizer)    gradients of zero, before a step
-clip(most)          the norm of all gradients, which are scaled down to `most`
+forward_no_grad(batch)    outputs without gradients
+__call__(batch)           outputs with gradients
+gradient_sync(last)       context of one forward and backward pass; only the last one reduces gradients over the ranks
+forward_count(chunks)     number of forward passes this rank must run when it has `chunks` chunks
+zero_gradients(optimizer) set all gradients to zero, before a step
+clip_gradients(most)      scale gradients so that their norm is at most `most`; returns the norm before
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,44 +15,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .collectives import greatest
+from .collectives import max_over_ranks
 
 Outputs = tuple[Tensor, ...]
 
 
 class SingleProcess:
-    """One process."""
+    """The network in one process, and the base of the other two."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     @torch.no_grad()
-    def peek(self, batch: Any) -> Outputs:
+    def forward_no_grad(self, batch: Any) -> Outputs:
         return self.network(batch)
 
     def __call__(self, batch: Any) -> Outputs:
         return self.network(batch)
 
-    def syncing(self, last: bool) -> AbstractContextManager:
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
         return nullcontext()
 
-    def chunks(self, count: int) -> int:
-        return count
+    def forward_count(self, chunks: int) -> int:
+        return chunks
 
-    def clear(self, optimizer: torch.optim.Optimizer) -> None:
-        """In place: gradients that are made anew at each step lie among a chunk's activations, in the way of the next's."""
+    def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zero gradients in place. Gradients allocated anew in each step would lie between a chunk's activations and fragment
+        the memory of the next chunk."""
         for weight in self.network.parameters():
             if weight.requires_grad and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         optimizer.zero_grad(set_to_none=False)
 
-    def clip(self, most: float) -> float:
+    def clip_gradients(self, most: float) -> float:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), most)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 class DDPModel(SingleProcess):
-    """Every rank holds the whole network; its gradients are averaged once a step."""
+    """Every rank has all weights; gradients are averaged once a step."""
 
     def __init__(self, network: nn.Module) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -63,17 +64,17 @@ class DDPModel(SingleProcess):
     def __call__(self, batch: Any) -> Outputs:
         return self.ddp(batch)
 
-    def syncing(self, last: bool) -> AbstractContextManager:
+    def gradient_sync(self, last: bool) -> AbstractContextManager:
         return nullcontext() if last else self.ddp.no_sync()
 
-    def clear(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=False)  # they lie in the buckets that are reduced
+    def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=False)  # gradients are views of the buckets that DDP reduces
 
 
 class FSDPModel(SingleProcess):
-    """Every rank holds a part of each weight (FSDP2); layers are gathered for the time that they compute.
+    """Every rank has a shard of each weight (FSDP2); a layer is gathered while it computes.
 
-    All ranks must run as many forwards: one with fewer chunks repeats its last one, with gradients of zero.
+    All ranks must run the same number of forward passes: a rank with fewer chunks repeats its last one with zero gradients.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
@@ -88,30 +89,30 @@ class FSDPModel(SingleProcess):
         self.root: Any = fully_shard(network, mesh=mesh)
 
     @contextmanager
-    def syncing(self, last: bool) -> Iterator[None]:
+    def gradient_sync(self, last: bool) -> Iterator[None]:
         self.root.set_requires_gradient_sync(last)
         yield
 
-    def chunks(self, count: int) -> int:
-        return greatest(count, self.device)
+    def forward_count(self, chunks: int) -> int:
+        return max_over_ranks(chunks, self.device)
 
-    def clear(self, optimizer: torch.optim.Optimizer) -> None:
+    def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
 
 
-def layers_of(network: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer: the longest list of equal modules that it has."""
+def repeated_layers(network: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer: its longest ModuleList whose modules are all of one class."""
     lists = [list(module) for module in network.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    alike = [found for found in lists if len({type(each) for each in found}) == 1]
-    return max(alike, key=len) if alike else []
+    uniform = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    return max(uniform, key=len) if uniform else []
 
 
 WRAPPERS: dict[str, Callable[[nn.Module, torch.device], SingleProcess]] = {
     "ddp": lambda network, device: DDPModel(network),
-    "fsdp": lambda network, device: FSDPModel(network, layers_of(network), device),
+    "fsdp": lambda network, device: FSDPModel(network, repeated_layers(network), device),
 }
 
 
-def wrapped(network: nn.Module, kind: str, device: torch.device, world: int) -> SingleProcess:
-    """The network as `world` ranks share it: "ddp" | "fsdp"; one rank alone needs neither."""
+def wrap_network(network: nn.Module, kind: str, device: torch.device, world: int) -> SingleProcess:
+    """Wrap the network for `world` ranks. kind: "ddp" | "fsdp"; a single rank needs neither."""
     return WRAPPERS[kind](network, device) if world > 1 else SingleProcess(network)

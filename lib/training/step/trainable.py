@@ -1,4 +1,4 @@
-"""What can be trained: the interface of embedder, reranker and pretraining, and low-rank adapters for any of them."""
+"""The interface of what can be trained (embedder, reranker, pretraining), and low-rank adapters for any of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,11 @@ ALL_LINEAR = "all-linear"  # peft's name for every linear layer of the blocks
 
 
 class LoadedModel(NamedTuple):
-    """A loaded network: what is trained, the part of it that repeats layers, and what chunks.Cutter needs."""
+    """A loaded model.
+
+    network: all weights that are trained. backbone: the module in it whose `network` is the transformers model.
+    padding_id: see `models.forward.positions`.
+    """
 
     network: nn.Module
     backbone: Any
@@ -24,41 +28,41 @@ class LoadedModel(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Texts, or pairs, as tokens. kinds: token types, int64 [tokens], for networks that have them."""
+    """Texts, or pairs, as tokens. token_types: int64 [tokens], for networks that take them."""
 
     tokens: Tokens
-    kinds: np.ndarray | None = None
+    token_types: np.ndarray | None = None
 
 
-class Texts(Protocol):
-    """Rows of the plan as the tokens that the step wants; made once a worker."""
+class RowTokenizer(Protocol):
+    """Turn rows of the plan into tokens, as the step takes them. A worker makes one."""
 
     def __call__(self, rows: pa.Table) -> Inputs: ...
 
 
 class Trainable(Protocol):
-    """Picklable: it travels to every worker."""
+    """A model to train, as its options. It is pickled and sent to every worker."""
 
-    def here(self) -> "Trainable":
-        """The same, with the model's files where they are on this machine. Raises ModelError."""
+    def on_this_machine(self) -> "Trainable":
+        """A copy whose model files are on this machine. Raises ModelError."""
         ...
 
-    def texts(self) -> Texts: ...
+    def row_tokenizer(self) -> RowTokenizer: ...
 
     def load(self, device: torch.device) -> LoadedModel: ...
 
-    def step(self) -> Any:
-        """What makes a step of network, loss, cutter, autocast and sharpness."""
+    def step_factory(self) -> Any:
+        """A callable that makes a Step from network, loss, chunker, autocast and logit_scale."""
         ...
 
     def save(self, network: Any, folder: Path) -> None:
-        """Write a model directory; `network` has whole weights on the CPU."""
+        """Write a model directory. network: with full weights, on the CPU."""
         ...
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Low-rank adapters (LoRA, Hu et al. 2021) instead of full weights. targets: names of layers by commas."""
+    """Low-rank adapters (LoRA, Hu et al. 2021) that train in place of the weights. targets: layer names, by commas."""
 
     rank: int
     alpha: int
@@ -66,8 +70,11 @@ class Adapters:
     targets: str = ALL_LINEAR
 
 
-def adapted(network: Any, adapters: Adapters | None) -> Any:
-    """The network with adapters, all else frozen; itself without. Raises ModelError where no layer has a target's name."""
+def add_adapters(network: Any, adapters: Adapters | None) -> Any:
+    """Add adapters and freeze all other weights; None returns the network unchanged.
+
+    Raises ModelError where no layer has a target's name.
+    """
     if adapters is None:
         return network
     from peft import LoraConfig, inject_adapter_in_model
@@ -82,8 +89,8 @@ def adapted(network: Any, adapters: Adapters | None) -> Any:
         raise ModelError(f"--lora-targets {adapters.targets}: {error}. Name linear layers of this model") from error
 
 
-def merged(network: Any) -> Any:
-    """The network with its adapters multiplied into its weights, in place."""
+def merge_adapters(network: Any) -> Any:
+    """Merge adapters into the weights, in place, and return the network."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(network.named_modules()):
