@@ -1,40 +1,45 @@
-"""Vectors to lists and codes with a trained index, and back into one, as one process would add them."""
+"""The codec of a trained index: vectors to lists and codes, and these into an index as if one process had added the vectors."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..kinds import IndexKind, centroids_of, lists_of
+from ..kinds import FaissIndex, FaissIvf, IndexKind, centroids_of, lists_of
 from .nearest_centroid import Centroids
 from .threads import Rotation, as_tensor
 
-CHECKED = 512  # vectors, of those that are encoded together, whose error stands for that of all
+ERROR_VECTORS = 512  # of a batch, about: their quantization error is the estimate for all
+
+Nearest = Callable[[np.ndarray], np.ndarray]
 
 
 def load_index(data: bytes | memoryview) -> Any:
+    """An index of a file's bytes."""
     import faiss
 
     return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
-def save_index(index: Any) -> bytes:
+def save_index(index: FaissIndex) -> bytes:
+    """The bytes of an index's file."""
     import faiss
 
     return faiss.serialize_index(index).tobytes()
 
 
-def open_piece(path: str) -> Any:
-    """A piece without reading its lists into memory: they come as pages of the file."""
+def open_segment(path: str) -> Any:
+    """Open a segment without reading its lists into memory: they are mapped pages of the file."""
     import faiss
 
     return faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
 
 def open_merged(path: str) -> Any:
-    """A merged index, whose lists are in the .ivfdata file beside it, wherever both were moved to.
+    """Open a merged index, whose lists are in the .ivfdata file beside it, also after both were moved.
 
-    IO_FLAG_MMAP holds the bit of IO_FLAG_SKIP_IVF_DATA, and with it such an index has no lists: a search ends the process.
+    Without IO_FLAG_MMAP: its bits include those of IO_FLAG_SKIP_IVF_DATA, which leave a merged index without lists, and a search
+    would end the process.
     """
     import faiss
 
@@ -42,7 +47,7 @@ def open_merged(path: str) -> Any:
 
 
 def transforms_of(index: Any) -> list[Any]:
-    """What an index does to vectors before its lists see them: its rotation, where it has one."""
+    """The transforms in front of an index's lists: its rotation, where it has one."""
     import faiss
 
     chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
@@ -50,23 +55,23 @@ def transforms_of(index: Any) -> list[Any]:
 
 
 def rotate(index: Any, vectors: np.ndarray) -> np.ndarray:
-    """The vectors as the lists of the index see them: as faiss turns them, but for a sum's rounding."""
+    """Apply the index's rotation to vectors. Equal to faiss's result but for a sum's rounding."""
     import faiss
 
-    for turn in transforms_of(index):
-        assert not turn.have_bias, "a rotation"
-        matrix = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
+    for rotation in transforms_of(index):
+        assert not rotation.have_bias, "a rotation"
+        matrix = faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
         vectors = Rotation(as_tensor(matrix.T))(as_tensor(vectors)).numpy()
     return np.ascontiguousarray(vectors)
 
 
 def error_stride(count: int) -> slice:
-    """Of so many vectors those that are held against their centroids."""
-    return slice(None, None, max(1, count // CHECKED))
+    """A stride that takes about ERROR_VECTORS of `count` vectors, for estimating the quantization error."""
+    return slice(None, None, max(1, count // ERROR_VECTORS))
 
 
 def quantization_error(errors: np.ndarray) -> float:
-    """Of `Coder.errors`: 0 at best, about 1 where the centroids say nothing of the vectors."""
+    """The error relative to the vectors' squares, from sums of `Coder.errors`: 0 at best, about 1 for useless centroids."""
     return float(errors[0] / errors[1]) if errors[1] else 0.0
 
 
@@ -75,38 +80,47 @@ class Coder:
 
     def __init__(self, kind: IndexKind, index: Any) -> None:
         self._kind, self._index = kind, index
-        self._lists: Any = lists_of(index) if kind.has_lists else None
-        self._nearest = nearest_of(self._lists.quantizer) if self._lists is not None else None
+        self._lists: FaissIvf | None = lists_of(index) if kind.has_lists else None
+        self._nearest: Nearest | None = None
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """vectors: float32 [n, dim]. Lists, int64 [n], zeros where the kind has none; and codes, uint8 [n, code]."""
+        """The lists of vectors, int64 [n], zeros where the kind has none; and codes, uint8 [n, code]. vectors: float32 [n, dim]."""
         points = rotate(self._index, vectors)
-        lists = self._nearest(points) if self._nearest else np.zeros(len(points), np.int64)
+        lists = self._lists_of(self._lists, points) if self._lists is not None else np.zeros(len(points), np.int64)
         return lists, self._kind.codes(self._lists, points, lists)
 
     def errors(self, vectors: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        """float64 [2]: the sums of the squared distances of vectors from the centroids of their lists (int64 [n], as `encode`
-        finds them), and of their own squares. Of an index without lists 0."""
-        if self._nearest is None or not len(vectors):
+        """float64 [2]: the sum of the squared distances of vectors from the centroids of their lists, and the sum of their squares;
+        zeros for a kind without lists. lists: int64 [n], from `encode`."""
+        if self._lists is None or not len(vectors):
             return np.zeros(2)
         points = rotate(self._index, vectors)
         near = centroids_of(self._lists)[lists]
         return np.array([np.sum((points - near) ** 2, dtype=np.float64), np.sum(points**2, dtype=np.float64)])
 
+    def _lists_of(self, inner: FaissIvf, points: np.ndarray) -> np.ndarray:
+        """int64 [n]. The search for the nearest centroid is prepared once, for vectors like those of the first batch."""
+        if self._nearest is None and len(points):
+            self._nearest = nearest_of(inner.quantizer, points)
+        return self._nearest(points) if self._nearest else np.zeros(0, np.int64)
 
-def nearest_of(quantizer: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """The nearest of a quantizer's centroids to each vector, int64 [n]: of all, or as a graph finds them."""
+
+def nearest_of(quantizer: Any, sample: np.ndarray) -> Nearest:
+    """A function of vectors to their nearest centroids, int64 [n]: exact, or by the graph where the quantizer is one.
+
+    sample: vectors, float32 [n, dim], like those to come; they decide which of two exact ways is the quicker.
+    """
     import faiss
 
     quantizer = faiss.downcast_index(quantizer)
     if isinstance(quantizer, faiss.IndexFlat):
-        products = quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
-        return Centroids(quantizer.reconstruct_n(0, quantizer.ntotal), products).nearest
+        inner_product = quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
+        return Centroids.for_vectors(quantizer.reconstruct_n(0, quantizer.ntotal), inner_product, sample).nearest
     return lambda vectors: np.ascontiguousarray(quantizer.search(vectors, 1)[1][:, 0])
 
 
 def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
-    """Add encoded vectors to an index. numbers: what faiss will call them, int64 [n]."""
+    """Add encoded vectors to an index. numbers: their ids in faiss, int64 [n]. lists, codes: as `Coder.encode` returns them."""
     import faiss
 
     if not kind.has_lists:
@@ -115,9 +129,9 @@ def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, co
     inner = lists_of(index)
     order = np.argsort(lists, kind="stable")
     numbers, codes = np.ascontiguousarray(numbers[order]), np.ascontiguousarray(codes[order])
-    held, starts = np.unique(lists[order], return_index=True)
-    for place, start, stop in zip(held, starts, [*starts[1:], len(lists)], strict=True):
-        given = numbers[start:stop], codes[start:stop]
-        inner.invlists.add_entries(int(place), int(stop - start), *map(faiss.swig_ptr, given))
+    filled, starts = np.unique(lists[order], return_index=True)
+    for place, start, stop in zip(filled, starts, [*starts[1:], len(lists)], strict=True):
+        entries = numbers[start:stop], codes[start:stop]
+        inner.invlists.add_entries(int(place), int(stop - start), *map(faiss.swig_ptr, entries))
     inner.ntotal += len(numbers)
     index.ntotal = inner.ntotal

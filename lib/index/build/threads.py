@@ -1,4 +1,4 @@
-"""How a build computes with torch: by how many threads, and vectors turned by a matrix."""
+"""The threads of a build's computations, and products of many vectors with one matrix."""
 
 import warnings
 from collections.abc import Callable
@@ -14,11 +14,12 @@ from ...engine.malloc import keep_large_blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-TURNED = 1024  # vectors at once: of more, what is between two steps leaves a core's cache
+ROTATION_BLOCK = 1024  # vectors at once: the arrays between two steps then stay in a core's cache
 
 
 def compute_with(threads: int) -> None:
-    """Of this process: faiss's threads, and torch's. Arrays of one size follow each other from here on: the heap keeps them."""
+    """Set the number of threads of faiss and torch in this process, and let malloc keep freed blocks: arrays of one size follow
+    each other from here on."""
     import faiss
     import torch
 
@@ -28,10 +29,10 @@ def compute_with(threads: int) -> None:
 
 
 class Rotation:
-    """Vectors, float32 [n, dim], by a matrix. A vector's result may round otherwise where others are beside it.
+    """The product of float32 vectors with one matrix. A vector's result may round differently beside other vectors.
 
-    By oneDNN, where torch has it: MKL, which torch takes else, uses half of the width that chips of another maker have. 384 by 384 on
-    an EPYC 1.3 us a vector in place of 2.7.
+    It is computed by oneDNN where torch has it. torch's default, MKL, uses half of the vector width of other makers' chips:
+    384 by 384 on an EPYC takes 2.7 us a vector with MKL and 1.3 with oneDNN.
     """
 
     def __init__(self, matrix: "Tensor") -> None:
@@ -43,49 +44,49 @@ class Rotation:
             self._matrix = self._matrix.to_mkldnn()
 
     def __call__(self, vectors: "Tensor") -> "Tensor":
-        """[n, width]."""
+        """[n, width], of vectors [n, dim]."""
         import torch
 
-        if len(vectors) > TURNED:
-            found = torch.empty(len(vectors), self._matrix.shape[0])
-            for part, place in zip(vectors.split(TURNED), found.split(TURNED), strict=True):
-                place.copy_(self(part))
-            return found
+        if len(vectors) > ROTATION_BLOCK:
+            rotated = torch.empty(len(vectors), self._matrix.shape[0])
+            for block, place in zip(vectors.split(ROTATION_BLOCK), rotated.split(ROTATION_BLOCK), strict=True):
+                place.copy_(self(block))
+            return rotated
         if self._matrix.is_mkldnn:
             return torch.nn.functional.linear(vectors.to_mkldnn(), self._matrix).to_dense()
         return vectors @ self._matrix.T
 
 
-def by_threads(work: Callable[["Tensor"], np.ndarray], points: "Tensor") -> np.ndarray:
-    """What torch and what numpy do of it by all of torch's threads, a part each."""
+def in_threads(function: Callable[["Tensor"], np.ndarray], vectors: "Tensor") -> np.ndarray:
+    """The results of a function of torch and numpy, computed on a chunk of the vectors by each of torch's threads."""
     import torch
 
     threads = torch.get_num_threads()
-    if threads == 1 or len(points) < threads:
-        return work(points)
-    return np.concatenate(list(_pool(threads).map(work, points.chunk(threads))))
+    if threads == 1 or len(vectors) < threads:
+        return function(vectors)
+    return np.concatenate(list(_pool(threads).map(function, vectors.chunk(threads))))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads each of which has torch compute alone; the process's others do so as before."""
+    """Threads that each run torch on one core; other threads of the process keep their number."""
     import torch
 
     started = Barrier(threads)
 
-    def alone() -> None:
+    def use_one_core() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # from here on it is this thread's own number
+        torch.get_num_threads()  # fixes the number for this thread alone
         started.wait()
 
-    pool = ThreadPoolExecutor(threads, initializer=alone)
+    pool = ThreadPoolExecutor(threads, initializer=use_one_core)
     list(pool.map(int, range(threads)))
     torch.set_num_threads(threads)
     return pool
 
 
 def as_tensor(array: "np.ndarray | Tensor") -> "Tensor":
-    """Without a copy where that can be. It is not written to, though torch warns that it could be."""
+    """A tensor of the same memory where possible. Nobody writes to it, so torch's warning about read-only arrays is ignored."""
     import torch
 
     if isinstance(array, torch.Tensor):
