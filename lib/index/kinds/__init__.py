@@ -1,7 +1,7 @@
-"""Kinds of index, one file each: a frozen dataclass of parameters that says which faiss index it is, and what it costs.
+"""Kinds of index, one file each: a frozen dataclass of parameters that names the faiss index and tells its cost.
 
-`name:key=value` on the command line is `name.py`'s KIND. A kind with lists has a coarse quantizer: a vector goes to the list
-of its nearest centroid, and is kept there as a code of what is left. One without lists keeps the vectors as they are.
+`name:key=value` on the command line is `name.py`'s KIND. A kind with inverted lists has a coarse quantizer: a vector goes to the
+list of its nearest centroid and is stored there as a code of its residual. A kind without lists stores the vectors themselves.
 """
 
 import importlib
@@ -15,19 +15,49 @@ from ...errors import UsageError
 
 Metric = Literal["cosine", "ip", "l2"]
 ID_BYTES = 8  # of a vector's number, beside its code
-FLAT_LISTS = 65_536  # centroids up to which a vector is held against every one; above it a graph finds the nearest
+FLAT_LISTS = 65_536  # centroids up to which a vector is compared with all of them; above it a graph finds the nearest
 GRAPH = 32  # links a centroid
-CODEBOOK_ITERATIONS = 6  # of a product quantizer's k-means, where faiss does 25; LOG.md has what they would bring
-CODEBOOK_POINTS = 12_800  # that it is trained on, where faiss takes 65,536
-QUERY_BITS = (
-    8  # a dimension of RaBitQ's queries, where faiss keeps 4: recall@10 of 1 bit 0.010 more, in 1.1 times the time
-)
+CODEBOOK_ITERATIONS = 6  # of a product quantizer's k-means; faiss does 25, and LOG.md has what they would bring
+CODEBOOK_POINTS = 12_800  # training vectors of a codebook; faiss takes 65,536
+# Bits a dimension of RaBitQ's queries. faiss keeps 4; 8 give 1-bit codes 0.010 more recall@10, in 1.1 times the time.
+QUERY_BITS = 8
+
+
+class FaissIndex(Protocol):
+    """The members in use of faiss.Index."""
+
+    ntotal: int
+    is_trained: bool
+    metric_type: int
+
+    def train(self, x: np.ndarray) -> None: ...
+
+    def add(self, x: np.ndarray) -> None: ...
+
+    def add_with_ids(self, x: np.ndarray, ids: np.ndarray) -> None: ...
+
+    def search(self, x: np.ndarray, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class FaissIvf(FaissIndex, Protocol):
+    """The members in use of faiss.IndexIVF. invlists and `encode_vectors` take pointers of faiss's bindings."""
+
+    nlist: int
+    code_size: int
+    quantizer: Any
+    invlists: Any
+
+    def encode_vectors(self, n: int, x: Any, list_nos: Any, codes: Any) -> None: ...
 
 
 class IndexKind(Protocol):
-    """lists: whether it has inverted lists. merges: whether faiss can merge its pieces on disk. effort: faiss's parameter by
-    which a search is quicker or finds more, or none. recall: expected at 10 with effort enough, of MiniLM's 384 dimensions
-    (docs/index.md): a guide to a choice, never a claim about a built index."""
+    """A kind with its parameters.
+
+    has_lists: it has inverted lists, of which a search scans some. mergeable: faiss can merge its segments on disk.
+    search_parameter: faiss's name of the parameter that trades speed for recall, "nprobe" or "efSearch"; "" for exact search.
+    recall: expected recall@10 at a sufficient value of that parameter, for MiniLM's 384 dimensions (docs/index.md): a guide for
+    choosing, never a claim about a built index.
+    """
 
     has_lists: ClassVar[bool]
     mergeable: ClassVar[bool]
@@ -37,67 +67,71 @@ class IndexKind(Protocol):
     def recall(self) -> float: ...
 
     def check(self, dim: int) -> None:
-        """Raises UsageError where vectors of so many dimensions cannot be kept so."""
+        """Raise UsageError where this kind cannot store vectors of `dim` dimensions."""
         ...
 
     def key(self, dim: int) -> str:
-        """What faiss's index_factory calls it; `{lists}` stands for the coarse quantizer."""
+        """The string for faiss's index_factory; `{lists}` stands for the coarse quantizer."""
         ...
 
     def bytes(self, dim: int) -> float:
-        """Of a vector in memory, its number apart."""
+        """Bytes of a vector in memory, without its number."""
         ...
 
     def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        """uint8 [n, code]: what is kept of vectors as the lists see them, float32 [n, dim], in those lists, int64 [n]. inner: the
-        part of the trained faiss index with the lists, where there are some."""
+        """The codes of rotated vectors, uint8 [n, code].
+
+        inner: the trained FaissIvf with the lists; None for a kind without. points: float32 [n, dim]. lists: of each point, int64
+        [n].
+        """
         ...
 
     def parameters(self, **chosen: Any) -> Any:
-        """faiss's parameters of one search: its `effort` by name, and `sel`, the numbers that may be found."""
+        """faiss's parameters of one search: `search_parameter` by its name, and `sel`, a selector of the numbers to search."""
         ...
 
-    def finished(self, index: Any) -> Any:
-        """What is written, of a filled faiss index."""
+    def finalize(self, index: Any) -> Any:
+        """The index to write, from a filled faiss index."""
         ...
 
 
 def names() -> list[str]:
+    """Every kind, as the command line spells it."""
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
 
 
 def parse(text: str) -> IndexKind:
-    """The kind of `name:key=value,...`. Raises UsageError with the choices for what does not exist."""
+    """The kind of `name:key=value,...`. Raises UsageError with the choices for an unknown name or key."""
     name, _, rest = text.partition(":")
     if name.replace("_", "-") not in names():
         raise UsageError(f"--kind {name!r}: choose from auto, {', '.join(names())}")
     kind = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").KIND
     known = [each.name for each in fields(kind)]
-    given: dict[str, int] = {}
+    parameters: dict[str, int] = {}
     for word in filter(None, rest.split(",")):
         key, _, value = word.partition("=")
         if key not in known:
             raise UsageError(f"--kind {text!r}: {name} has no {key!r}. It has {', '.join(known) or 'no parameter'}")
         if not (value.isascii() and value.isdigit()):
             raise UsageError(f"--kind {text!r}: {key}={value!r} is not a whole number")
-        given[key] = int(value)
-    return kind(**given)
+        parameters[key] = int(value)
+    return kind(**parameters)
 
 
 def divisors(dim: int) -> list[int]:
-    """Into how many equal groups so many dimensions can be cut, the fewest first."""
+    """The numbers of equal groups that `dim` dimensions can be cut into, in order."""
     return [count for count in range(1, dim + 1) if dim % count == 0]
 
 
 def to_spec(kind: IndexKind) -> str:
-    """A kind as the command line says it, every parameter written out."""
+    """The text of a kind on the command line, with every parameter."""
     name = type(kind).__module__.rsplit(".", 1)[-1].replace("_", "-")
     values = ",".join(f"{each.name}={getattr(kind, each.name)}" for each in fields(kind))  # type: ignore[arg-type]
     return f"{name}:{values}" if values else name
 
 
 def empty_index(kind: IndexKind, dim: int, lists: int, metric: Metric) -> Any:
-    """The empty faiss index, its settings as this project wants them. lists: of a kind that has some."""
+    """The untrained faiss index, with the settings above. lists: the number of inverted lists; 0 for a kind without."""
     import faiss
 
     coarse = f"IVF{lists}" if lists <= FLAT_LISTS else f"IVF{lists}_HNSW{GRAPH}"
@@ -114,39 +148,40 @@ def empty_index(kind: IndexKind, dim: int, lists: int, metric: Metric) -> Any:
 
 
 def uses_inner_product(kind: IndexKind, metric: Metric) -> bool:
-    """Whether faiss ranks by inner products, or by squared distances.
+    """Whether faiss ranks by inner products; else by squared distances.
 
-    Cosines are products of unit vectors, and rank as distances do. A code's error e spoils a product by q e, whatever the
-    vector, a distance from a near one by (q - x) e, which is less: recall@10 of ivf-pq 0.76 instead of 0.57 (LOG.md).
+    Cosines are products of unit vectors, which rank as distances do. A code's error e changes a product by q e for every vector,
+    but the distance to a near vector x by (q - x) e, which is less: recall@10 of ivf-pq is 0.76 with distances and 0.57 with
+    products (LOG.md).
     """
     return metric == "ip" or (metric == "cosine" and not kind.has_lists)
 
 
-def scores_of(kind: IndexKind, metric: Metric, found: np.ndarray) -> np.ndarray:
-    """What faiss gives, as scores of which more is better: cosines, inner products, negative squared distances."""
+def scores_of(kind: IndexKind, metric: Metric, values: np.ndarray) -> np.ndarray:
+    """Scores, greater is better, from the values of a faiss search: cosines, inner products, or negative squared distances."""
     if uses_inner_product(kind, metric):
-        return found
-    return 1 - found / 2 if metric == "cosine" else -found
+        return values
+    return 1 - values / 2 if metric == "cosine" else -values
 
 
 def search_parameter_values(kind: IndexKind, lists: int) -> tuple[int, ...]:
-    """The ladder on which recall and speed are measured: powers of two."""
+    """The values of the search parameter at which recall and speed are measured: powers of two; (0,) for exact search."""
     if not kind.search_parameter:
         return (0,)
     first, last = (1, min(lists, max(16, lists // 8), 1024)) if kind.has_lists else (16, 512)
     return tuple(2**power for power in range(first.bit_length() - 1, last.bit_length()))
 
 
-def set_search_parameter(kind: IndexKind, index: Any, effort: int) -> None:
-    """How hard the next searches of a faiss index try."""
+def set_search_parameter(kind: IndexKind, index: Any, value: int) -> None:
+    """Set nprobe or efSearch for the next searches of a faiss index."""
     import faiss
 
     if kind.search_parameter:
-        faiss.ParameterSpace().set_index_parameter(index, kind.search_parameter, effort)
+        faiss.ParameterSpace().set_index_parameter(index, kind.search_parameter, value)
 
 
-def faiss_codes(inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """The codes as faiss itself makes them, uint8 [n, code]."""
+def faiss_codes(inner: FaissIvf, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """The codes that faiss itself computes, uint8 [n, code]."""
     import faiss
 
     points, codes = np.ascontiguousarray(points), np.empty((len(points), inner.code_size), np.uint8)
@@ -155,11 +190,11 @@ def faiss_codes(inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray
 
 
 def own_bytes(points: np.ndarray) -> np.ndarray:
-    """The vectors as they are, uint8 [n, 4 dim]."""
+    """The vectors' own float32 bytes, uint8 [n, 4 dim]."""
     return np.ascontiguousarray(points).view(np.uint8)
 
 
-def centroids_of(inner: Any) -> np.ndarray:
+def centroids_of(inner: FaissIvf) -> np.ndarray:
     """A view of the lists' centroids, float32 [lists, dim]."""
     import faiss
 
@@ -176,9 +211,9 @@ def list_parameters(**chosen: Any) -> Any:
 
 
 def lists_of(index: Any) -> Any:
-    """The part of an index with inverted lists, behind whatever turns the vectors first."""
+    """The FaissIvf inside an index, behind its rotation."""
     import faiss
 
-    found: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
-    found.referenced_objects = [index]  # it is a part of it, and faiss would let the whole go
-    return found
+    inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    inner.referenced_objects = [index]  # inner belongs to index, which Python would free
+    return inner

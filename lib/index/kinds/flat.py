@@ -1,4 +1,4 @@
-"""Exact search: the vectors as they are, each held against every query."""
+"""Exact search: every vector is compared with every query."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from . import own_bytes
 
 @dataclass(frozen=True)
 class Flat:
-    """float32, no training."""
+    """float32 vectors, no training."""
 
     has_lists: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class Flat:
 
         return faiss.SearchParameters(**chosen)
 
-    def finished(self, index: Any) -> Any:
+    def finalize(self, index: Any) -> Any:
         return index
 
 

@@ -1,6 +1,6 @@
-"""A graph of near neighbours over the vectors as they are (Malkov and Yashunin, arXiv 1603.09320); for small corpora.
+"""A graph of near neighbours over float32 vectors (Malkov and Yashunin, arXiv 1603.09320), for small corpora.
 
-It is built by one thread: with several the links depend on who was first, and a build that goes on would differ.
+One thread builds it: with several the links depend on their timing, and a resumed build would differ.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from . import own_bytes
 
 @dataclass(frozen=True)
 class Hnsw:
-    """links: of a vector on each level but the lowest, which has twice as many."""
+    """links: of a vector on each upper level; the lowest level has twice as many."""
 
     links: int = 32
     has_lists: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class Hnsw:
 
         return faiss.SearchParametersHNSW(**chosen)  # type: ignore[attr-defined]
 
-    def finished(self, index: Any) -> Any:
+    def finalize(self, index: Any) -> Any:
         return index
 
 

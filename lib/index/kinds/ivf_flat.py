@@ -1,4 +1,4 @@
-"""Inverted lists of the vectors as they are: exact within the lists that are probed."""
+"""Inverted lists of float32 vectors: exact within the probed lists."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from . import faiss_codes, list_parameters
 
 @dataclass(frozen=True)
 class IvfFlat:
-    """float32."""
+    """float32 vectors."""
 
     has_lists: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class IvfFlat:
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)
 
-    def finished(self, index: Any) -> Any:
+    def finalize(self, index: Any) -> Any:
         return index
 
 

@@ -1,4 +1,4 @@
-"""ivf-pq behind a rotation learned so that the groups of dimensions share the variance (OPQ: Ge et al., IEEE PAMI 36(4), 2014)."""
+"""ivf-pq behind a learned rotation that spreads the variance over the groups (OPQ: Ge et al., IEEE PAMI 36(4), 2014)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from .ivf_pq import IvfPq
 
 @dataclass(frozen=True)
 class IvfOpq(IvfPq):
-    """code: as ivf-pq's. Its training takes minutes where that takes seconds."""
+    """code: as for ivf-pq. Training takes minutes where ivf-pq takes seconds."""
 
     recall: ClassVar[float] = 0.72
 

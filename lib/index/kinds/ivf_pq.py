@@ -8,14 +8,14 @@ import numpy as np
 from ...errors import UsageError
 from . import divisors, faiss_codes, list_parameters, to_spec
 
-MOST_DIMENSIONS = 64  # a byte by default: of more it tells next to nothing
+MOST_DIMENSIONS = 64  # a byte, unless `code` is given: a byte for more of them has next to no information
 
 
 @dataclass(frozen=True)
 class IvfPq:
-    """code: bytes a vector; 0 for one for every 8 dimensions, or a few more. Fewer dimensions a byte train 15 times slower.
+    """code: bytes a vector; 0 for a byte per 8 dimensions, or a few more. Fewer dimensions a byte train 15 times slower.
 
-    Without polysemous training, which multiplies the training by ten and serves a filter that is not used here.
+    Polysemous training is off: it takes ten times as long and serves a filter that is not used here.
     """
 
     code: int = 0
@@ -45,7 +45,7 @@ class IvfPq:
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)
 
-    def finished(self, index: Any) -> Any:
+    def finalize(self, index: Any) -> Any:
         return index
 
     def _code(self, dim: int) -> int:

@@ -1,5 +1,5 @@
 """Inverted lists with 4-bit product quantization, laid out so that a processor scans 32 codes at once (Andre et al., PVLDB 9(4),
-2015). faiss cannot merge this layout on disk: it is kept as pieces."""
+2015). faiss cannot merge this layout on disk: it stays in segments."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from . import divisors, faiss_codes, list_parameters, lists_of, to_spec
 
 @dataclass(frozen=True)
 class IvfPqFastscan:
-    """groups: of dimensions, half a byte each; 0 for one for every 4 dimensions, or a few more."""
+    """groups: of dimensions, half a byte each; 0 for a group per 4 dimensions, or a few more."""
 
     groups: int = 0
     has_lists: ClassVar[bool] = True
@@ -39,13 +39,13 @@ class IvfPqFastscan:
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)
 
-    def finished(self, index: Any) -> Any:
-        """The codes in faiss's blocks of 32; of equal distances another may come first than in the plain layout."""
+    def finalize(self, index: Any) -> Any:
+        """Lay the codes out in faiss's blocks of 32. The order of equal distances may differ from the plain layout's."""
         import faiss
 
-        made: Any = faiss.IndexIVFPQFastScan(lists_of(index))
-        made.referenced_objects = [index]  # whose centroids it goes on using
-        return made
+        packed: Any = faiss.IndexIVFPQFastScan(lists_of(index))
+        packed.referenced_objects = [index]  # it goes on using that one's centroids
+        return packed
 
     def _groups(self, dim: int) -> int:
         return self.groups or max((count for count in _even(dim) if count <= dim // 4), default=1)

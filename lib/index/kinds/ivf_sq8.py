@@ -1,4 +1,4 @@
-"""Inverted lists of what a vector has beside its centroid, a byte a dimension."""
+"""Inverted lists of residuals, scalar quantization with a byte a dimension."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from . import faiss_codes, list_parameters
 
 @dataclass(frozen=True)
 class IvfSq8:
-    """256 steps between the least and the greatest of each dimension in the training sample."""
+    """256 even steps between the minimum and the maximum of each dimension in the training sample."""
 
     has_lists: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class IvfSq8:
     def parameters(self, **chosen: Any) -> Any:
         return list_parameters(**chosen)
 
-    def finished(self, index: Any) -> Any:
+    def finalize(self, index: Any) -> Any:
         return index
 
 
