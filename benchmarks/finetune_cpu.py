@@ -41,7 +41,7 @@ from lib.training.data.pairs import text_keys
 from lib.training.job import CPU_BUDGET
 from lib.training.loop import Read
 from lib.training.losses.infonce import InfoNCE
-from lib.training.models.embedder import Embedder
+from lib.training.models.embedder import EmbedderTrainable
 from lib.training.step.chunks import Chunker
 from lib.training.step.collectives import Rank
 from lib.training.step.grad_cache import Autocast
@@ -86,13 +86,13 @@ class Shoal:
         self, model: str, token_budget: int, device: torch.device = CPU, autocast: Autocast = nullcontext
     ) -> None:
         spec = read_spec(model)
-        embedder = Embedder(spec, ("", ""), (spec.max_tokens, spec.max_tokens))
+        embedder = EmbedderTrainable(spec, ("", ""), (spec.max_tokens, spec.max_tokens))
         trainee = embedder.load(device)
         self.network, self._backbone = trainee.network.train(), trainee.backbone
-        cutter, loss = Chunker(token_budget, device, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
+        chunker, loss = Chunker(token_budget, device, trainee.padding_id), InfoNCE(temperature=1 / SCALE)
         self._alone, self._device = SingleProcess(self.network), device
-        self._step = embedder.step()(self._alone, loss, cutter, autocast)
-        self._texts = embedder.texts()
+        self._step = embedder.step_factory()(self._alone, loss, chunker, autocast)
+        self._texts = embedder.row_tokenizer()
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
         place = Rank(0, 1, 1, batch.num_rows)
@@ -102,7 +102,7 @@ class Shoal:
         return dict(self._backbone.network.named_parameters())
 
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
-        self._alone.clear(optimizer)
+        self._alone.zero_gradients(optimizer)
 
 
 class Peer:
@@ -229,7 +229,7 @@ def agreement(shoal: Shoal, peer: Peer, batch: pa.Table) -> tuple[float, float]:
 def tokens_of(batch: pa.Table, model: str) -> np.ndarray:
     """Tokens of every text of a batch."""
     spec = read_spec(model)
-    texts = Embedder(spec, ("", ""), (spec.max_tokens, spec.max_tokens)).texts()
+    texts = EmbedderTrainable(spec, ("", ""), (spec.max_tokens, spec.max_tokens)).row_tokenizer()
     return np.diff(texts(batch).tokens.offsets)
 
 

@@ -30,13 +30,13 @@ def measure(count: int) -> dict[str, float]:
     queries = torch.randn(count, DIM, generator=random).requires_grad_()
     passages = torch.randn(count, GROUP, DIM, generator=random).requires_grad_()
     keys = torch.arange(count * GROUP).view(count, GROUP)
-    rows = BatchKeys(torch.arange(count), keys, keys[:, :1].clone(), None, True, 0, count, 1)
-    small = Batch(_first(rows, 64), queries[:64].detach(), passages[:64].detach(), lambda local: local)
+    batch_keys = BatchKeys(torch.arange(count), keys, keys[:, :1].clone(), None, True, 0, count, 1)
+    small = Batch(_first(batch_keys, 64), queries[:64].detach(), passages[:64].detach(), lambda local: local)
     InfoNCE()(small)  # what is imported, and the threads, are there before
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _peak()
     began = time.monotonic()
-    value = InfoNCE()(Batch(rows, queries, passages, lambda local: local))
+    value = InfoNCE()(Batch(batch_keys, queries, passages, lambda local: local))
     forward = time.monotonic() - began
     value.backward()
     seconds = time.monotonic() - began
