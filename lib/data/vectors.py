@@ -4,6 +4,9 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
+
+from .reader import as_one_array
 
 OutputDtype = Literal["float32", "float16", "int8", "ubinary"]
 
@@ -45,10 +48,21 @@ def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1])
 
 
-def as_matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
-    """[n, width]: the values of a column of vectors without nulls, in their own type; a view where they lie together."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike = None) -> np.ndarray:
+    """[n, width]: the vectors of a column without nulls; not copied where they lie together and have the type already.
+
+    dtype: of the result; None keeps that of the column's numbers. A column of fixed-size binary values, which has none of
+    its own, is seen as numbers of this type.
+    """
+    array = as_one_array(column) if isinstance(column, pa.ChunkedArray) else column
+    assert not array.null_count, "a row without a vector"
+    if pa.types.is_fixed_size_binary(array.type):
+        assert dtype is not None, "binary values have no type of their own"
+        size = array.type.byte_width
+        data = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size : (array.offset + len(array)) * size]
+        return data.reshape(-1, size).view(dtype)
+    numbers = array.flatten().to_numpy(zero_copy_only=False)
+    return numbers.reshape(len(array), array.type.list_size).astype(dtype or numbers.dtype, copy=False)
 
 
 def _flat(values: np.ndarray) -> pa.Array:

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.ranking import best, rank_ids
+from ..data.bootstrap import bootstrap_interval
+from ..data.ranking import rank_ids, top_k
 
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
 MEASURES = ("ndcg", "map", "mrr", "recall", "precision")
 NAMES = tuple(f"{measure}_at_{cut}" for measure in MEASURES for cut in CUTS)
-RESAMPLES = 1000
 
 Grades = Mapping[str, int]  # of passages, by id
 
@@ -26,7 +26,7 @@ def evaluate(qrels: Sequence[Grades], run: pa.Table) -> dict[str, np.ndarray]:
     run: rows in any order, with columns `query` (place in `qrels`), `passage` (id, large_string), `score` (float32).
     """
     ranks, ids = rank_ids(run["passage"].combine_chunks())
-    queries, _, places = best(run["query"].to_numpy(), run["score"].to_numpy(), ranks, max(CUTS))
+    queries, _, places = top_k(run["query"].to_numpy(), run["score"].to_numpy(), ranks, max(CUTS))
     ends = np.searchsorted(queries, np.arange(len(qrels) + 1))
     grades = np.zeros((len(qrels), max(CUTS)), np.int64)
     for row, judged in enumerate(qrels):
@@ -64,14 +64,9 @@ def measures(grades: np.ndarray, judged: Sequence[np.ndarray]) -> dict[str, np.n
 
 
 def intervals(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """95 % intervals of the means, float64 [columns, 2], by RESAMPLES bootstrap samples of the rows (queries).
-
-    values: [queries, columns]. The percentile method; the same values give the same interval.
-    """
-    random, count = np.random.default_rng(seed), len(values)
-    weights = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
-    means = np.stack([weight @ values for weight in weights]) / count
-    return np.quantile(means, [0.025, 0.975], axis=0).T
+    """95 % bootstrap intervals of the means, float64 [columns, 2]. values: [queries, columns]."""
+    count = len(values)
+    return bootstrap_interval(lambda rows: np.bincount(rows, minlength=count) @ values / count, count, seed)
 
 
 def _grades(judged: Grades, ids: pa.Array) -> np.ndarray:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data.ranking import places_in_query
 from ..embedding import job as embed_job
 from ..embedding.mapper import EmbedConfig
 from ..engine.dry_run import Estimate
@@ -174,6 +174,4 @@ def _note_errors(what: str, outcome: Outcome, folder: Folder, stages: StageLog) 
 def _first(table: pa.Table, most: int) -> pa.Table:
     """The first rows of each query; a run has a query's rows together, best first."""
     queries = table[QUERY_ID].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.diff(queries, prepend=-1))
-    places = np.arange(len(queries)) - np.repeat(starts, np.diff(np.append(starts, len(queries))))
-    return table.filter(pa.array(places < most)).select([QUERY_ID, PASSAGE_ID])
+    return table.filter(pa.array(places_in_query(queries) < most)).select([QUERY_ID, PASSAGE_ID])

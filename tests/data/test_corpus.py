@@ -112,13 +112,13 @@ def test_a_long_row_group_is_cut_in_flat_memory(tmp_path):
 import resource, sys
 from lib.data.corpus import *
 from lib.data.shards import *
-from lib.data.reader import read
+from lib.data.reader import read_rows
 options = CorpusOptions(input={str(tmp_path)!r})
 corpus = measure_files(list_files(options, {{}}), options, {{}}, False)
-plan = cut(corpus, 50_000)
+plan = cut_shards(corpus, 50_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (shard,) = shards(plan, [39])
-table = read(shard, ["text"], corpus.schema, {{}})
+table = read_rows(shard, ["text"], corpus.schema, {{}})
 print(len(set(plan["shard"].to_pylist())), len(table), table["text"][0].as_py()[:7])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """

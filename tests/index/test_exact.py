@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lib.data.ranking import best, keys, rank_ids, split
+from lib.data.ranking import keys, rank_ids, split, top_k
 from lib.index.exact import topk as module
 from lib.index.exact.topk import nearest
 
@@ -66,7 +66,7 @@ def test_lists_merge_into_the_list_of_all():
     scores = random.integers(-9, 9, len(queries)).astype(np.float32) / 8
     ranks = np.concatenate([random.permutation(600)[: np.count_nonzero(queries == q)] for q in range(6)])
     shuffled = random.permutation(len(queries))
-    found = best(queries[shuffled], scores[shuffled], ranks[shuffled], 10)
+    found = top_k(queries[shuffled], scores[shuffled], ranks[shuffled], 10)
 
     order = np.lexsort((-ranks, -scores, queries))
     place = np.concatenate([np.arange(n) for n in np.bincount(queries)])

@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...data.bootstrap import bootstrap_interval
 from ...data.shards import Shard
 from ...engine.mapper import Tables
 from ...storage.filesystem import download
@@ -22,10 +24,10 @@ from ...storage.folder import Folder
 from ...storage.scratch import Scratch
 from ..exact.topk import nearest
 from ..kinds import IndexKind, Metric, scores_of, set_search_parameter
-from .codec import open_piece
+from .codec import open_segment
 from .layout import FACTS, NUMBER, VECTOR
 from .stage_parts import PATHS, OfParts, column, matrix, read_parts
-from .vector_source import Source
+from .vector_source import VectorSource
 
 CUTS = 1, 10, 100
 MOST = max(CUTS)
@@ -34,7 +36,6 @@ PAIR = "pair"
 SCORED = -1  # in place of an effort: exact scores of what the pieces found
 ROUNDING = 1e-6  # of the sum of what is summed: as much may two sums of the same product differ, float32
 NEAR = 0.005  # of the most recall there is: more effort for less is not advised
-RESAMPLES = 1000  # of the queries, for intervals
 PAIRS_AT_ONCE = 4096  # whose vectors are gathered
 PARTS_AT_ONCE = 64  # of lists, that become one
 LISTED = ("effort", "query", NUMBER, "score")
@@ -45,7 +46,7 @@ class GroundTruthMapper(OfParts):
     """The verb: of a shard's vectors the nearest to each query, and the scores of those that were found, with what rounding may
     have taken off. firsts: the number of each shard's first row. found: a file in `folder` of `query` and NUMBER, in its order."""
 
-    source: Source
+    source: VectorSource
     metric: Metric
     folder: Folder  # of QUERIES
     found: str
@@ -110,7 +111,7 @@ class ProbeSegment(OfParts):
             (path,) = bundle[PATHS]["path"].to_pylist()
             tables, seconds = [], {}
             with Scratch("probe") as place:
-                index = open_piece(download(path, f"{place}/piece", self.storage))
+                index = open_segment(download(path, f"{place}/piece", self.storage))
                 for effort in self.efforts:
                     set_search_parameter(self.kind, index, effort)
                     began = time.perf_counter()
@@ -159,7 +160,7 @@ def _lists(scores: np.ndarray, numbers: np.ndarray, effort: int) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RecallPoint:
     """Of one effort: recall@CUTS (mean, low, high of 95 %), and seconds of a core for a query over all pieces."""
 
     effort: int
@@ -224,7 +225,7 @@ def _pairs_in(rows: pa.Table, queries: int) -> np.ndarray:
     return rows[NUMBER].to_numpy() * queries + rows["query"].to_numpy()
 
 
-class Exact:
+class ExactScores:
     """What there is: the scores of each query's nearest (float32 [queries, MOST], in order), and those of `pairs`. there: how many
     each query has, int64 [queries]."""
 
@@ -252,22 +253,25 @@ class Exact:
         return np.minimum(hits, wanted) / np.maximum(wanted, 1)
 
 
-def measured(found: Mapping[int, np.ndarray], exact: Exact, seconds: Mapping[int, float]) -> list[Measured]:
+def recall_points(found: Mapping[int, np.ndarray], exact: ExactScores, seconds: Mapping[int, float]) -> list[RecallPoint]:
     """By effort, the least first. seconds: of a core for all queries, by effort."""
     queries = len(exact.there)
-    random = np.random.default_rng(0).integers(0, queries, (RESAMPLES, queries))
     rows = []
     for effort in sorted(found):
         values = {}
         for cut in CUTS:
             each = exact.recall(found[effort], cut)
-            low, high = np.quantile(each[random].mean(axis=1), [0.025, 0.975])
+            low, high = bootstrap_interval(partial(_mean_of, each), queries)
             values[cut] = (float(each.mean()), float(low), float(high))
-        rows.append(Measured(effort, values, seconds[effort] / max(queries, 1)))
+        rows.append(RecallPoint(effort, values, seconds[effort] / max(queries, 1)))
     return rows
 
 
-def enough(rows: Sequence[Measured], asked: float) -> Measured:
+def _mean_of(values: np.ndarray, rows: np.ndarray) -> float:
+    return float(values[rows].mean())
+
+
+def advised_point(rows: Sequence[RecallPoint], asked: float) -> RecallPoint:
     """The least effort with that recall@10; where none has it, the least that comes near the most there is."""
     most = max(row.recall[10][0] for row in rows)
     least = asked if most >= asked else most - NEAR

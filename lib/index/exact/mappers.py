@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...data.ranking import best, rank_ids
+from ...data.ranking import rank_ids, top_k
 from ...data.reader import read_rows
 from ...data.shards import Shard, of_source
 from ...engine.mapper import Tables
@@ -112,7 +112,7 @@ class ScoreCandidatesMapper:
             piece = slice(start, start + PAIRS_AT_ONCE)
             scores[piece] = np.einsum("nd,nd->n", queries[rows[piece]], passages[places[piece]])
         ranks, ids = rank_ids(bundle[PASSAGES]["id"].combine_chunks())
-        return {"rows": _run(bundle[QUERIES]["id"], ids, *best(rows, scores, ranks[places], self.most))}
+        return {"rows": _run(bundle[QUERIES]["id"], ids, *top_k(rows, scores, ranks[places], self.most))}
 
     def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
         return _counted(shard, bundle)
@@ -164,7 +164,7 @@ def _best_of(left: pa.Table, right: pa.Table, most: int) -> pa.Table:
     numbered = rows[QUERY_ID].combine_chunks().dictionary_encode()
     ranks, ids = rank_ids(rows[PASSAGE_ID].combine_chunks())
     queries = numbered.indices.to_numpy().astype(np.int64)
-    return _run(numbered.dictionary, ids, *best(queries, rows[SCORE].to_numpy(), ranks, most))
+    return _run(numbered.dictionary, ids, *top_k(queries, rows[SCORE].to_numpy(), ranks, most))
 
 
 def _counted(shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from ...data.ranking import best, rank_ids
+from ...data.ranking import best_of_repeats, rank_ids, top_k
 from ..exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 
 # Passages of all lists that a worker has at once: 0.2 kB each while it finds, 0.4 while it merges.
@@ -22,14 +22,7 @@ NO_LISTS: Lists = (np.empty(0, np.int64), pa.array([], pa.large_string()), np.em
 def ranked(rows: np.ndarray, ids: pa.Array, scores: np.ndarray, most: int) -> Lists:
     """Each query's `most` best passages, the queries in order. One that is there as several chunks counts once, by its best."""
     ranks, names = rank_ids(ids)
-    rows, scores, ranks = best(rows, scores, ranks, 0)
-    if len(rows):
-        _, first = np.unique(rows * len(names) + ranks, return_index=True)
-        first.sort()
-        rows, scores, ranks = rows[first], scores[first], ranks[first]
-        places = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        kept = places < most
-        rows, scores, ranks = rows[kept], scores[kept], ranks[kept]
+    rows, scores, ranks = top_k(*best_of_repeats(rows, scores, ranks), most)
     return rows, names.take(pa.array(ranks)), scores
 
 
