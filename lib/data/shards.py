@@ -147,7 +147,7 @@ def of_source(shard: Shard, source: str) -> Shard:
     return Shard(shard.number, tuple(each for each in shard.ranges if each.source == source))
 
 
-def numbered(tables: Sequence[pa.Table]) -> pa.Table:
+def number_shards(tables: Sequence[pa.Table]) -> pa.Table:
     """The plan with a shard for each table."""
     numbers = [pa.array([number] * len(table), pa.int64()) for number, table in enumerate(tables)]
     return pa.concat_tables(
@@ -155,7 +155,7 @@ def numbered(tables: Sequence[pa.Table]) -> pa.Table:
     )
 
 
-def untagged(plan: pa.Table) -> pa.Table:
+def remove_tags(plan: pa.Table) -> pa.Table:
     """Of parts of ours: one that is published again is the same part, whatever the store says of it."""
     tags = pa.array([""] * len(plan), pa.string())
     return plan.set_column(PLAN_SCHEMA.get_field_index("tag"), PLAN_SCHEMA.field("tag"), tags)

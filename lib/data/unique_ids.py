@@ -11,7 +11,7 @@ from ..errors import InputError
 NAMED = 3  # ids that are named; all are counted
 
 
-def refuse_twice(pieces: Callable[[], Iterable[pa.Array]], what: str, where: str) -> None:
+def check_unique_ids(pieces: Callable[[], Iterable[pa.Array]], what: str, where: str) -> None:
     """Raises InputError for ids that come more than once. pieces: reads them anew, some at a time, none of them null.
 
     Memory: 8 bytes an id, and those that come more than once.

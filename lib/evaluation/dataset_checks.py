@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.unique_ids import refuse_twice
+from ..data.unique_ids import check_unique_ids
 from ..errors import InputError
 from ..storage.folder import Folder
 from .dataset import Dataset, Passages, ids_of, note, tables_at
@@ -29,7 +29,7 @@ def checked(dataset: Dataset, folder: Folder) -> Dataset:
 def check(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
     """What is odd: judged or candidate passages that are not in the corpus, queries that cannot score. Raises InputError for
     an id that comes twice, and where no judged passage is in the corpus."""
-    refuse_twice(lambda: dataset.queries["id"].chunks, "query", "the queries")
+    check_unique_ids(lambda: dataset.queries["id"].chunks, "query", "the queries")
     judged = pa.array({passage for grades in dataset.qrels.values() for passage in grades}, pa.large_string())
     wanted = judged
     if dataset.candidates is not None:
@@ -67,7 +67,7 @@ def _known_ids(passages: Passages, wanted: pa.Array, storage: Mapping[str, Any])
             found.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
             yield ids
 
-    refuse_twice(pieces, "passage", passages.url)
+    check_unique_ids(pieces, "passage", passages.url)
     return found
 
 

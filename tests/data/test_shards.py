@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from lib.data.shards import PLAN_SCHEMA, FileRange, Shard, numbered, of_source, shards, tables_of
+from lib.data.shards import PLAN_SCHEMA, FileRange, Shard, number_shards, of_source, shards, tables_of
 
 PARQUET = FileRange("/data/a b.parquet", "a b.parquet", 0, 100, 100, 4096, "tag'1", None)
 DAMAGED = FileRange("s3://bucket/b.jsonl", "b.jsonl", 5, 900, -1, 1000, "eä", "unreadable file: cut")
@@ -41,7 +41,7 @@ def test_ranges_of_several_sources_in_one_shard():
     rows = [{"shard": number, **vars(each)} for number, each in ((0, PARQUET), (0, DAMAGED), (1, PARQUET))]
     plan = pa.Table.from_pylist(rows, PLAN_SCHEMA)
     left, right = tables_of(plan, "left"), tables_of(plan, "right")
-    joined = numbered([pa.concat_tables(pair) for pair in zip(left, right, strict=True)])
+    joined = number_shards([pa.concat_tables(pair) for pair in zip(left, right, strict=True)])
     first, second = shards(joined)
 
     assert [each.name for each in of_source(first, "left").ranges] == ["a b.parquet", "b.jsonl"]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...data.corpus import Corpus, CorpusOptions, list_files, measure
-from ...data.shards import PLAN_SCHEMA, cut_shards, numbered, tables_of, untagged
+from ...data.shards import PLAN_SCHEMA, cut_shards, number_shards, remove_tags, tables_of
 from ...engine.job import Job, RunOptions, carry_out_planned, require_complete
 from ...engine.parts import Part
 from ...engine.run import Run
@@ -76,7 +76,7 @@ def search_plan(retrieval: ExactSearch) -> tuple[pa.Table, pa.Schema]:
     ranges = _pieces(passages, max(1, RANGE_BYTES // (4 * vectors.type.list_size)), PASSAGES)
     shards = [pa.concat_tables([block, part]) for block in blocks for part in ranges]
     columns = pa.schema([("id", pa.large_string()), vectors, ("error", pa.string())])
-    return numbered(shards), columns
+    return number_shards(shards), columns
 
 
 def merge_plan(folder: Folder, parts: Sequence[Part], blocks: int) -> pa.Table:
@@ -123,4 +123,4 @@ def _measured(url: str, storage: Mapping[str, Any]) -> Corpus:
 
 
 def _pieces(corpus: Corpus, rows: int, source: str) -> list[pa.Table]:
-    return tables_of(untagged(cut_shards(corpus, rows)), source)
+    return tables_of(remove_tags(cut_shards(corpus, rows)), source)
