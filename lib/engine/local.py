@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..data.shards import Shard
+from ..errors import RunError
 from ..storage.folder import Folder
 from .mapper import AnyMapper, Loaded, Mapper, Receipt, ShardRunner, Tables
 from .workers import WorkerPlan
@@ -16,8 +17,11 @@ def run_shards(
     workers: WorkerPlan,
     in_flight: int,
 ) -> Iterator[Receipt]:
-    """A receipt of each shard, in order. A mapper that cannot be loaded raises."""
-    runner = ShardRunner(mapper, folder, part_names)
+    """A receipt of each shard, in order. Raises RunError when the mapper cannot be loaded."""
+    try:
+        runner = ShardRunner(mapper, folder, part_names)
+    except RuntimeError as error:
+        raise RunError(f"the model could not be loaded: {error}") from error
     for shard in shards:
         yield runner.run(shard)
 

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lib.cli.options import configure
+from lib.reranking.config import RerankConfig
 from lib.reranking.job import rerank
-from lib.reranking.mapper import RerankConfig
 from tests.scale.memory import memory_watched
 from tests.support import tiny
 
@@ -34,7 +35,8 @@ def test_a_million_passages_are_joined_within_4_gb(cluster, tmp_path):
     pairs = [(f"q{q}", f"p{rng.randrange(PASSAGES)}") for q in range(QUERIES) for _ in range(EACH)]
     table = pa.table({"query_id": [q for q, _ in pairs], "passage_id": [p for _, p in pairs]})
     pq.write_table(table, tmp_path / "candidates.parquet")
-    config = RerankConfig(
+    config = configure(
+        RerankConfig,
         input=str(tmp_path / "candidates.parquet"),
         queries=str(tmp_path / "queries.parquet"),
         corpus=str(tmp_path / "corpus"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from lib.cli.options import configure
 from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import evaluate
 from tests.real import tasks
@@ -20,7 +21,9 @@ def test_minilm_on_wn8k_scores_as_the_plain_way_does(cluster, minilm, tmp_path):
         pytest.skip(reason)
     folder = tasks.wn8k()
     config = {"dataset": str(folder), "model": minilm, "dtype": "float32", "name": "minilm"}
-    first, again = (evaluate(EvaluateConfig(output=str(tmp_path / n), **config), print)[0] for n in ("first", "again"))
+    first, again = (
+        evaluate(configure(EvaluateConfig, output=str(tmp_path / n), **config), print)[0] for n in ("first", "again")
+    )
     plain = plain_score(folder, minilm)
     low, high = first.intervals["ndcg_at_10"]
     print(f"NDCG@10 {first.main:.6f} ({low:.4f} - {high:.4f}), the plain way {plain:.6f}; {first.counts}")

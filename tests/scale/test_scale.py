@@ -14,12 +14,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lib.cli.options import configure
 from lib.cli.progress import Progress
 from lib.data.corpus import CorpusOptions
 from lib.data.reader import read_rows
 from lib.data.shards import PLAN_SCHEMA, count_shards
+from lib.embedding.config import EmbedConfig
 from lib.embedding.job import embed
-from lib.embedding.mapper import EmbedConfig
 from lib.engine.cluster import connect
 from lib.engine.executor import execute
 from lib.engine.run import missing, open_ledger
@@ -120,8 +121,13 @@ def test_actor_memory_is_flat_over_1_000_shards(cluster, tmp_path, minilm):
     (tmp_path / "in").mkdir()
     text = [f"a text of some length {i}, as corpora have them " * (i % 7 + 1) for i in range(10_000)]
     pq.write_table(pa.table({"text": text}), tmp_path / "in" / "a.parquet", row_group_size=500)
-    config = EmbedConfig(
-        input=str(tmp_path / "in"), output=str(tmp_path / "out"), model=minilm, shard_rows=10, max_workers=1
+    config = configure(
+        EmbedConfig,
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        model=minilm,
+        shard_rows=10,
+        max_workers=1,
     )
     seen: list[tuple[int, int]] = []
     watch = threading.Thread(target=_watch, args=(tmp_path / "out", seen), daemon=True)

@@ -1,13 +1,13 @@
 """Workers that do whole shards, on nodes that are lost or not needed any more."""
 
-from tests.support.crewed import told
+from tests.support.stages import run_apart
 
 
 def test_idle_workers_of_a_lost_node_cost_a_shard_no_death(tmp_path):
     """A shard on a node that is lost with idle workers is done on a new one."""
-    assert sorted(told("idle_beside", tmp_path)["done"]) == list(range(4))
+    assert sorted(run_apart("idle_beside", tmp_path)["done"]) == list(range(4))
 
 
 def test_no_second_node_is_kept_for_a_stage_of_one_shard(tmp_path):
     """So that an autoscaler may take it back."""
-    assert told("one_after_many", tmp_path)["free"] == 4.0
+    assert run_apart("one_after_many", tmp_path)["free"] == 4.0

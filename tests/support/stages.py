@@ -1,4 +1,4 @@
-"""A verb that tells which process did each shard, and runs of it on nodes that are lost."""
+"""Stages whose parts count the process that did each shard, and stages on nodes that are lost."""
 
 import json
 import os
@@ -13,21 +13,24 @@ import pyarrow as pa
 
 from lib.data.shards import FileRange, Shard
 from lib.engine.actor_pool import shared_pool
-from lib.engine.dispatch import dispatch
-from lib.engine.mapper import FusedMapper
+from lib.engine.dispatch import run_shards
+from lib.engine.mapper import FusedMapper, Result
 from lib.engine.workers import WorkerPlan
 from lib.storage.folder import Folder
 
 
 class Odd(BaseException):
-    """What no step catches."""
+    """An exception that the engine does not catch."""
 
 
 @dataclass(frozen=True)
-class Told(FusedMapper):
-    """place: where processes meet. seconds: of each shard, slow: of shard 0 alone. meet: so many processes must be there before one
-    goes on; last: a shard that waits for all others. poison: shards that kill their process, odd: that raise what no step catches.
-    unable: processes that cannot load, from the first on."""
+class Traced(FusedMapper):
+    """A mapper that counts its process as `pid`.
+
+    place: a folder where processes meet. seconds: of each shard, slow: of shard 0 alone. meet: so many processes must have
+    come before one goes on; last: a shard that waits for all others. poison: shards that kill their process, odd: that raise
+    Odd. unable: the number of processes that cannot load, from the first on.
+    """
 
     place: str
     seconds: float = 0.0
@@ -38,33 +41,30 @@ class Told(FusedMapper):
     odd: tuple[int, ...] = ()
     unable: int = 0
 
-    def prepare(self, shard):
+    def load(self):
+        self._mark("loaded", os.getpid())
+        if self._count("loaded") <= self.unable:
+            raise ValueError("the weights are damaged")
+        return self._work
+
+    def _work(self, shard):
         if shard.number in self.poison:
             os._exit(9)
         if shard.number in self.odd:
             raise Odd("seventeen")
-        self._there("met", os.getpid())
+        self._mark("met", os.getpid())
         self._until(lambda: self._count("met") >= self.meet)
         if shard.number == self.last:
             self._until(lambda: self._count("done") >= shard.ranges[0].size - 1)
         time.sleep(self.seconds + (self.slow if shard.number == 0 else 0))
-        return {}, {}
+        self._mark("done", shard.number)
+        return Result(pa.table({"shard": [shard.number]}), {"pid": os.getpid()})
 
-    def worker(self):
-        self._there("loaded", os.getpid())
-        if self._count("loaded") <= self.unable:
-            raise ValueError("the weights are damaged")
-        return lambda bundle: bundle
+    def _mark(self, event, number):
+        Path(self.place, f"{event}-{number}").touch()
 
-    def finish(self, shard, bundle):
-        self._there("done", shard.number)
-        return pa.table({"shard": [shard.number]}), {"rows": 1, "source_rows": 1, "pid": os.getpid()}
-
-    def _there(self, what, number):
-        Path(self.place, f"{what}-{number}").touch()
-
-    def _count(self, what):
-        return len(list(Path(self.place).glob(f"{what}-*")))
+    def _count(self, event):
+        return len(list(Path(self.place).glob(f"{event}-*")))
 
     def _until(self, true):
         deadline = time.monotonic() + 60
@@ -75,38 +75,38 @@ class Told(FusedMapper):
 
 
 def workers(count, cpus, **more):
-    given = {"threads": 1, "gpus": 0.0, "task_cpus": 0.001} | more
-    return WorkerPlan(minimum=1, initial=count, maximum=count, cpus=cpus, **given)
+    sizes = {"threads": 1, "gpus": 0.0, "task_cpus": 0.001} | more
+    return WorkerPlan(minimum=1, initial=count, maximum=count, cpus=cpus, **sizes)
 
 
-def begun(root, count, workers, **told):
+def started(root, count, workers, **trace):
     """The receipts of so many shards, as they come; each stage meets in a folder of its own."""
     place = Path(root, f"stage-{len(list(Path(root).glob('stage-*')))}")
     place.mkdir()
     folder = Folder(str(root))
     folder.publish("_run.json", b"{}")
     shards = [Shard(i, (FileRange("none", "none", i, i + 1, 1, count, "", None),)) for i in range(count)]
-    given = (Told(str(place), **told), folder, {number: f"part-{number}" for number in range(count)})
-    return dispatch(given, shards, workers, 2)
+    names = {number: f"part-{number}" for number in range(count)}
+    return run_shards(Traced(str(place), **trace), folder, names, shards, workers, 2)
 
 
-def done(root, count, workers, **told):
-    return list(begun(root, count, workers, **told))
+def finished(root, count, workers, **trace):
+    return list(started(root, count, workers, **trace))
 
 
 def pids(receipts):
     return {receipt.counts["pid"] for receipt in receipts}
 
 
-def told(story, root):
-    """What a story below comes to, in a process of its own, where a lost node is known in a third of the time."""
-    root_of_tree = Path(__file__).parents[2]
+def run_apart(story, root):
+    """The result of a function below, in a process of its own, where a lost node is known in a third of the time."""
+    tree = Path(__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
-        "PYTHONPATH": str(root_of_tree),
+        "PYTHONPATH": str(tree),
         "RAY_health_check_period_ms": "1000",
     }
-    line = [sys.executable, "-m", "tests.support.crewed", story, root]
+    line = [sys.executable, "-m", "tests.support.stages", story, root]
     ran = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
@@ -114,7 +114,7 @@ def told(story, root):
 
 @contextmanager
 def nodes(*cpus):
-    """A Ray cluster of nodes with so many CPUs each, and these; its head has none."""
+    """A Ray cluster with a node for each number of CPUs, and those nodes; its head has none."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -127,21 +127,22 @@ def nodes(*cpus):
 
 
 def two_nodes(root):
-    """One of two nodes is lost at work: the shards done, and by how many workers."""
+    """Lose one of two nodes when a shard has come from each: the shards done, and the number of workers that did them."""
     with nodes(1, 1) as (cluster, (lost, _)):
         receipts = []
-        for receipt in begun(root, 30, workers(2, 1.0), seconds=0.2, meet=2):
-            if not receipts:
-                cluster.remove_node(lost, allow_graceful=False)
+        for receipt in started(root, 30, workers(2, 1.0), seconds=0.2, meet=2):
             receipts.append(receipt)
+            if lost and len(pids(receipts)) == 2:
+                cluster.remove_node(lost, allow_graceful=False)
+                lost = None
     return {"done": [receipt.shard for receipt in receipts if not receipt.failure], "pids": len(pids(receipts))}
 
 
 def idle_beside(root):
-    """The only node is lost when of its four workers one still works: the shards done."""
+    """Lose the only node when one of its four workers is still busy: the shards done."""
     with nodes(4) as (cluster, (lost,)):
         receipts = []
-        for receipt in begun(root, 4, workers(4, 1.0), slow=4.0, meet=4):
+        for receipt in started(root, 4, workers(4, 1.0), slow=4.0, meet=4):
             receipts.append(receipt)
             if len(receipts) == 3:
                 cluster.add_node(num_cpus=4)
@@ -150,13 +151,13 @@ def idle_beside(root):
 
 
 def one_after_many(root):
-    """A stage of a single shard after one of many, on two nodes: the CPUs that are free in the end."""
+    """Run a stage of a single shard after one of many, on two nodes: the CPUs that are free in the end."""
     import ray
 
     with nodes(4, 4), shared_pool():
-        done(root, 16, workers(8, 1.0), meet=8)
-        done(root, 1, workers(8, 1.0))
-        time.sleep(2)  # until Ray tells of it
+        finished(root, 16, workers(8, 1.0), meet=8)
+        finished(root, 1, workers(8, 1.0))
+        time.sleep(2)  # until Ray knows
         free = ray.available_resources().get("CPU", 0)
     return {"free": free}
 
