@@ -4,10 +4,11 @@ Each value is taken from the command, else from the recipe, else from the model'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .. import recipes
+from ..cli.options import option
 from ..errors import UsageError
 from ..recipes import PASSAGE, Recipe, RerankRecipe
 from .spec import ModelSpec
@@ -20,36 +21,24 @@ Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "we
 class EncoderOptions:
     """The model, and the options that override its own files."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "sentence-transformers or transformers directory, or hub id."}
+    model: str | None = option("sentence-transformers or transformers directory, or hub id.", None)
+    recipe: str | None = option(f"Published system: {', '.join(recipes.names(Recipe))}.", None)
+    max_tokens: int | None = option("Tokens a text is cut to, special ones counted. Default: the model's.", None, min=1)
+    truncate_dim: int | None = option("Keep the first N dimensions (Matryoshka models), normalised again.", None, min=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Arithmetic. auto: bfloat16 where the chip has it.", "auto"
     )
-    recipe: str | None = field(
-        default=None, metadata={"help": f"Published system: {', '.join(recipes.names(Recipe))}."}
-    )
-    max_tokens: int | None = field(
-        default=None,
-        metadata={"help": "Tokens a text is cut to, special ones counted. Default: the model's.", "min": 1},
-    )
-    truncate_dim: int | None = field(
-        default=None, metadata={"help": "Keep the first N dimensions (Matryoshka models), normalised again.", "min": 1}
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Arithmetic. auto: bfloat16 where the chip has it."}
-    )
-    token_budget: int | None = field(
-        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
-    )
-    pooling: Pooling | None = field(default=None, metadata={"help": "Pooling. Default: the model's, else mean."})
+    token_budget: int | None = option("Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", None, min=1)
+    pooling: Pooling | None = option("Pooling. Default: the model's, else mean.", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(EncoderOptions):
     """The options of an encoder, and the prompt of its texts."""
 
-    prompt: str | None = field(default=None, metadata={"help": "Text put before every text."})
-    prompt_name: str | None = field(
-        default=None,
-        metadata={"help": "Name of a prompt of the recipe or the model, as 'query'. A recipe's default: 'passage'."},
+    prompt: str | None = option("Text put before every text.", None)
+    prompt_name: str | None = option(
+        "Name of a prompt of the recipe or the model, as 'query'. A recipe's default: 'passage'.", None
     )
 
 

@@ -3,10 +3,11 @@
 Each value is taken from the command, else from the recipe, else from the model's own files.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .. import recipes
+from ..cli.options import option
 from ..errors import UsageError
 from ..recipes import RerankRecipe
 from .reranker_spec import Activation, RerankSpec, read_rerank_spec
@@ -18,27 +19,18 @@ INSTRUCTION = "{instruction}"  # its place in the segments of a recipe
 class RerankerOptions:
     """The reranker, and the options that override its own files."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "Sequence classifier or CrossEncoder directory, or hub id; others by --recipe."}
+    model: str | None = option("Sequence classifier or CrossEncoder directory, or hub id; others by --recipe.", None)
+    recipe: str | None = option(f"Published reranker: {', '.join(recipes.names(RerankRecipe))}.", None)
+    instruction: str | None = option("The task in words, for models that take one. Default: the recipe's.", None)
+    max_tokens: int | None = option(
+        "Tokens a pair is cut to, template included. Default: the recipe's or model's.", None, min=8
     )
-    recipe: str | None = field(
-        default=None, metadata={"help": f"Published reranker: {', '.join(recipes.names(RerankRecipe))}."}
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Arithmetic. auto: bfloat16 where the chip has it.", "auto"
     )
-    instruction: str | None = field(
-        default=None, metadata={"help": "The task in words, for models that take one. Default: the recipe's."}
-    )
-    max_tokens: int | None = field(
-        default=None,
-        metadata={"help": "Tokens a pair is cut to, template included. Default: the recipe's or model's.", "min": 8},
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Arithmetic. auto: bfloat16 where the chip has it."}
-    )
-    token_budget: int | None = field(
-        default=None, metadata={"help": "Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", "min": 1}
-    )
-    activation: Activation | None = field(
-        default=None, metadata={"help": "What becomes of the raw score. Default: the recipe's, else the model's."}
+    token_budget: int | None = option("Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", None, min=1)
+    activation: Activation | None = option(
+        "What becomes of the raw score. Default: the recipe's, else the model's.", None
     )
 
 

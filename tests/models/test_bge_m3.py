@@ -13,10 +13,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from lib.cli.options import configure
 from lib.embedding.config import EmbedConfig
-from lib.embedding.job import prepared
+from lib.embedding.job import embed
 from lib.errors import ModelError, UsageError
 from tests.support import tiny
-from tests.support.here import publish_here
 
 TEXTS = [*tiny.TEXT, "fish fish water fish", "", None, "水 和 鱼"]
 
@@ -55,9 +54,8 @@ def run(folder, model, **changes):
         pa.table({"id": range(len(TEXTS)), "text": pa.array(TEXTS, pa.string())}), folder / "in" / "a.parquet"
     )
     settings = {"input": str(folder / "in"), "output": str(folder / "out"), "model": str(model), "dtype": "float32"}
-    settings |= {"outputs": ("dense", "sparse", "multi_vector")}
-    options, _, job = prepared(configure(EmbedConfig, **(settings | changes)))
-    publish_here(job, options)
+    settings |= {"outputs": ("dense", "sparse", "multi_vector"), "executor": "local"}
+    embed(configure(EmbedConfig, **(settings | changes)))
     return sorted((folder / "out").glob("part-*"))
 
 

@@ -52,7 +52,7 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("fault", "message"),
     [
         ("no config", "has no config.json"),
         ("broken config", "cannot be read as JSON"),

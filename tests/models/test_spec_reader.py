@@ -30,7 +30,7 @@ def test_reading_a_spec_loads_neither_torch_nor_transformers(build: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("overrides", "message"),
     [
         ({"max_tokens": 129}, "1 to 128"),
         ({"max_tokens": 0}, "1 to 128"),

@@ -5,13 +5,14 @@ import logging
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import recipes
+from ...cli.options import option
 from ...errors import ModelError, UsageError
 from ...recipes import RerankRecipe
 from ..files import read_json
@@ -42,16 +43,12 @@ PAIRS = [(query, passage * repeats) for repeats in (1, 12) for query in TEXTS fo
 class ConvertConfig:
     """Options of `jobs/convert_reranker.py`."""
 
-    model: str = field(
-        metadata={"help": "Directory of the original: 360Zhinao-1.8B-Reranking or bge's layerwise reranker."}
+    model: str = option("Directory of the original: 360Zhinao-1.8B-Reranking or bge's layerwise reranker.")
+    output: str = option("Directory to write; it must not exist yet.")
+    reference_python: str = option(
+        "Interpreter of the environment that may run the original's own code (torch, transformers)."
     )
-    output: str = field(metadata={"help": "Directory to write; it must not exist yet."})
-    reference_python: str = field(
-        metadata={"help": "Interpreter of the environment that may run the original's own code (torch, transformers)."}
-    )
-    layer: int | None = field(
-        default=None, metadata={"help": "Layer whose head is used, of a layerwise reranker.", "min": 1}
-    )
+    layer: int | None = option("Layer whose head is used, of a layerwise reranker.", None, min=1)
 
 
 def convert(config: ConvertConfig) -> float:
