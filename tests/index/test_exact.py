@@ -13,43 +13,43 @@ from lib.index.exact.topk import nearest
 
 @pytest.fixture(params=["faiss", "torch"])
 def search(request, monkeypatch):
-    """What a CPU worker runs, and what a GPU worker runs, on this CPU, in blocks that the test's data has several of."""
+    """The function of a CPU worker, and that of a GPU worker on this CPU, in blocks smaller than the test's data."""
     if request.param == "faiss":
         return nearest("cpu", 2)
     monkeypatch.setattr(module, "CUDA_BLOCK", (7, 100))
     return partial(module.ranked, module._torch("cpu"))
 
 
-def plain(queries, passages, ranks, most):
+def by_full_sort(queries, passages, ranks, k):
     """Every score, in float64 sums of float32, sorted whole."""
     scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
-    return split(np.sort(keys(scores, ranks), axis=1)[:, ::-1][:, :most])
+    return split(np.sort(keys(scores, ranks), axis=1)[:, ::-1][:, :k])
 
 
 def test_the_nearest_come_in_order(search):
-    """The scores of a full sort, for more and for fewer passages than are asked for; the same passages where scores differ."""
+    """Scores equal those of a full sort, for k below and above the number of passages; passages too, where scores differ."""
     random = np.random.default_rng(0)
     queries, passages = (random.standard_normal((n, 24)).astype(np.float32) for n in (30, 500))
     ranks = random.permutation(500)
-    for most in (1, 10, 499, 500, 1000):
-        scores, found = search(queries, passages, ranks, most)
-        wanted, order = plain(queries, passages, ranks, most)
-        assert scores.shape == found.shape == (30, min(most, 500))
+    for k in (1, 10, 499, 500, 1000):
+        scores, best = search(queries, passages, ranks, k)
+        wanted, order = by_full_sort(queries, passages, ranks, k)
+        assert scores.shape == best.shape == (30, min(k, 500))
         np.testing.assert_allclose(scores, wanted, atol=1e-5)
-        assert (found == order).mean() > 0.999  # two scores within a rounding may change places
+        assert (best == order).mean() > 0.999  # two scores within a rounding may change places
 
 
 def test_ties_go_by_id_even_where_the_list_ends(search):
-    """Scores of small whole numbers tie in masses, and are exact: the order is trec_eval's to the last place, and at the
-    end of the list the greater ids are kept."""
+    """Products of small whole numbers are exact and often equal: the order is trec_eval's to the last place, and the greater ids
+    stay at the end of the list."""
     random = np.random.default_rng(1)
     queries, passages = (random.integers(-1, 2, (n, 6)).astype(np.float32) for n in (30, 500))
     ranks = random.permutation(500)
-    for most in (1, 7, 50, 500):
-        scores, found = search(queries, passages, ranks, most)
-        wanted, order = plain(queries, passages, ranks, most)
+    for k in (1, 7, 50, 500):
+        scores, best = search(queries, passages, ranks, k)
+        wanted, order = by_full_sort(queries, passages, ranks, k)
         np.testing.assert_array_equal(scores, wanted)
-        np.testing.assert_array_equal(found, order)
+        np.testing.assert_array_equal(best, order)
 
 
 def test_nothing_to_search_gives_nothing(search):
@@ -60,23 +60,23 @@ def test_nothing_to_search_gives_nothing(search):
 
 
 def test_lists_merge_into_the_list_of_all():
-    """The best of parts, put together in any order, are the best of the whole; a query may have fewer rows than others."""
+    """The top k of rows in any order equals that of a full sort; a query may have fewer rows than others."""
     random = np.random.default_rng(2)
     queries = np.repeat(np.arange(6), [40, 0, 3, 500, 1, 7])
     scores = random.integers(-9, 9, len(queries)).astype(np.float32) / 8
     ranks = np.concatenate([random.permutation(600)[: np.count_nonzero(queries == q)] for q in range(6)])
     shuffled = random.permutation(len(queries))
-    found = top_k(queries[shuffled], scores[shuffled], ranks[shuffled], 10)
+    best = top_k(queries[shuffled], scores[shuffled], ranks[shuffled], 10)
 
     order = np.lexsort((-ranks, -scores, queries))
     place = np.concatenate([np.arange(n) for n in np.bincount(queries)])
     kept = order[place < 10]
-    for got, wanted in zip(found, (queries[kept], scores[kept], ranks[kept]), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for result, wanted in zip(best, (queries[kept], scores[kept], ranks[kept]), strict=True):
+        np.testing.assert_array_equal(result, wanted)
 
 
 def test_ids_are_ordered_by_their_bytes():
-    """As strcmp does: upper case before lower, Latin before Chinese, "10" before "9"; -0.0 ties with 0.0."""
+    """The order is that of strcmp: upper case before lower, Latin before Chinese, "10" before "9"; -0.0 ties with 0.0."""
     ids = ["b", "B", "中", "é", "10", "9", "b"]
     ranks, sorted_ids = rank_ids(pa.array(ids))
     assert sorted_ids.to_pylist() == sorted(set(ids), key=str.encode)
