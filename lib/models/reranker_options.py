@@ -13,6 +13,7 @@ from ..recipes import RerankRecipe
 from .reranker_spec import Activation, RerankSpec, read_rerank_spec
 
 INSTRUCTION = "{instruction}"  # its place in the segments of a recipe
+RERANKERS = ", ".join(recipes.names(RerankRecipe))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class RerankerOptions:
     """The reranker, and the options that override its own files."""
 
     model: str | None = option("Sequence classifier or CrossEncoder directory, or hub id; others by --recipe.", None)
-    recipe: str | None = option(f"Published reranker: {', '.join(recipes.names(RerankRecipe))}.", None)
+    recipe: str | None = option(f"Published reranker: {RERANKERS}.", None)
     instruction: str | None = option("The task in words, for models that take one. Default: the recipe's.", None)
     max_tokens: int | None = option(
         "Tokens a pair is cut to, template included. Default: the recipe's or model's.", None, min=8
@@ -32,6 +33,19 @@ class RerankerOptions:
     activation: Activation | None = option(
         "What becomes of the raw score. Default: the recipe's, else the model's.", None
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondStageOptions:
+    """A reranker behind a retriever."""
+
+    reranker: str | None = option("Reranker directory or hub id: ranks what was retrieved, or the candidates.", None)
+    reranker_recipe: str | None = option(f"Published reranker: {RERANKERS}.", None)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a reranker."""
+        return bool(self.reranker or self.reranker_recipe)
 
 
 def resolve_reranker(options: RerankerOptions) -> RerankSpec:
