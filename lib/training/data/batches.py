@@ -6,7 +6,6 @@ another calls a positive. Every pass over a bucket draws and packs anew, from th
 
 import hashlib
 import json
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ import pyarrow.compute as pc
 
 from ...data.reader import read_rows
 from ...data.shards import Shard
-from ...engine.mapper import FusedMapper, Tables
-from ...engine.parts import GROUPS
+from ...engine.mapper import FusedMapper, Result
 from ...engine.shuffle import REASON
 from .list_columns import as_lists, one_array
-from .pairs import KEY_LISTS, NUMBER_LISTS, PAIRS, TEXT_LISTS, with_summary
+from .pairs import KEY_LISTS, NUMBER_LISTS, PAIRS, TEXT_LISTS
 
 BATCHES = pa.schema(
     [
@@ -38,7 +36,6 @@ BATCHES = pa.schema(
         ("source", pa.string()),
     ]
 )
-PLACE = b"shoal.place"  # in the metadata of a bucket's rows: entry, bucket, pass
 DRAWN_ROWS = 20_000  # whose negatives are drawn at a time
 RANDOM_BITS = 40
 Set = tuple[str, str, bool]  # entry, dataset, in_batch: what a batch is of
@@ -136,39 +133,53 @@ def _ask_waiting(
 
 
 @dataclass(frozen=True)
+class EntryShards:
+    """The shards of one entry: each pass over its buckets, one after the other, from shard `first` on."""
+
+    first: int
+    buckets: int
+    first_pass: int
+
+    def bucket_and_pass(self, shard: int) -> tuple[int, int]:
+        number, bucket = divmod(shard - self.first, self.buckets)
+        return bucket, self.first_pass + number
+
+
+@dataclass(frozen=True)
 class BatchesMapper(FusedMapper):
-    """The verb of the second map: one pass over one bucket. with_negatives: the sets of which some row has negatives."""
+    """The second map: one pass over one bucket; a part's facts are its entry, bucket, pass, and batches by dataset.
+
+    with_negatives: the sets of which some row has negatives. shards: by entry.
+    """
 
     seed: int
     global_batch: int
     group: int
     with_negatives: frozenset[Set]
+    shards: Mapping[str, EntryShards]
     columns: pa.Schema
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
+    def load(self) -> Callable[[Shard], Result]:
+        return self._make_batches
+
+    def _read(self, shard: Shard) -> pa.Table:
         """The bucket's usable rows. Raises RuntimeError for a part that cannot be read whole: it is tried again."""
-        began = time.perf_counter()
         names = [name for name in PAIRS.names if name != "dropped"]
         table = read_rows(shard, names, self.columns, self.storage)
         if table["_error"].null_count < table.num_rows or table.num_rows != shard.rows:
-            raise RuntimeError(f"dealt parts cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
-        table = table.filter(table[REASON].is_null()).select(names)
-        place = json.dumps([shard.ranges[0].source, *shard.ranges[0].name.split("/")[:2]])
-        return {"rows": table.replace_schema_metadata({PLACE: place})}, {"read": time.perf_counter() - began}
+            raise RuntimeError(f"partitioned pairs cannot be read whole: {pc.drop_null(table['_error'])[:1]}")
+        return table.filter(table[REASON].is_null()).select(names)
 
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
-
-    def _work(self, bundle: Tables) -> Tables:
-        pairs = bundle["rows"]
-        entry, bucket, number = json.loads(pairs.schema.metadata[PLACE])
+    def _make_batches(self, shard: Shard) -> Result:
+        pairs, entry = self._read(shard), str(shard.ranges[0].source)
+        bucket, number = self.shards[entry].bucket_and_pass(shard.number)
         tables, sets = [BATCHES.empty_table()], []
         for dataset, in_batch in _sets(pairs):
-            of = pc.and_(pc.equal(pairs["dataset"], dataset), pc.equal(pairs["in_batch_negatives"], in_batch))
-            random = generator(self.seed, int(number), entry, int(bucket), dataset, in_batch)
+            of_set = pc.and_(pc.equal(pairs["dataset"], dataset), pc.equal(pairs["in_batch_negatives"], in_batch))
+            random = generator(self.seed, number, entry, bucket, dataset, in_batch)
             group = self.group if (entry, dataset, in_batch) in self.with_negatives else 1
-            rows, left_out = _with_negatives(pairs.filter(of), group)
+            rows, left_out = _with_negatives(pairs.filter(of_set), group)
             table = _batches(_columns(rows, group, random), in_batch, self.global_batch, random)
             tables.append(table)
             batches = table.num_rows // self.global_batch
@@ -178,19 +189,13 @@ class BatchesMapper(FusedMapper):
             )
         table = pa.concat_tables(tables)
         groups = [self.global_batch] * (table.num_rows // self.global_batch)
-        table = table.replace_schema_metadata({GROUPS: json.dumps(groups)})
-        place = {"entry": entry, "bucket": int(bucket), "pass": int(number)}
-        return {"rows": with_summary(table, place | {"sets": sets})}
-
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        rows = bundle["rows"]
-        return rows, {"rows": rows.num_rows, "source_rows": shard.rows}
+        return Result(table, facts={"entry": entry, "bucket": bucket, "pass": number, "sets": sets}, groups=groups)
 
 
 def _sets(pairs: pa.Table) -> list[tuple[str, bool]]:
     keys = ["dataset", "in_batch_negatives"]
-    found = pairs.group_by(keys, use_threads=False).aggregate([])
-    return sorted((row["dataset"], row["in_batch_negatives"]) for row in found.to_pylist())
+    groups = pairs.group_by(keys, use_threads=False).aggregate([])
+    return sorted((row["dataset"], row["in_batch_negatives"]) for row in groups.to_pylist())
 
 
 def _with_negatives(pairs: pa.Table, group: int) -> tuple[pa.Table, dict[str, Any]]:

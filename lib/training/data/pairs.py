@@ -4,8 +4,6 @@ Data for pretraining has single texts: each is the query and the positive of its
 A row that cannot be used keeps its reason and takes no part; what a dealt part holds is told in its footer (SUMMARY).
 """
 
-import json
-import time
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import pyarrow.compute as pc
 from ...data.reader import read_rows
 from ...data.shards import Shard
 from ...data.texts import as_text
-from ...engine.mapper import FusedMapper, Tables
+from ...engine.mapper import FusedMapper, Result
 from ...engine.shuffle import KEY, REASON, partition
 from .list_columns import NO_REASON, ListColumn, as_lists, no_lists, one_array, score_lists, text_lists
 
@@ -26,7 +24,6 @@ NEEDED = ("query", "pos")
 OPTIONAL = ("neg", "hn", "pos_scores", "neg_scores", "dataset", "prompt", "in_batch_negatives")
 ALONE = ("text",)  # of data for pretraining, in place of NEEDED
 ALONE_OPTIONAL = ("dataset", "in_batch_negatives")
-SUMMARY = b"shoal.summary"  # in the footer of a part of the plan: its counts, JSON
 NO_POSITIVE, EMPTY_POSITIVES, NO_NEGATIVES = "no positive", "only empty positives", "no negatives"
 YES, NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 TEXT_LISTS, NUMBER_LISTS, KEY_LISTS = pa.list_(pa.large_string()), pa.list_(pa.float32()), pa.list_(pa.int64())
@@ -219,7 +216,7 @@ def _fit_negatives(positives: ListColumn, good: np.ndarray, negatives: ListColum
 
 
 def summary(pairs: pa.Table) -> dict[str, Any]:
-    """What a dealt part holds: rows; bad rows by reason with the first source; usable rows by dataset."""
+    """Facts of a part: rows; bad rows by reason with the first source; usable rows by dataset."""
     bad: dict[str, list[Any]] = {}
     reasons = pairs[REASON]
     wrong = pairs.filter(reasons.is_valid())
@@ -242,13 +239,9 @@ def count_reason(into: dict[str, list[Any]], reason: str, count: int, source: st
     held[0] += count
 
 
-def with_summary(table: pa.Table, found: Mapping[str, Any]) -> pa.Table:
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), SUMMARY: json.dumps(found)})
-
-
 @dataclass(frozen=True)
 class PartitionPairs(FusedMapper):
-    """The verb of the first map: the rows of one --data entry, checked and dealt.
+    """The first map: the rows of one --data entry, checked and partitioned; a part's facts are its `summary`.
 
     Whole datasets to a bucket where the entry tells them apart, else rows at random. columns, odd: see read_pairs.
     """
@@ -261,19 +254,16 @@ class PartitionPairs(FusedMapper):
     odd: Mapping[str, pa.Schema]
     storage: Mapping[str, Any]
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
-        began = time.perf_counter()
+    def load(self) -> Callable[[Shard], Result]:
+        return self._partition
+
+    def _partition(self, shard: Shard) -> Result:
         tables = read_pairs(shard, self.columns, self.odd, self.storage)
-        return {f"rows {i}": table for i, table in enumerate(tables)}, {"read": time.perf_counter() - began}
-
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
-
-    def _work(self, bundle: Tables) -> Tables:
-        pairs = pa.concat_tables([PAIRS.empty_table(), *(checked(t, self.entry) for t in bundle.values())])
-        found = summary(pairs)
+        pairs = pa.concat_tables([PAIRS.empty_table(), *(checked(table, self.entry) for table in tables)])
         keyed = pairs.append_column(KEY, self._key(pairs)).combine_chunks()
-        return {"rows": with_summary(partition(keyed, self.buckets), found)}
+        rows, groups = partition(keyed, self.buckets)
+        errors = rows.num_rows - rows[REASON].null_count
+        return Result(rows, {"source_rows": rows.num_rows, "errors": errors}, summary(pairs), groups)
 
     def _key(self, pairs: pa.Table) -> pa.ChunkedArray:
         key = pairs["dataset"]
@@ -283,8 +273,3 @@ class PartitionPairs(FusedMapper):
                 pa.scalar(f"{self.seed} ", pa.large_string()), source, pa.scalar("", key.type)
             )
         return pc.if_else(pairs[REASON].is_null(), key, pa.scalar(None, key.type))
-
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        rows = bundle["rows"]
-        errors = rows.num_rows - rows[REASON].null_count
-        return rows, {"rows": rows.num_rows, "source_rows": rows.num_rows, "errors": errors}

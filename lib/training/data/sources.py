@@ -12,19 +12,17 @@ import pyarrow as pa
 from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files, measure_files
 from ...data.formats import Measure
 from ...data.shards import Shard, cut_shards, sample_shards
-from ...engine.job import RunOptions, refuse_nested
+from ...engine.job import refuse_nested
 from ...engine.shuffle import REASON
-from ...engine.workers import WorkerOptions, beside
 from ...errors import InputError, UsageError
-from ...storage.filesystem import parse_options
 from ...storage.fingerprint import fingerprint
 from ...storage.listing import WILDCARDS
 from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 
 NAME = re.compile(r"[\w.-]+")
 SAMPLE_FILES, SAMPLE_ROWS, SAMPLE_THREADS = 64, 100, 16
-BUCKET_BATCHES, LEAST_BATCHES = 64, 4  # a bucket, of which half a batch is left over on average
-LEAST_ROWS, MOST_ROWS = 25_000, 200_000  # a bucket, unless its batches are larger
+BUCKET_BATCHES, MIN_BATCHES = 64, 4  # a bucket, of which half a batch is left over on average
+MIN_ROWS, MAX_ROWS = 25_000, 200_000  # a bucket, unless its batches are larger
 BUCKET_BYTES = 256 << 20
 FORMS = "A pair has a text in 'query' and one or a list of texts in 'pos'; 'text' without them is for pretraining"
 
@@ -37,7 +35,7 @@ class Entry:
     """
 
     name: str
-    options: RunOptions
+    options: CorpusOptions
     corpus: Corpus
     columns: pa.Schema
     odd: Mapping[str, pa.Schema]
@@ -52,18 +50,18 @@ class Entry:
         return fingerprint(self.corpus.files, digits=16)
 
     def buckets(self, global_batch: int) -> int:
-        """How many buckets its rows are dealt into: 64 batches each, within bounds of rows and bytes."""
+        """The number of buckets of its rows: 64 batches each, within bounds of rows and bytes."""
         rows = min(
-            max(BUCKET_BATCHES * global_batch, LEAST_ROWS), MOST_ROWS, BUCKET_BYTES / max(self.corpus.row_bytes, 1.0)
+            max(BUCKET_BATCHES * global_batch, MIN_ROWS), MAX_ROWS, BUCKET_BYTES / max(self.corpus.row_bytes, 1.0)
         )
-        return max(1, math.ceil(self.corpus.rows / max(rows, LEAST_BATCHES * global_batch)))
+        return max(1, math.ceil(self.corpus.rows / max(rows, MIN_BATCHES * global_batch)))
 
 
 def parse_data(data: Sequence[str]) -> dict[str, str]:
     """`NAME=URL` and `URL` words as URLs by name. Raises UsageError."""
     if not data:
         raise UsageError("no --data. Give a file, a folder or a glob of training pairs, or NAME=URL")
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for word in data:
         before, equals, after = word.partition("=")
         named = equals and "/" not in before and ":" not in before
@@ -74,12 +72,12 @@ def parse_data(data: Sequence[str]) -> dict[str, str]:
             )
         if not url:
             raise UsageError(f"--data {word!r} has no URL. Write it as NAME=URL")
-        if name in found:
+        if name in urls:
             raise UsageError(
-                f"two --data are named {name!r}: {found[name]} and {url}. Name one otherwise, as NAME={url}"
+                f"two --data are named {name!r}: {urls[name]} and {url}. Name one otherwise, as NAME={url}"
             )
-        found[name] = url
-    return found
+        urls[name] = url
+    return urls
 
 
 def _stem(url: str) -> str:
@@ -106,26 +104,20 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
 
 
 class _AnyColumns(CorpusOptions):
-    """No column is asked for: those there are tell which are needed."""
+    """Options that ask for no column: the files' columns decide which are needed."""
 
     def text_columns(self) -> list[str]:
         return []
 
 
-def open_entry(name: str, url: str, output: str, storage_option: tuple[str, ...], workers: WorkerOptions) -> Entry:
-    """List and measure an entry's files and look at their first rows.
+def open_entry(name: str, url: str, output: str, storage: Mapping[str, Any]) -> Entry:
+    """List and measure an entry's files and look at their first rows. output: of the training, which must not lie in the input.
 
     Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
     all of them, or one that begins with nothing but rows that cannot be used.
     """
-    options = RunOptions(
-        input=url,
-        output=f"{output.rstrip('/')}/plan/dealt-{name}",
-        storage_option=storage_option,
-        **beside(workers),
-    )
-    refuse_nested(url, options)
-    storage = parse_options(storage_option)
+    options = CorpusOptions(input=url)
+    refuse_nested(url, output, storage)
     files = list_files(options, storage)
     corpus = measure_files(files, _AnyColumns(input=url), storage, strict=False)
     needed = _needed(corpus)

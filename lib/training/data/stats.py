@@ -1,17 +1,11 @@
 """What a training plan is made of, from what its parts say in their footers; and what of it makes training pointless."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from ...engine.parts import FOOTER_THREADS, Part
 from ...errors import InputError
-from ...storage.folder import Folder
-from .pairs import NO_NEGATIVES, SUMMARY, count_reason
+from .pairs import NO_NEGATIVES, count_reason
 from .schedule import Stream
 
 SHOWN = 3  # reasons, or datasets, that a message names
@@ -51,17 +45,6 @@ class Counts:
     notes: tuple[str, ...]
 
 
-def summaries(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """The SUMMARY of each part."""
-
-    def one(part: Part) -> dict[str, Any]:
-        with folder.open(part.part) as file, pq.ParquetFile(file) as parquet:
-            return json.loads((parquet.schema_arrow.metadata or {})[SUMMARY])
-
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        return list(threads.map(one, parts))
-
-
 def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The summaries of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
     total: dict[str, Any] = {"rows": 0, "dropped": 0, "bad": {}, "sets": {}}
@@ -77,31 +60,31 @@ def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def check_dealt(name: str, dealt: Mapping[str, Any], global_batch: int) -> None:
+def check_pairs(name: str, pairs: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
-    dealt: what `merged` makes of its parts' summaries.
+    pairs: what `merged` makes of its parts' summaries.
     """
-    usable = sum(rows for rows, _ in dealt["sets"].values())
+    usable = sum(rows for rows, _ in pairs["sets"].values())
     if not usable:
-        ranked = sorted(dealt["bad"].items(), key=lambda item: -item[1][0])
+        ranked = sorted(pairs["bad"].items(), key=lambda item: -item[1][0])
         said = "; ".join(f"{n:,} rows: {why} (first {first})" for _, (n, first, why) in ranked[:SHOWN])
-        raise InputError(f"--data {name}: none of its {dealt['rows']:,} rows can be used: {said}. Mend or leave it out")
-    most = max(rows for rows, _ in dealt["sets"].values())
+        raise InputError(f"--data {name}: none of its {pairs['rows']:,} rows can be used: {said}. Mend or leave it out")
+    most = max(rows for rows, _ in pairs["sets"].values())
     if most < global_batch:
-        many = len(dealt["sets"]) > 1
-        what = f"the largest of its {len(dealt['sets'])} datasets has {most:,}" if many else f"it has {usable:,}"
+        many = len(pairs["sets"]) > 1
+        what = f"the largest of its {len(pairs['sets'])} datasets has {most:,}" if many else f"it has {usable:,}"
         raise InputError(
             f"--data {name} gives no batch: a global batch is {global_batch:,} rows of one dataset, and {what} usable "
             f"rows. Lower --batch to {most:,} or less, add rows, or leave it out"
         )
 
 
-def check_batches(name: str, streams: Iterable[Stream], dealt: Mapping[str, Any], global_batch: int) -> None:
+def check_batches(name: str, streams: Iterable[Stream], pairs: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry whose rows fill no batch although there are enough."""
     if any(len(stream.batches(0)) for stream in streams):
         return
-    usable = sum(rows for rows, _ in dealt["sets"].values())
+    usable = sum(rows for rows, _ in pairs["sets"].values())
     raise InputError(
         f"--data {name} gives no batch: of its {usable:,} usable rows no {global_batch:,} could be put together in which "
         "no text stands twice (or too few of them have negatives). Lower --batch, set in_batch_negatives to false "
@@ -110,12 +93,12 @@ def check_batches(name: str, streams: Iterable[Stream], dealt: Mapping[str, Any]
 
 
 def count(
-    dealt: Mapping[str, Mapping[str, Any]], batched: Sequence[Mapping[str, Any]], streams: Sequence[Stream], size: int
+    pairs: Mapping[str, Mapping[str, Any]], batched: Sequence[Mapping[str, Any]], streams: Sequence[Stream], size: int
 ) -> Counts:
-    """Everything that the summaries of both maps tell. dealt: by entry, merged; batched: one a part; size: global batch."""
+    """Everything that the summaries of both maps tell. pairs: by entry, merged; batched: one a part; size: global batch."""
     bad: dict[str, list[Any]] = {}
     rows: dict[str, int] = {}
-    for entry in dealt.values():
+    for entry in pairs.values():
         for kind, (number, source, why) in entry["bad"].items():
             count_reason(bad, why if why.startswith(kind) else kind, number, source)
         for (dataset, _), (usable, _) in entry["sets"].items():
@@ -137,10 +120,10 @@ def count(
         if not batches[name]
     ]
     return Counts(
-        rows=sum(entry["rows"] for entry in dealt.values()),
+        rows=sum(entry["rows"] for entry in pairs.values()),
         usable=sum(rows.values()),
         bad={kind: Bad(*held) for kind, held in sorted(bad.items())},
-        dropped_negatives=sum(entry["dropped"] for entry in dealt.values()),
+        dropped_negatives=sum(entry["dropped"] for entry in pairs.values()),
         left_over=left_over,
         datasets={name: DatasetCounts(rows[name], batches[name]) for name in sorted(rows)},
         notes=tuple(notes),
