@@ -16,7 +16,7 @@ Exit codes: 0 the index and its card are there, 1 error, 2 wrong command."""
 
 @command(IndexConfig, "build_index.py", EPILOG)
 def main(config: IndexConfig) -> int:
-    """Turn vectors into a faiss index with measured recall. Stopped, the same command goes on; grown input is added."""
+    """Turn vectors into a faiss index with measured recall. Stopped, the same command goes on; new input is added."""
     if config.dry_run:
         click.echo("\n".join(forecast(config)))
         return 0

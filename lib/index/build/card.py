@@ -1,4 +1,4 @@
-"""The index card: what the index is, of which vectors, and what it was seen to find. JSON for programs, Markdown for people."""
+"""The index card: the index, its vectors and its measured recall. JSON for programs, Markdown for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ import numpy as np
 
 from ...cli.charts import COLOURS, Curve, Note, line_chart
 from ...cli.units import format_bytes
-from ...engine.parts import Part, read_manifest
+from ...engine.parts import Part, read_facts, read_manifest
 from ...engine.stage_log import StageLog
 from ..kinds import to_spec, uses_inner_product
 from .config import IndexBuild
 from .kmeans import ITERATIONS
 from .layout import CARD
-from .recall import CUTS, Measured, enough
-from .segments_job import Manifest, lists_in, pieces_of
-from .stage_parts import facts_of
+from .recall import CUTS, RecallPoint, advised_point
+from .segments_job import Manifest, lists_in, segments_of
+from .train_job import held_out_rows
 
 README, CURVE = "README.md", "curve.svg"
-DRIFTED = 1.25  # times the training sample's error: its centroids no longer lie where the new vectors do
-FULL = 8  # times the vectors that the lists were chosen for: they have become long
+MAX_DRIFT = 1.25  # times the training sample's error: the centroids no longer lie where the new vectors do
+MAX_GROWTH = 8  # times the vectors that the lists were chosen for: the lists have become long
 
 METRICS = {
     "cosine": "cosine: lengths were made 1, make the queries' so too; where there are lists faiss gives d, the squared distance, and "
@@ -35,57 +35,56 @@ from glob import glob
 import faiss  # no Shoal needed
 import numpy as np
 
-pieces = [faiss.read_index(path, {flags}) for path in sorted(glob("{files}"))]
-{effort}found = [piece.search(queries, 10) for piece in pieces]  # float32 [n, {dim}]
-scores, numbers = (np.concatenate(each, axis=1) for each in zip(*found))
+segments = [faiss.read_index(path, {flags}) for path in sorted(glob("{files}"))]
+{parameter}results = [segment.search(queries, 10) for segment in segments]  # queries: float32 [n, {dim}]
+scores, numbers = (np.concatenate(each, axis=1) for each in zip(*results))
 best = np.argsort({sign}scores, axis=1)[:, :10]
 numbers = np.take_along_axis(numbers, best, axis=1)  # row `number` of rows/, its files in order, has the id
 ```"""
-EFFORT = """for piece in pieces:
-    faiss.ParameterSpace().set_index_parameter(piece, "{name}", {value})
+SET_PARAMETER = """for segment in segments:
+    faiss.ParameterSpace().set_index_parameter(segment, "{name}", {value})
 """
 SIGN = {"products": "-", "distances": ""}
-MAPPED = "pieces/*.faiss", "faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY"
-MERGED_ONES = "merged/*.faiss", "faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR"  # their .ivfdata beside them
+SEGMENT_FILES = "segments/*.faiss", "faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY"
+MERGED_FILES = "merged/*.faiss", "faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR"  # their .ivfdata beside them
 
 
 def write_card(
     build: IndexBuild,
     manifest: Manifest,
     parts: Sequence[Part],
-    rows: Sequence[Measured],
+    points: Sequence[RecallPoint],
     queries: int,
     stages: StageLog,
 ) -> dict[str, Any]:
-    """Write CARD, README and CURVE; the card."""
-    config, pieces = build.config, pieces_of(manifest)
-    vectors = sum(piece["vectors"] for piece in pieces)
-    size = sum(piece["bytes"] for piece in pieces)
-    advised = enough(rows, config.recall)
+    """Write CARD, README and CURVE; return the card."""
+    config, segments = build.config, segments_of(manifest)
+    vectors = sum(segment["vectors"] for segment in segments)
+    size = sum(segment["bytes"] for segment in segments)
     card = {
         "kind": to_spec(build.kind),
         "why": list(build.choice.why),
         "lists": lists_in(build),
         "metric": config.metric,
-        "dim": build.vectors.dim,
-        "made": dict(build.vectors.made),
-        "input": config.input,
+        "dim": build.format.dim,
+        "encoder": dict(build.format.encoder),
+        "input": config.vectors.input,
         "rows": sum(part.rows for part in parts),
         "vectors": vectors,
         "without_vector": sum(part.errors for part in parts),
-        "pieces": len(pieces),
+        "segments": len(segments),
         "merged": [merged["name"] for merged in manifest["merged"]],
         "bytes": size,
         "bytes_per_vector": size / max(vectors, 1),
         "sample": _sample(build),
         "ranks_by": "products" if uses_inner_product(build.kind, config.metric) else "distances",
-        "effort": build.kind.search_parameter,
-        "advised": advised.effort,
-        "recall": [_recall(row) for row in rows],
+        "search_parameter": build.kind.search_parameter,
+        "advised_value": advised_point(points, config.recall).value,
+        "recall": [_recall(point) for point in points],
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
         "drift": drift(build, manifest),
         "seconds": _seconds(build, stages),
-        "notes": [*stages.notes, *_fewer(build), *_advice(rows, config.recall)],
+        "notes": [*stages.notes, *_fewer_lists(build), *_advice(points, config.recall)],
         "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
     }
     build.folder.publish(CURVE, recall_chart(card["recall"], build.kind.search_parameter).encode())
@@ -95,13 +94,13 @@ def write_card(
     return card
 
 
-def _recall(row: Measured) -> dict[str, Any]:
-    found = {f"recall@{cut}": [round(value, 5) for value in row.recall[cut]] for cut in CUTS}
-    return {"effort": row.effort, "core_ms": row.seconds * 1000} | found
+def _recall(point: RecallPoint) -> dict[str, Any]:
+    recall = {f"recall@{cut}": [round(value, 5) for value in point.recall[cut]] for cut in CUTS}
+    return {"value": point.value, "core_ms": point.seconds * 1000} | recall
 
 
 def recall_chart(rows: Sequence[Mapping[str, Any]], parameter: str) -> str:
-    """Draw recall over the time of a query (rows: a card's `recall`), with the search parameter's value at each point."""
+    """Draw recall over the time of a query, with the search parameter's value at each point. rows: `recall` of a card."""
     times = np.array([max(row["core_ms"], 1e-6) for row in rows])  # a logarithm has no zero
     recall = {f"recall@{cut}": np.array([row[f"recall@{cut}"][0] for row in rows]) for cut in CUTS}
     curves = [
@@ -109,54 +108,52 @@ def recall_chart(rows: Sequence[Mapping[str, Any]], parameter: str) -> str:
         for (name, values), colour in zip(recall.items(), COLOURS, strict=True)
     ]
     points = zip(rows, times, recall["recall@10"], strict=True)
-    notes = [Note(time, value, str(row["effort"])) for row, time, value in points if parameter]
+    notes = [Note(time, value, str(row["value"])) for row, time, value in points if parameter]
     numbers = f", numbers: {parameter}" if parameter else ""
     return line_chart(curves, f"milliseconds of a core a query{numbers}", notes=notes, x_scale="log")
 
 
 def drift(build: IndexBuild, manifest: Manifest) -> dict[str, Any]:
-    """How far the vectors of each generation lie from the centroids, over what the training sample does."""
-    (trained,) = _trained(build)
-    base = trained["error"]
+    """The quantization error of each generation, relative to that of the training sample; and reasons to rebuild the index."""
+    base = _sample_error(build)
     ratios = [generation["error"] / base if base else 1.0 for generation in manifest["generations"]]
     vectors = sum(generation["vectors"] for generation in manifest["generations"])
     reasons = []
-    if max(ratios) > DRIFTED:
+    if max(ratios) > MAX_DRIFT:
         reasons.append(f"new vectors lie {max(ratios):.2f} times as far from the centroids as the sample did")
-    if vectors > FULL * build.rows:
+    if vectors > MAX_GROWTH * build.rows:
         reasons.append(f"{vectors:,} vectors in lists chosen for {build.rows:,}")
     return {"sample_error": base, "generations": [round(ratio, 4) for ratio in ratios], "rebuild": reasons}
 
 
+def _sample_error(build: IndexBuild) -> float:
+    folder = build.stage("train")
+    (facts,) = read_facts(folder, read_manifest(folder))
+    return facts["error"]
+
+
 def _sample(build: IndexBuild) -> dict[str, int]:
-    """What centroids and codec were trained on: as the first card has it, for _build may be gone since."""
+    """The training of centroids and codec. From the first card, if there is one: the stages may have been deleted since."""
     try:
         return json.loads(build.folder.read(CARD))["sample"]
     except FileNotFoundError:
-        folder = build.stage("sample")
-        parts = read_manifest(folder)
-        held = sum(fact["held"] for fact in facts_of(folder, parts))
+        parts = read_manifest(build.stage("sample"))
         return {
-            "rows": sum(part.rows for part in parts) - held,
+            "rows": sum(part.rows for part in parts) - held_out_rows(build, parts),
             "iterations": ITERATIONS if build.kind.has_lists else 0,
         }
 
 
-def _fewer(build: IndexBuild) -> list[str]:
-    """Where there are fewer lists than were chosen."""
-    there = lists_in(build)
-    if there >= build.choice.lists:
+def _fewer_lists(build: IndexBuild) -> list[str]:
+    """A note where the index has fewer lists than were chosen."""
+    lists = lists_in(build)
+    if lists >= build.choice.lists:
         return []
-    return [f"{there:,} lists and not {build.choice.lists:,}: the sample had no more vectors to train them on"]
-
-
-def _trained(build: IndexBuild) -> list[dict[str, Any]]:
-    folder = build.stage("train")
-    return facts_of(folder, read_manifest(folder))
+    return [f"{lists:,} lists and not {build.choice.lists:,}: the sample had no more vectors to train them on"]
 
 
 def _seconds(build: IndexBuild, stages: StageLog) -> dict[str, float]:
-    """By stage, over all commands that came to an end."""
+    """Seconds of each stage, over all commands that finished."""
     try:
         before = json.loads(build.folder.read(CARD))["seconds"]
     except FileNotFoundError:
@@ -166,34 +163,36 @@ def _seconds(build: IndexBuild, stages: StageLog) -> dict[str, float]:
     }
 
 
-def _advice(rows: Sequence[Measured], asked: float) -> list[str]:
-    reached = max(row.recall[10][0] for row in rows)
-    if reached >= asked:
+def _advice(points: Sequence[RecallPoint], wanted: float) -> list[str]:
+    reached = max(point.recall[10][0] for point in points)
+    if reached >= wanted:
         return []
     return [
-        f"recall@10 {asked:g} was not reached: {reached:.4f} at most. Choose a kind with longer codes (--kind ivf-sq8, or auto with "
+        f"recall@10 {wanted:g} was not reached: {reached:.4f} at most. Choose a kind with longer codes (--kind ivf-sq8, or auto with "
         "more --memory), or rerank more candidates"
     ]
 
 
 def _use(card: Mapping[str, Any]) -> str:
-    """How Python opens and searches all of it, merged where it was."""
-    files, flags = MERGED_ONES if card["merged"] else MAPPED
-    effort = EFFORT.format(name=card["effort"], value=card["advised"]) if card["effort"] else ""
-    return USE.format(files=files, flags=flags, effort=effort, dim=card["dim"], sign=SIGN[card["ranks_by"]])
+    """Python that opens and searches the whole index, the merged files if there are any."""
+    files, flags = MERGED_FILES if card["merged"] else SEGMENT_FILES
+    name, value = card["search_parameter"], card["advised_value"]
+    parameter = SET_PARAMETER.format(name=name, value=value) if name else ""
+    return USE.format(files=files, flags=flags, parameter=parameter, dim=card["dim"], sign=SIGN[card["ranks_by"]])
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    made, sample = card["made"], card["sample"]
+    """The README beside the index."""
+    encoder, sample = card["encoder"], card["sample"]
     facts = {
-        "model": f"{made['model']}, revision {made['revision']}" if made.get("model") else "not told by the vectors",
-        "prompt of the passages": repr(made["prompt"]) if made.get("prompt") else "none",
+        "model": f"{encoder['model']}, revision {encoder['revision']}" if encoder.get("model") else "not known",
+        "prompt of the passages": repr(encoder["prompt"]) if encoder.get("prompt") else "none",
         "prompt of the queries": "the model's own, which search_index.py puts before texts"
-        if made.get("model")
-        else "not told",
+        if encoder.get("model")
+        else "not known",
         "vectors": f"{card['vectors']:,} of {card['dim']} dimensions, {card['without_vector']:,} rows without one",
         "metric": METRICS[card["metric"]],
-        "index": f"{card['kind']}, {card['lists']:,} lists, {card['pieces']} pieces"
+        "index": f"{card['kind']}, {card['lists']:,} lists, {card['segments']} segments"
         + (f", merged into {len(card['merged'])}" if card["merged"] else ""),
         "trained on": f"{sample['rows']:,} vectors"
         + (f", {sample['iterations']} iterations" if sample["iterations"] else ""),
@@ -204,8 +203,10 @@ def markdown(card: Mapping[str, Any]) -> str:
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", *(f"- {sentence}" for sentence in [*card["why"], *card["notes"], *_rebuild(card)])]
     counted = f"{card['queries']['count']:,} queries ({card['queries']['from']}), against exact search of all vectors"
-    lines += ["", "## Recall", "", f"Mean (95 % interval) over {counted}. Advised: {card['advised']}.", ""]
-    lines += [f"| {card['effort'] or 'effort'} | {' | '.join(f'recall@{cut}' for cut in CUTS)} | core ms a query |"]
+    lines += ["", "## Recall", "", f"Mean (95 % interval) over {counted}. Advised: {card['advised_value']}.", ""]
+    lines += [
+        f"| {card['search_parameter'] or 'value'} | {' | '.join(f'recall@{cut}' for cut in CUTS)} | core ms a query |"
+    ]
     lines += ["|---|---|---|---|---|", *(_row(row) for row in card["recall"]), "", f"![]({CURVE})"]
     lines += ["", "## Use", "", _use(card)]
     lines += ["", "## Seconds of building, by stage", "", "| | |", "|---|---|"]
@@ -221,4 +222,4 @@ def _rebuild(card: Mapping[str, Any]) -> list[str]:
 
 def _row(row: Mapping[str, Any]) -> str:
     cells = ["{:.4f} ({:.4f} - {:.4f})".format(*row[f"recall@{cut}"]) for cut in CUTS]
-    return f"| {row['effort'] or ''} | {' | '.join(cells)} | {row['core_ms']:.3f} |"
+    return f"| {row['value'] or ''} | {' | '.join(cells)} | {row['core_ms']:.3f} |"

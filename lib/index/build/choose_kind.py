@@ -1,4 +1,4 @@
-"""Which kind, with how many lists: what the command says, or what memory and the wanted recall allow; and why."""
+"""The choice of the kind and its number of lists: by the command, or by memory and the wanted recall; with the reasons."""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from ...cli.units import format_bytes, parse_bytes
 from ...errors import UsageError
 from ..kinds import FLAT_LISTS, GRAPH, ID_BYTES, IndexKind, parse, to_spec
 from .segments import segments_for
-from .train import LEAST_CODEC, LEAST_POINTS, POINTS
+from .train import MIN_CODEC_ROWS, MIN_POINTS, POINTS
 
 AUTO = "auto"
 # Smallest first. Of two with the same recall the smaller is also the quicker.
 CANDIDATES = (*(f"ivf-rabitq:bits={bits}" for bits in (1, 2, 3, 4)), "ivf-sq8", "ivf-flat")
 EXACT_ROWS = 20_000  # up to which exact search of a query takes a millisecond, and an index wins nothing
 LISTS_FACTOR = 4  # lists over the square root of the vectors, before rounding to a power of two
-LARGE_GRAPH = 10_000_000  # vectors, from which on a graph of them is told to be none for so many
+LARGE_GRAPH = 10_000_000  # vectors; for more a warning says that a graph is no kind for so many
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """kind, and its lists (0 where it has none). why: sentences. bytes: of the whole index in memory."""
+    """A kind, and its number of lists, 0 for a kind without. why: sentences. bytes: of the whole index in memory."""
 
     kind: IndexKind
     lists: int
@@ -30,35 +30,38 @@ class IndexPlan:
 def choose(
     text: str, lists: int | None, rows: float, dim: int, memory: str | None, recall: float, merge: int | None = None
 ) -> IndexPlan:
-    """text: --kind. rows: vectors there are. merge: indexes that the pieces become. Raises UsageError for what cannot be."""
-    given = parse_bytes(memory) if memory else math.inf
+    """Choose by the options of a build. Raises UsageError for what cannot be.
+
+    text: --kind. rows: vectors of the input. merge: indexes that the segments are merged into.
+    """
+    limit = parse_bytes(memory) if memory else math.inf
     if text != AUTO:
         kind = parse(text)
-        why = [f"{to_spec(kind)}: as asked", *_warned(kind, rows)]
+        why = [f"{to_spec(kind)}: as asked", *_warning(kind, rows)]
     else:
-        kind, why = _pick(rows, dim, given, recall, merge)
+        kind, why = _pick(rows, dim, limit, recall, merge)
     kind.check(dim)
-    count, said = _lists(kind, lists, rows)
+    count, reasons = _lists(kind, lists, rows)
     size, one = (size_of(kind, count, rows, dim, indexes) for indexes in (merge, 1))
-    if size > given:
-        merged = kind.mergeable and one < size and one <= given
+    if size > limit:
+        merged = kind.mergeable and one < size and one <= limit
         repeated = f", or give --merge 1, with which it takes {format_bytes(one)}" if merged else ""
         raise UsageError(
             f"{to_spec(kind)} of {rows:,.0f} vectors of {dim} dimensions takes {format_bytes(size)}, over --memory {memory}. Raise "
             f"it to {format_bytes(size)}, or let --kind auto choose{repeated}"
         )
-    return IndexPlan(kind, count, (*why, *said), size)
+    return IndexPlan(kind, count, (*why, *reasons), size)
 
 
 def size_of(kind: IndexKind, lists: int, rows: float, dim: int, merge: int | None = None) -> float:
-    """Bytes in memory while it serves: codes and numbers, and in each piece, or in each of the `merge` indexes that these become,
-    centroids and the links between them."""
+    """Bytes of an index in memory: codes and numbers; and in each segment, or in each of `merge` merged indexes, centroids and
+    their links."""
     codes = rows * (kind.bytes(dim) + ID_BYTES)
     repeated = 4.0 * lists * dim + (lists * 8.0 * GRAPH if lists > FLAT_LISTS else 0.0)
     return codes + (merge or segments_for(codes, repeated)) * repeated
 
 
-def _warned(kind: IndexKind, rows: float) -> list[str]:
+def _warning(kind: IndexKind, rows: float) -> list[str]:
     if kind.has_lists or not kind.search_parameter or rows <= LARGE_GRAPH:
         return []
     return [f"a graph of {rows:,.0f} vectors takes days to build and all of them in memory: an ivf kind is for so many"]
@@ -97,21 +100,21 @@ def default_lists(rows: float) -> int:
     return max(1, min(wanted, trained))
 
 
-def _lists(kind: IndexKind, asked: int | None, rows: float) -> tuple[int, list[str]]:
+def _lists(kind: IndexKind, requested: int | None, rows: float) -> tuple[int, list[str]]:
     if not kind.has_lists:
-        if asked:
-            raise UsageError(f"--lists {asked}: {to_spec(kind)} has no lists. Leave it out, or choose an ivf kind")
+        if requested:
+            raise UsageError(f"--lists {requested}: {to_spec(kind)} has no lists. Leave it out, or choose an ivf kind")
         return 0, []
-    if rows < LEAST_CODEC:
+    if rows < MIN_CODEC_ROWS:
         raise UsageError(
-            f"{rows:,.0f} vectors are too few to train {to_spec(kind)}, which takes {LEAST_CODEC} at least. Use --kind flat"
+            f"{rows:,.0f} vectors are too few to train {to_spec(kind)}, which takes {MIN_CODEC_ROWS} at least. Use --kind flat"
         )
-    if asked is None:
+    if requested is None:
         count = default_lists(rows)
         return count, [f"{count:,} lists: near {LISTS_FACTOR} times the square root of {rows:,.0f} vectors"]
-    if asked * LEAST_POINTS > rows:
+    if requested * MIN_POINTS > rows:
         raise UsageError(
-            f"--lists {asked:,} takes {asked * LEAST_POINTS:,} vectors to train ({LEAST_POINTS} a list), and there are "
-            f"{rows:,.0f}. Ask for {max(1, int(rows / LEAST_POINTS)):,} at most, or leave it out ({default_lists(rows):,})"
+            f"--lists {requested:,} takes {requested * MIN_POINTS:,} vectors to train ({MIN_POINTS} a list), and there are "
+            f"{rows:,.0f}. Ask for {max(1, int(rows / MIN_POINTS)):,} at most, or leave it out ({default_lists(rows):,})"
         )
-    return asked, [f"{asked:,} lists: as asked"]
+    return requested, [f"{requested:,} lists: as asked"]

@@ -1,93 +1,82 @@
-"""What an index build is told, and what is read and decided before anything is computed."""
+"""Options of an index build, and the opened build: its folder, its input's format, the chosen kind."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import pyarrow as pa
+
+from ...cli.options import group, option
 from ...data.corpus import Corpus, list_files, measure
-from ...engine.job import refuse_nested
+from ...engine.job import Job, refuse_nested, require_complete, run_job, stage_folder
+from ...engine.mapper import FusedMapper
+from ...engine.parts import Part
+from ...engine.planner import FixedPlanner, Planner
+from ...engine.run import Run
 from ...engine.run_config import check_same_settings, create_run_config, read_run_config
-from ...engine.workers import CpuWorkerOptions
+from ...engine.workers import CpuWorkerOptions, WorkerOptions, WorkerPlan, WorkerRequest
 from ...errors import InputError, UsageError
-from ...storage.filesystem import absolute, filesystem, parse_options
+from ...storage.filesystem import StorageOptions, absolute, filesystem
 from ...storage.folder import Folder
 from ..kinds import IndexKind, Metric, names, parse, to_spec
 from .choose_kind import AUTO, IndexPlan, choose
-from .layout import CARD, CODE, LIST, MANIFEST, ROWS, SEGMENTS, STAGES, TRAINED, VECTOR
-from .vector_source import VectorOptions, Vectors, check_ids, describe, unlike
+from .layout import CARD, CODE, LIST, MANIFEST, ROWS, SEGMENTS, TRAINED, VECTOR
+from .vector_source import VectorFormat, VectorOptions, VectorSource, check_ids, describe, encoder_difference
 
 RESERVED = {"id", LIST, CODE, "error"}
 EXPORTS = ("centroids", "milvus", "pinecone", "lance")
 
+MakeMapper = Callable[[Run, WorkerPlan], FusedMapper]
+
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(CpuWorkerOptions):
-    """Everything `jobs/build_index.py` can be told."""
+class IndexConfig:
+    """Options of `jobs/build_index.py`."""
 
-    input: str = field(
-        default="", metadata={"help": "Vectors: embed_corpus.py's output, or any Parquet; any fsspec URL."}
+    vectors: VectorOptions = group(VectorOptions)
+    output: str = option("Folder for the index; any fsspec URL. The same command resumes there.", "")
+    kind: str = option(f"auto, or one of {', '.join(names())}; as ivf-rabitq:bits=2.", AUTO)
+    lists: int | None = option("Inverted lists. Default: near 4 times the square root of the rows.", None, min=1)
+    memory: str | None = option("Memory that the index may take while it serves, as 64GB; auto keeps to it.", None)
+    recall: float = option("recall@10 that is wanted: for auto, and for the advice.", 0.9)
+    metric: Metric = option("cosine: every vector's length is made 1. ip: inner product. l2: distance.", "cosine")
+    sample_rows: int | None = option("Vectors to train on. Default: 50 a list.", None, min=1)
+    queries: str | None = option(
+        "Vectors of queries to measure recall with. Default: vectors held out of the sample.", None
     )
-    output: str = field(
-        default="", metadata={"help": "Folder for the index; any fsspec URL. The same command resumes there."}
+    recall_queries: int = option("Queries that recall is measured with.", 1000, min=1)
+    min_recall: float | None = option(
+        "End with an error where recall@10 is lower at every nprobe or efSearch; the index stays.", None
     )
-    kind: str = field(default=AUTO, metadata={"help": f"auto, or one of {', '.join(names())}; as ivf-rabitq:bits=2."})
-    lists: int | None = field(
-        default=None, metadata={"help": "Inverted lists. Default: near 4 times the square root of the rows.", "min": 1}
-    )
-    memory: str | None = field(
-        default=None, metadata={"help": "What the index may take while it serves, as 64GB; auto keeps to it."}
-    )
-    recall: float = field(default=0.9, metadata={"help": "recall@10 that is wanted: for auto, and for the advice."})
-    metric: Metric = field(
-        default="cosine", metadata={"help": "cosine: every vector's length is made 1. ip: inner product. l2: distance."}
-    )
-    vector_column: str = field(default="embedding", metadata={"help": "Column with the vectors."})
-    id_column: str | None = field(
-        default=None, metadata={"help": "Column that names a row. Default: 'id' if there is one, else FILE#POSITION."}
-    )
-    keep_columns: tuple[str, ...] = field(default=(), metadata={"help": "Columns kept beside the ids, by commas."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first N rows.", "min": 1})
-    sample_rows: int | None = field(
-        default=None, metadata={"help": "Vectors to train on. Default: 50 a list.", "min": 1}
-    )
-    queries: str | None = field(
-        default=None,
-        metadata={"help": "Vectors of queries to measure recall with. Default: vectors held out of the sample."},
-    )
-    recall_queries: int = field(default=1000, metadata={"help": "Queries that recall is measured with.", "min": 1})
-    min_recall: float | None = field(
-        default=None, metadata={"help": "End with an error where recall@10 is lower at every effort; the index stays."}
-    )
-    merge: int | None = field(
-        default=None, metadata={"help": "Also merge the pieces on disk into N indexes of about equal size.", "min": 1}
-    )
-    exports: tuple[str, ...] = field(default=(), metadata={"help": f"Also write, by commas: {', '.join(EXPORTS)}."})
-    shard_rows: int | None = field(
-        default=None, metadata={"help": "Rows a shard of the encoding. Default: about 64 MiB of vectors.", "min": 1}
-    )
-    storage_option: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", "many": True},
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Print kind, sizes, memory and time by stage, and stop."})
-    suppose: str | None = field(
-        default=None, metadata={"help": "With --dry-run: a corpus of ROWSxDIM, as 1000000000x1024, instead of --input."}
-    )
-    price_per_hour: float | None = field(default=None, metadata={"help": "Dollars a worker-hour, for --dry-run."})
+    merge: int | None = option("Also merge the segments on disk into N indexes of about equal size.", None, min=1)
+    exports: tuple[str, ...] = option(f"Also write, by commas: {', '.join(EXPORTS)}.", ())
+    storage: StorageOptions = group(StorageOptions)
+    workers: CpuWorkerOptions = group(CpuWorkerOptions)
+    dry_run: bool = option("Print kind, sizes, memory and time by stage, and stop.", False)
+    suppose: str | None = option("With --dry-run: a corpus of ROWSxDIM, as 1000000000x1024, instead of --input.", None)
+    price_per_hour: float | None = option("Dollars a worker-hour, for --dry-run.", None)
+
+    @property
+    def folder(self) -> Folder:
+        """The folder of the index."""
+        return Folder(absolute(self.output), self.storage.fsspec)
 
 
 @dataclass(frozen=True)
 class IndexBuild:
-    """An opened build. rows: vectors at its first command, which kind and lists were chosen for. `choice` is as it was then, and so
-    is `held`: how many vectors the sample leaves out to ask for."""
+    """An opened build.
+
+    format: of the input's vectors. choice: kind and lists, chosen by the first command. rows: vectors in the input of the first
+    command. held_out: vectors that the sample leaves out of training, as queries. key: fixed by the settings.
+    """
 
     config: IndexConfig
     folder: Folder
-    vectors: Vectors
+    format: VectorFormat
     choice: IndexPlan
     rows: int
-    held: int
+    held_out: int
     id_column: str | None
     key: str
 
@@ -99,84 +88,142 @@ class IndexBuild:
     def kind(self) -> IndexKind:
         return self.choice.kind
 
-    def stage(self, name: str) -> Folder:
-        return self.folder.below(f"{STAGES}/{name}")
+    @property
+    def workers(self) -> WorkerOptions:
+        """The workers of a stage: on CPUs, also where nodes have GPUs."""
+        return WorkerOptions(**vars(self.config.workers), gpus_per_worker=0.0)
 
-    def options(self, input: str, output: Folder, **more: Any) -> VectorOptions:
-        """How a stage runs: on CPUs, wherever there are some."""
-        shared = {each.name: getattr(self.config, each.name) for each in fields(CpuWorkerOptions)}
-        shared |= {"gpus_per_worker": 0.0, "storage_option": self.config.storage_option}
-        return VectorOptions(**(shared | more), input=input, output=output.url)
+    def input(self) -> VectorOptions:
+        """The input, its rows named as in the first command."""
+        return replace(self.config.vectors, id_column=self.id_column)
+
+    def measure_input(self) -> Corpus:
+        options = self.config.vectors
+        return measure(list_files(options, self.storage), options, self.storage, strict=True)
+
+    def source(self, columns: pa.Schema, keep_columns: tuple[str, ...] = ()) -> VectorSource:
+        """A reader of the input's vectors. columns: all columns of the input."""
+        return VectorSource(
+            column=self.config.vectors.vector_column,
+            id_column=self.id_column,
+            keep_columns=keep_columns,
+            dim=self.format.dim,
+            normalize=self.config.metric == "cosine",
+            has_reasons=self.format.has_reasons,
+            columns=columns,
+            storage=self.storage,
+            ranges=self.format.ranges,
+        )
+
+    def stage(self, name: str, *fixed: Any) -> Folder:
+        """The folder of a stage. fixed: everything that decides its rows, beside the settings of the build."""
+        return stage_folder(self.folder, name, *fixed)
+
+    def run_stage(
+        self,
+        folder: Folder,
+        label: str,
+        mapper: MakeMapper,
+        plan: Callable[[], tuple[pa.Table, pa.Schema]],
+        settings: Mapping[str, Any],
+        weight_bytes: float = 0,
+        workers: WorkerOptions | None = None,
+    ) -> list[Part]:
+        """Run or resume a stage; its parts, which are all there. Raises RunError when a shard failed for good.
+
+        plan: makes the shards and the columns of their files. settings: with `job`, its name. weight_bytes: that each worker loads.
+        """
+        request = WorkerRequest(workers or self.workers, int(weight_bytes))
+        return self.run_planned(folder, label, mapper, FixedPlanner(plan, request), settings)
+
+    def run_planned(
+        self, folder: Folder, label: str, mapper: MakeMapper, planner: Planner, settings: Mapping[str, Any]
+    ) -> list[Part]:
+        """The same, with shards of any planner."""
+        job = Job(label, {**settings, "build": self.key}, mapper)
+        return require_complete(run_job(job, folder, planner), folder.url).parts
 
 
 def open_index_build(config: IndexConfig) -> IndexBuild:
-    """Read the input's footers; start the build, or take up the one that is there. Raises ShoalError, within seconds."""
+    """Read the footers of the input; start the build, or resume the one in the folder. Raises ShoalError, within seconds."""
     check(config)
-    folder = Folder(absolute(config.output), parse_options(config.storage_option))
+    folder, options = config.folder, config.vectors
     folder.probe()
-    options = corpus_options(config)
     files = list_files(options, folder.options)
-    vectors = describe(files, config.vector_column, folder.options)
-    record = read_run_config(folder)
-    if record is None:
-        left = [folder.below(name) for name in (SEGMENTS, ROWS)]
-        if stray := [name for name in (CARD, MANIFEST, TRAINED) if folder.exists(name)] + [
-            f"{each.url}/{name}" for each in left for name in each.list()
-        ]:
-            raise UsageError(f"{folder.url} holds {stray[0]}, and no build of ours. Choose an empty --output")
+    format = describe(files, options.vector_column, folder.options)
+    run_config = read_run_config(folder)
+    if run_config is None:
+        _refuse_stray_files(folder)
         corpus = measure(files, options, folder.options, strict=True)
-        check_ids(corpus, folder.options)
-        choice = _chosen(config, corpus, vectors)
-        about: dict[str, Any] = {
-            "rows": int(corpus.rows),
-            "id_column": corpus.id_column,
-            "kind": to_spec(choice.kind),
-        }
-        about |= {"lists": choice.lists, "why": list(choice.why), "bytes": choice.bytes, "vectors": dict(vectors.made)}
-        about |= {"dim": vectors.dim, "held": config.recall_queries}
-        record = create_run_config(folder, {"settings": settings(config, folder.options)} | about)
-    check_same_settings(folder, record["settings"], settings(config, folder.options))
-    said = unlike(record["vectors"], vectors.made)
-    if record["dim"] != vectors.dim or said:
+        run_config = create_run_config(folder, _new_run_config(config, corpus, format))
+    check_same_settings(folder, run_config["settings"], settings(config))
+    _refuse_other_encoder(config, run_config, format)
+    kind = parse(run_config["kind"])
+    refuse_for_kind(config, kind)
+    choice = IndexPlan(kind, run_config["lists"], tuple(run_config["why"]), run_config["bytes"])
+    return IndexBuild(
+        config=config,
+        folder=folder,
+        format=format,
+        choice=choice,
+        rows=run_config["rows"],
+        held_out=run_config["held_out"],
+        id_column=run_config["id_column"],
+        key=run_config["key"],
+    )
+
+
+def _new_run_config(config: IndexConfig, corpus: Corpus, format: VectorFormat) -> dict[str, Any]:
+    check_ids(corpus, config.storage.fsspec)
+    choice = choose_for(config, corpus, format)
+    return {
+        "settings": settings(config),
+        "rows": int(corpus.rows),
+        "id_column": corpus.id_column,
+        "kind": to_spec(choice.kind),
+        "lists": choice.lists,
+        "why": list(choice.why),
+        "bytes": choice.bytes,
+        "encoder": dict(format.encoder),
+        "dim": format.dim,
+        "held_out": config.recall_queries,
+    }
+
+
+def _refuse_stray_files(folder: Folder) -> None:
+    """Raise UsageError for files of an index in a folder without a build."""
+    stray = [name for name in (CARD, MANIFEST, TRAINED) if folder.exists(name)]
+    for below in (folder.below(SEGMENTS), folder.below(ROWS)):
+        stray += [f"{below.url}/{name}" for name in below.list()]
+    if stray:
+        raise UsageError(f"{folder.url} holds {stray[0]}, and no build of ours. Choose an empty --output")
+
+
+def _refuse_other_encoder(config: IndexConfig, run_config: Mapping[str, Any], format: VectorFormat) -> None:
+    """Raise InputError for vectors that cannot be compared with those of the index."""
+    difference = encoder_difference(run_config["encoder"], format.encoder)
+    if run_config["dim"] != format.dim or difference:
         raise InputError(
-            f"the vectors at {config.input} have {vectors.dim} dimensions, those of the index {record['dim']}"
-            + (f"; {said}" if said else "")
+            f"the vectors at {config.vectors.input} have {format.dim} dimensions, those of the index {run_config['dim']}"
+            + (f"; {difference}" if difference else "")
             + ". They cannot be compared: build another index"
         )
-    kind = parse(record["kind"])
-    refuse_for_kind(config, kind)
-    choice = IndexPlan(kind, record["lists"], tuple(record["why"]), record["bytes"])
-    return IndexBuild(
-        config, folder, vectors, choice, record["rows"], record["held"], record["id_column"], record["key"]
-    )
 
 
-def corpus_options(config: IndexConfig) -> VectorOptions:
-    kept = dict.fromkeys([config.vector_column, *config.keep_columns])
-    return VectorOptions(
-        input=config.input,
-        output=config.output,
-        id_column=config.id_column,
-        keep_columns=tuple(kept),
-        limit=config.limit,
-        shard_rows=config.shard_rows,
-        storage_option=config.storage_option,
-    )
-
-
-def _chosen(config: IndexConfig, corpus: Corpus, vectors: Vectors) -> IndexPlan:
+def choose_for(config: IndexConfig, corpus: Corpus, format: VectorFormat) -> IndexPlan:
+    """Choose kind and lists for a corpus. Raises InputError for one without rows, UsageError for options that cannot be."""
     if not corpus.rows:
-        raise InputError(f"{config.input} has no rows")
-    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
+        raise InputError(f"{config.vectors.input} has no rows")
+    choice = choose(config.kind, config.lists, corpus.rows, format.dim, config.memory, config.recall, config.merge)
     refuse_for_kind(config, choice.kind)
     return choice
 
 
 def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
-    """Raises UsageError for a merge or an export that this kind of index, or this machine, cannot make."""
+    """Raise UsageError for a merge or an export that this kind of index, or this machine, cannot make."""
     if config.merge and not kind.mergeable:
         raise UsageError(
-            f"--merge {config.merge}: faiss cannot merge {to_spec(kind)} on disk. Its pieces are searched as they are: leave "
+            f"--merge {config.merge}: faiss cannot merge {to_spec(kind)} on disk. Its segments are searched as they are: leave "
             "--merge out, or choose ivf-pq, ivf-rabitq, ivf-sq8 or ivf-flat"
         )
     if "centroids" in config.exports and not kind.has_lists:
@@ -186,7 +233,7 @@ def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
         )
     if "lance" not in config.exports:
         return
-    if VECTOR in config.keep_columns:
+    if VECTOR in config.vectors.keep_columns:
         raise UsageError(
             f"--exports lance calls the vectors {VECTOR!r}: --keep-columns has another column of that name"
         )
@@ -195,8 +242,9 @@ def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
 
 
 def check(config: IndexConfig) -> None:
-    """Options that cannot go together, or values that cannot be. Raises UsageError."""
-    if not config.input and not config.suppose:
+    """Raise UsageError for options that cannot go together, or values that cannot be."""
+    options = config.vectors
+    if not options.input and not config.suppose:
         raise UsageError("no --input. Give the folder that embed_corpus.py wrote, or any Parquet with a vector column")
     if config.kind != AUTO:
         parse(config.kind)
@@ -205,21 +253,34 @@ def check(config: IndexConfig) -> None:
             raise UsageError(f"--{name} {share:g} is a share: over 0, and 1 at most")
     if unknown := set(config.exports) - set(EXPORTS):
         raise UsageError(f"--exports {unknown.pop()}: choose from {', '.join(EXPORTS)}")
-    if taken := RESERVED & set(config.keep_columns):
-        raise UsageError(f"--keep-columns {taken.pop()}: the rows have a column of that name of their own. Rename it")
+    if reserved := RESERVED & set(options.keep_columns):
+        raise UsageError(
+            f"--keep-columns {reserved.pop()}: the rows have a column of that name of their own. Rename it"
+        )
     if config.suppose and not config.dry_run:
         raise UsageError("--suppose is for --dry-run: it names a corpus that is not there")
     if config.suppose:
         return
     if not config.output:
         raise UsageError("no --output. Give a folder for the index, as --output index/ or s3://bucket/index/")
-    refuse_nested(config.input, corpus_options(config))
+    refuse_nested(options.input, config.output, config.storage.fsspec)
 
 
-def settings(config: IndexConfig, storage: Mapping[str, Any]) -> dict[str, Any]:
-    """What fixes the index. What is measured, merged or exported besides may change."""
-    fs, path = filesystem(config.input, storage)
-    named = ("kind", "lists", "metric", "vector_column", "id_column", "limit", "sample_rows", "shard_rows")
-    found = {name: getattr(config, name) for name in named} | {"keep_columns": list(config.keep_columns)}
+def settings(config: IndexConfig) -> dict[str, Any]:
+    """The settings that fix the index. Measurements, merges and exports may change."""
+    options = config.vectors
+    fs, path = filesystem(options.input, config.storage.fsspec)
     auto = {"memory": config.memory, "recall": config.recall} if config.kind == AUTO else {}
-    return {"verb": "index", "input": fs.unstrip_protocol(path)} | found | auto
+    return auto | {
+        "job": "index",
+        "input": fs.unstrip_protocol(path),
+        "kind": config.kind,
+        "lists": config.lists,
+        "metric": config.metric,
+        "sample_rows": config.sample_rows,
+        "vector_column": options.vector_column,
+        "id_column": options.id_column,
+        "keep_columns": list(options.keep_columns),
+        "limit": options.limit,
+        "shard_rows": options.shard_rows,
+    }

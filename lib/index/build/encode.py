@@ -1,6 +1,5 @@
-"""Every input row with its list and code, or the reason that it has none: the exactly-once part of a build."""
+"""Encoding of the rows: each input row with its list and code, or with the reason that it has none."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,57 +7,54 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.shards import Shard
-from ...engine.mapper import Tables
+from ...engine.mapper import FusedMapper, Result
 from ...storage.folder import Folder
 from ..kinds import IndexKind
 from .codec import Coder, error_stride, load_index, quantization_error
-from .layout import CODE, FACTS, LIST, TRAINED
-from .stage_parts import PATHS, OfParts, column, shard_of
+from .layout import CODE, LIST, TRAINED
+from .stage_parts import binary_column
 from .threads import compute_with
-from .vector_source import Rows, Source
+from .vector_source import VectorRows, VectorSource
 
 
 @dataclass(frozen=True)
-class EncodeMapper(OfParts):
-    """The verb. A part's rows are `id`, the carried columns, LIST, CODE and `error`; FACTS tells how well the centroids fit."""
+class EncodeMapper(FusedMapper):
+    """A shard of vectors -> rows with `id`, the kept columns, LIST, CODE and `error`.
 
-    source: Source
+    Facts of a part: `vectors`, and `error`, their quantization error.
+    """
+
+    source: VectorSource
     kind: IndexKind
     folder: Folder  # of TRAINED
     threads: int
 
-    def worker(self) -> Callable[[Tables], Tables]:
+    def load(self) -> Callable[[Shard], Result]:
         compute_with(self.threads)
         coder = Coder(self.kind, load_index(self.folder.read(TRAINED)))
 
-        def work(bundle: Tables) -> Tables:
+        def encode(shard: Shard) -> Result:
             tables, errors, count = [], np.zeros(2), 0
-            for rows in self.source.batches(shard_of(bundle[PATHS])):
-                vectors = rows.vectors if rows.good.all() else rows.vectors[rows.good]  # no copy where all have one
+            for rows in self.source.batches(shard):
+                vectors = rows.valid_vectors
                 lists, codes = coder.encode(vectors)
-                tables.append(_coded(rows, lists, codes))
-                some = error_stride(len(vectors))
-                errors += coder.errors(vectors[some], lists[some])
+                tables.append(_encoded(rows, lists, codes))
+                checked = error_stride(len(vectors))
+                errors += coder.errors(vectors[checked], lists[checked])
                 count += len(vectors)
-            facts = json.dumps({"error": quantization_error(errors), "vectors": count})
-            return {"rows": pa.concat_tables(tables).replace_schema_metadata({FACTS: facts})}
+            table = pa.concat_tables(tables)
+            counts = {"source_rows": len(table), "errors": len(table) - table["error"].null_count}
+            return Result(table, counts, {"error": quantization_error(errors), "vectors": count})
 
-        return work
-
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        table, counts = super().finish(shard, bundle)
-        return table, counts | {"source_rows": table.num_rows, "errors": table.num_rows - table["error"].null_count}
+        return encode
 
 
-def _coded(rows: Rows, lists: np.ndarray, codes: np.ndarray) -> pa.Table:
-    """The rows with lists and codes, which only the good ones have."""
-    places = pa.array(np.cumsum(rows.good) - 1, mask=~rows.good)
-    found = {
-        LIST: pa.array(lists.astype(np.int32)).take(places),
-        CODE: column(codes).take(places),
-        "error": rows.reasons,
-    }
+def _encoded(rows: VectorRows, lists: np.ndarray, codes: np.ndarray) -> pa.Table:
+    """The rows with lists and codes, null in rows without a vector."""
+    valid = rows.valid
+    places = pa.array(np.cumsum(valid) - 1, mask=~valid)
     table = rows.table
-    for name, values in found.items():
+    columns = {LIST: pa.array(lists.astype(np.int32)).take(places), CODE: binary_column(codes).take(places)}
+    for name, values in (columns | {"error": rows.reasons}).items():
         table = table.append_column(name, values)
     return table

@@ -1,17 +1,16 @@
-"""How vectors become an index, a stage each: sample, train, encode, assemble, measure. Every stage is a map over shards.
+"""The folder of an index, and the columns of its stages. Every stage is a map over shards.
 
-OUTPUT/_run.json            what the build is: the same settings go on, others are refused
-OUTPUT/_build/...           the stages' own runs: the sample, what was trained, what was measured
+OUTPUT/_run.json            the settings of the build: the same ones resume, others are refused
+OUTPUT/_stages/...          runs of the stages: the training sample, centroids, segments, measured recall
 OUTPUT/trained.faiss        the empty index: centroids and codec
 OUTPUT/rows/                a Parquet row for each input row: its id, its list and code, or the reason that it has none
-OUTPUT/pieces/              plain faiss files, each with its own share of the rows
-OUTPUT/merged/              the pieces merged on disk, where that was asked for
-OUTPUT/manifest.json        which files the index is made of: written last
-OUTPUT/card.json, README.md what it is, and its measured recall
+OUTPUT/segments/            plain faiss files, each of some of the rows
+OUTPUT/merged/              the segments merged on disk, with --merge
+OUTPUT/manifest.json        the files of the index: written last
+OUTPUT/card.json, README.md the index described, with its measured recall
 """
 
 TRAINED, MANIFEST, CARD = "trained.faiss", "manifest.json", "card.json"
-ROWS, SEGMENTS, MERGED, STAGES = "rows", "pieces", "merged", "_build"
-LIST, CODE, VECTOR, NUMBER = "list", "code", "vector", "number"  # columns of what the stages leave
-FILE, ROW, HELD = "file", "row", "held"
-FACTS = b"shoal.facts"  # in a part's metadata: what its shard found out, as JSON
+ROWS, SEGMENTS, MERGED = "rows", "segments", "merged"
+LIST, CODE, VECTOR, NUMBER = "list", "code", "vector", "number"  # columns of the stages' parts
+FILE, ROW, HELD_OUT = "file", "row", "held_out"

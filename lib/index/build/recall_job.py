@@ -1,148 +1,175 @@
-"""The driver of the measurement: what the pieces find, against exact search over everything there is."""
+"""The driver of the measurement: the segments' search of some queries, against exact search of all vectors."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...engine.job import Job, carry_out_planned, require_complete
-from ...engine.parts import Part, parquet_bytes
+from ...engine.parts import FOOTER_THREADS, Part, parquet_bytes, read_facts
 from ...engine.run import Run, read_plan
 from ...engine.workers import WorkerPlan
 from ...errors import InputError
+from ...storage.filesystem import open_file
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
+from ..exact.top_k_merge import TopKMerge
 from ..kinds import search_parameter_values
 from .config import IndexBuild
-from .layout import NUMBER, ROWS, TRAINED
-from .recall import (
-    LISTED,
-    PAIR,
-    PARTS_AT_ONCE,
-    QUERIES,
-    Exact,
-    GroundTruthMapper,
-    Lists,
-    Measured,
-    ProbeSegment,
-    Shorten,
-    measured,
-    merge_top_k,
-    pairs,
-)
+from .layout import ROWS, TRAINED
+from .recall import EXACT, LISTS, PAIR_COLUMNS, ExactScores, Lists, Pairs, RecallPoint, lists_by_value, recall_points
+from .recall_mappers import QUERIES, GroundTruthMapper, ProbeSegment, read_queries
 from .recall_queries import fixed, queries_of
-from .segments_job import Manifest, lists_in, piece_files
-from .stage_parts import File, facts_of, files_of, files_plan, read_parts, some_shards
-from .train_job import source
+from .segments_job import Manifest, lists_in, segment_files
+from .stage_parts import StageFile, files_of, files_plan, read_parts, rows_of_shards, some_shards
 
 log = logging.getLogger("shoal")
 
+PARTS_AT_ONCE = 64  # of lists, that are merged into one
 
-def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[Measured], int]:
-    """By effort; and how many queries it is measured with. Only what new generations hold is searched again."""
+
+@dataclass(frozen=True)
+class Measurement:
+    """The queries, published in a folder as QUERIES. own: the row that each one is, or NO_ROW. plan, columns: of the encoded rows."""
+
+    folder: Folder
+    name: str
+    own: np.ndarray
+    values: tuple[int, ...]
+    plan: pa.Table
+    columns: pa.Schema
+
+
+def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[RecallPoint], int]:
+    """The recall at each value of the search parameter; and the number of queries. Only new generations are searched again."""
+    measurement = _open(build)
+    queries = len(measurement.own)
+    seconds = dict.fromkeys(measurement.values, 0.0)
+    probes: list[StageFile] = []
+    exact: list[StageFile] = []
+    pair_tables: list[pa.Table] = []
+    for generation in manifest["generations"]:
+        names = [segment["name"] for segment in generation["segments"]]
+        key = fingerprint(measurement.name, generation["shards"], names)
+        probed, parts = _probe(build, measurement, key, generation)
+        for fact in read_facts(probed, parts):
+            for value in measurement.values:
+                seconds[value] += fact["seconds"][str(value)]
+        lists = _merged(build, files_of(probed, parts))
+        probes += lists
+        files = _search_exactly(build, measurement, key, generation, lists)
+        pair_tables += _read_pairs(files, build.storage)
+        exact += _merged(build, files)
+    numbers = {value: numbers for value, (_, numbers) in _read_lists(build, probes, queries).items()}
+    nearest = _read_lists(build, exact, queries)[EXACT]
+    measurement.folder.sweep(done=measurement.folder.list())
+    return recall_points(numbers, ExactScores(nearest, pair_tables), seconds), queries
+
+
+def _open(build: IndexBuild) -> Measurement:
+    """Publish the queries, unless a command did. Raises InputError where there are none."""
     plan, columns = read_plan(build.folder.below(ROWS))
     name = fingerprint(build.key, fixed(build), build.config.recall_queries)
-    place = build.stage(f"queries-{name}")
-    if not place.exists(QUERIES):
-        place.claim(QUERIES, parquet_bytes(queries_of(build, plan)))
-    own = pq.read_table(pa.BufferReader(place.read(QUERIES)))[NUMBER].to_numpy()
+    folder = build.stage("queries", name)
+    if not folder.exists(QUERIES):
+        folder.claim(QUERIES, parquet_bytes(queries_of(build, plan)))
+    _, own = read_queries(folder)
     if not len(own):
         raise InputError(
             "no vector to measure recall with: no row that was held out of the sample has one. Give some with --queries"
         )
     if len(own) < build.config.recall_queries:
         log.info(f"recall is measured with {len(own):,} queries: there are no more")
-    wanted = search_parameter_values(build.kind, lists_in(build))
-    truth: list[File] = []
-    probes: list[File] = []
-    seconds = dict.fromkeys(wanted, 0.0)
-    for generation in manifest["generations"]:
-        key = fingerprint(name, generation["shards"], [piece["name"] for piece in generation["pieces"]])
-        shards = some_shards(plan, *generation["shards"])
-        probed, folder = _probe(build, place, key, generation, wanted), build.stage(f"probe-{key}")
-        for fact in facts_of(folder, probed):
-            for effort in wanted:
-                seconds[effort] += fact["seconds"][str(effort)]
-        found = _shortened(build, place, files_of(folder, probed))
-        if not place.exists(_found(key)):
-            lists, _ = _lists(build, found, own)
-            place.claim(_found(key), parquet_bytes(pa.table({PAIR: pairs(numbers for _, numbers in lists.values())})))
-        truth += _shortened(build, place, _truth(build, place, key, shards, columns, generation))
-        probes += found
-    best = {effort: numbers for effort, (_, numbers) in _lists(build, probes, own)[0].items()}
-    nearest, scored = _lists(build, truth, own, pairs(best.values()))
-    place.sweep(done=place.list())
-    return measured(best, Exact(nearest[0], scored), seconds), len(own)
+    return Measurement(folder, name, own, search_parameter_values(build.kind, lists_in(build)), plan, columns)
 
 
-def _found(key: str) -> str:
-    return f"found-{key}.parquet"
+def _probe(
+    build: IndexBuild, measurement: Measurement, key: str, generation: Mapping[str, Any]
+) -> tuple[Folder, list[Part]]:
+    """Search the generation's segments; the folder of the stage and its parts."""
+    folder, files = build.stage("probe", key), segment_files(build, generation["segments"])
+
+    def mapper(run: Run, workers: WorkerPlan) -> ProbeSegment:
+        metric, values = build.config.metric, measurement.values
+        return ProbeSegment(build.kind, metric, values, measurement.folder, workers.threads, build.storage)
+
+    parts = build.run_stage(
+        folder,
+        "searching the index",
+        mapper,
+        lambda: files_plan([[file] for file in files]),
+        {"job": "probe", "key": key, "values": list(measurement.values)},
+        weight_bytes=build.folder.list(TRAINED)[TRAINED],  # every segment repeats the empty index
+    )
+    return folder, parts
 
 
-def _lists(
-    build: IndexBuild, files: Sequence[File], own: np.ndarray, wanted: np.ndarray | None = None
-) -> tuple[dict[int, Lists], list[pa.Table]]:
-    paths = pa.table({"path": [file.path for file in files]})
-    return merge_top_k(read_parts(paths, LISTED, build.storage), own, wanted)
+def _search_exactly(
+    build: IndexBuild,
+    measurement: Measurement,
+    key: str,
+    generation: Mapping[str, Any],
+    lists: Sequence[StageFile],
+) -> list[StageFile]:
+    """Search the generation's vectors; the parts, with the exact scores of the pairs in the segments' lists."""
+    folder, pairs = build.stage("exact", key), f"pairs-{key}.parquet"
+    if not measurement.folder.exists(pairs):
+        numbers = [numbers for _, numbers in _read_lists(build, lists, len(measurement.own)).values()]
+        measurement.folder.claim(pairs, parquet_bytes(Pairs.of_lists(numbers).to_table()))
+    shards = some_shards(measurement.plan, *generation["shards"])
+    rows = rows_of_shards(shards)
+    firsts = tuple((generation["segments"][0]["first"] + np.cumsum(rows) - rows).tolist())
+
+    def mapper(run: Run, workers: WorkerPlan) -> GroundTruthMapper:
+        return GroundTruthMapper(
+            source=build.source(run.columns),
+            metric=build.config.metric,
+            folder=measurement.folder,
+            pairs=pairs,
+            firsts=firsts,
+            threads=workers.threads,
+        )
+
+    label, settings = "exact search of the queries", {"job": "exact", "key": key}
+    parts = build.run_stage(folder, label, mapper, lambda: (shards, measurement.columns), settings)
+    return files_of(folder, parts)
 
 
-def _shortened(build: IndexBuild, place: Folder, files: list[File]) -> list[File]:
-    """The same lists in few enough parts for the driver to go through."""
+def _merged(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
+    """The same lists in at most PARTS_AT_ONCE parts, which the driver can read."""
     if len(files) <= PARTS_AT_ONCE:
         return files
     key = fingerprint([file.path for file in files])
-    folder = build.stage(f"lists-{key}")
-    job = Job("shortening the lists", {"verb": "lists", "key": key}, _shorten(build, place))
+    folder = build.stage("lists", key)
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]
-    outcome = carry_out_planned(job, build.options(place.url, folder), lambda: files_plan(groups))
-    return _shortened(build, place, files_of(folder, require_complete(outcome, folder.url).parts))
-
-
-def _shorten(build: IndexBuild, place: Folder) -> Callable[[Run, WorkerPlan], Shorten]:
-    return lambda ledger, workers: Shorten(place, build.storage)
-
-
-def _truth(
-    build: IndexBuild, place: Folder, key: str, shards: pa.Table, columns: pa.Schema, generation: dict[str, Any]
-) -> list[File]:
-    """The parts of nearest vectors, and of the scores of what was found."""
-    rows = shards.group_by("shard", use_threads=False).aggregate([("rows", "sum")])["rows_sum"].to_numpy()
-    start = generation["pieces"][0]["first"]
-    firsts = tuple((start + np.cumsum(rows) - rows).tolist())
-
-    def verb(ledger: Run, workers: WorkerPlan) -> GroundTruthMapper:
-        return GroundTruthMapper(
-            source(build, ledger.columns), build.config.metric, place, _found(key), firsts, workers.threads
-        )
-
-    folder = build.stage(f"truth-{key}")
-    job = Job("exact search of the queries", {"verb": "truth", "key": key}, verb)
-    options = build.options(build.config.input, folder)
-    outcome = require_complete(carry_out_planned(job, options, lambda: (shards, columns)), folder.url)
-    return files_of(folder, outcome.parts)
-
-
-def _probe(build: IndexBuild, place: Folder, key: str, generation: dict[str, Any], wanted: Sequence[int]) -> list[Part]:
-    """The parts of what the generation's pieces find."""
-
-    def verb(ledger: Run, workers: WorkerPlan) -> ProbeSegment:
-        return ProbeSegment(build.kind, build.config.metric, tuple(wanted), place, workers.threads, build.storage)
-
-    folder, files = build.stage(f"probe-{key}"), piece_files(build, generation["pieces"])
-    job = Job(
-        "searching the index",
-        {"verb": "probe", "key": key, "efforts": list(wanted)},
-        verb,
-        weight_bytes=_trained(build),
+    parts = build.run_stage(
+        folder,
+        "merging the lists",
+        lambda run, workers: TopKMerge(LISTS, build.storage),
+        lambda: files_plan(groups),
+        {"job": "lists", "key": key},
     )
-    options = build.options(place.url, folder)
-    outcome = carry_out_planned(job, options, lambda: files_plan([[file] for file in files]))
-    return require_complete(outcome, folder.url).parts
+    return _merged(build, files_of(folder, parts))
 
 
-def _trained(build: IndexBuild) -> int:
-    """Bytes of the empty index, which every piece repeats and a reader of one holds."""
-    return build.folder.list(TRAINED)[TRAINED]
+def _read_lists(build: IndexBuild, files: Sequence[StageFile], queries: int) -> dict[int, Lists]:
+    """The lists in some parts merged, by value of the search parameter. Memory: two lists a query and value."""
+    tables = read_parts([file.path for file in files], LISTS.columns, build.storage)
+    return lists_by_value(LISTS.merge(tables), queries)
+
+
+def _read_pairs(files: Sequence[StageFile], storage: Mapping[str, Any]) -> list[pa.Table]:
+    """The exact scores of pairs: the last row group of each part."""
+
+    def read(file: StageFile) -> pa.Table:
+        with open_file(file.path, storage) as opened, pq.ParquetFile(opened) as parquet:
+            groups = range(parquet.num_row_groups)[-1:]
+            table = parquet.read_row_groups(list(groups), columns=list(PAIR_COLUMNS))
+        return table.filter(table["exact_score"].is_valid())
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(read, files))

@@ -1,6 +1,5 @@
-"""The training sample: rows drawn evenly over the whole input, the same ones each time."""
+"""The training sample: rows spread evenly over the whole input, the same ones each time."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,31 +11,30 @@ import pyarrow.compute as pc
 
 from ...data.corpus import Corpus
 from ...data.formats import Measure
-from ...data.shards import PLAN_SCHEMA, count_shards, cut_shards
-from ...engine.mapper import Tables
-from ...engine.parts import GROUPS
-from .layout import FACTS, FILE, HELD, ROW, VECTOR
-from .stage_parts import PATHS, OfParts, column, shard_of
-from .vector_source import SHARD_BYTES, Source, off_unit
+from ...data.shards import PLAN_SCHEMA, Shard, count_shards, cut_shards
+from ...engine.mapper import FusedMapper, Result
+from .layout import FILE, HELD_OUT, ROW, VECTOR
+from .stage_parts import binary_column
+from .vector_source import SHARD_BYTES, VectorSource, off_unit_share
 
-BLOCK = 4096  # rows that are read together, and of which some are drawn
-LEAST_BLOCKS = 64
-DEEP = 8  # blocks: such row groups, of 32,768 rows, are the embed job's
-READ = 2  # rows that are read for one that is drawn, where the input is large: order in a file must not decide
+BLOCK = 4096  # rows that are read together; a part of them is sampled
+MIN_BLOCKS = 64
+SHORT_GROUP = 8  # blocks of a row group, at most: the embed job's row groups have 32,768 rows
+ROWS_READ = 2  # rows read for one that is sampled, in a large input: the order within a file must not decide
 
 
 def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
-    """Shards of the blocks that are read, evenly over the input; enough of them that `rows` can be drawn.
+    """Shards of blocks spread evenly over the input, enough of them to sample `rows` rows.
 
-    Of a row group all that lies before a block is decoded, too: in an input of short groups, as the embed job's, those are
-    preferred that lie near the beginning. In long groups order may decide, and blocks lie evenly.
+    Reading a block decodes everything before it in its row group. So where all row groups are short, as the embed job's, blocks
+    near the beginnings of row groups are preferred. In long row groups the order of rows may decide, and blocks are spread evenly.
     """
     blocks = cut_shards(corpus, BLOCK)
-    there = count_shards(blocks)
-    count = min(there, max(LEAST_BLOCKS, -(-rows * READ // BLOCK)))
+    total = count_shards(blocks)
+    count = min(total, max(MIN_BLOCKS, -(-rows * ROWS_READ // BLOCK)))
     depths = _depths(blocks, corpus)
-    short = there > 0 and depths.max() < DEEP
-    near = np.flatnonzero(depths <= np.sort(depths)[count - 1]) if short else np.arange(there)
+    short = total > 0 and depths.max() < SHORT_GROUP
+    near = np.flatnonzero(depths <= np.sort(depths)[count - 1]) if short else np.arange(total)
     chosen = near[np.unique(np.linspace(0, len(near) - 1, count).round().astype(np.int64))]
     plan = blocks.filter(pc.is_in(blocks["shard"], pa.array(chosen)))
     places = pc.index_in(plan["shard"], pa.array(chosen)).to_numpy().astype(np.int64)
@@ -46,7 +44,7 @@ def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
 
 
 def _joined(plan: pa.Table) -> pa.Table:
-    """The plan with one slice for those that follow each other in a file and a shard: each slice is decoded by itself."""
+    """The plan with neighbouring ranges of a file and shard joined to one: each range is decoded by itself."""
     joined: list[dict[str, Any]] = []
     for row in plan.to_pylist():
         last = joined[-1] if joined else {}
@@ -58,45 +56,45 @@ def _joined(plan: pa.Table) -> pa.Table:
 
 
 def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
-    """Blocks that lie before each one in its row group, int64 [shards]."""
+    """int64 [shards]: the number of blocks before each one in its row group."""
     breaks = {f.path: m.breaks for f, m in zip(corpus.files, corpus.measures, strict=True) if isinstance(m, Measure)}
-    found: dict[int, int] = {}
+    depths: dict[int, int] = {}
     for shard, path, start in zip(*(blocks[name].to_pylist() for name in ("shard", "path", "start")), strict=True):
         place = bisect_right(breaks.get(path, ()), start)
-        found.setdefault(shard, (start - (breaks[path][place - 1] if place else 0)) // BLOCK)
-    return np.array(list(found.values()), np.int64)
+        depths.setdefault(shard, (start - (breaks[path][place - 1] if place else 0)) // BLOCK)
+    return np.array(list(depths.values()), np.int64)
 
 
 @dataclass(frozen=True)
-class SampleMapper(OfParts):
-    """The verb: `draw` of a shard's vectors to train on, and of the others `hold` to ask for; a tenth of what there is at most.
+class SampleMapper(FusedMapper):
+    """A shard of vectors -> a random sample of them: VECTOR, its FILE and ROW, and HELD_OUT.
 
-    A part has VECTOR, FILE and ROW, where it lies, and HELD.
+    training: vectors of a shard to train on. held_out: vectors to measure recall with, at most a tenth of the shard. A part's
+    held-out rows come first and are a row group of their own, which is read alone. Facts: `held_out`, their number; `off_unit`, the
+    share of vectors not of length 1.
     """
 
-    source: Source
-    draw: int
-    hold: int
+    source: VectorSource
+    training: int
+    held_out: int
 
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
+    def load(self) -> Callable[[Shard], Result]:
+        return self._sample
 
-    def _work(self, bundle: Tables) -> Tables:
-        shard = shard_of(bundle[PATHS])
+    def _sample(self, shard: Shard) -> Result:
         rows = self.source.read(shard)
-        places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.good))
-        held = min(self.hold, len(places) // 10)
-        places = places[: held + self.draw]
-        sizes = [piece.rows for piece in shard.ranges]
-        slices = pa.array(np.repeat(np.arange(len(sizes)), sizes)[places])
-        files = pa.array([piece.path for piece in shard.ranges], pa.string()).take(slices)
-        lines = np.concatenate([np.arange(piece.start, piece.stop) for piece in shard.ranges])
-        data = {
-            VECTOR: column(rows.vectors[places]),
-            FILE: files,
-            ROW: lines[places],
-            HELD: np.arange(len(places)) < held,
-        }
-        facts = {"off_unit": off_unit(rows.lengths[places]), "good": int(rows.good.sum()), "held": held}
-        groups = json.dumps([held, len(places) - held])  # what is held out is read alone, in the end
-        return {"rows": pa.table(data).replace_schema_metadata({FACTS: json.dumps(facts), GROUPS: groups})}
+        places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.valid))
+        held_out = min(self.held_out, len(places) // 10)
+        places = places[: held_out + self.training]
+        ranges = pa.array(np.repeat(np.arange(len(shard.ranges)), [each.rows for each in shard.ranges])[places])
+        file_rows = np.concatenate([np.arange(each.start, each.stop) for each in shard.ranges])
+        table = pa.table(
+            {
+                VECTOR: binary_column(rows.vectors[places]),
+                FILE: pa.array([each.path for each in shard.ranges], pa.string()).take(ranges),
+                ROW: file_rows[places],
+                HELD_OUT: np.arange(len(places)) < held_out,
+            }
+        )
+        facts = {"off_unit": off_unit_share(rows.lengths[places]), "held_out": held_out}
+        return Result(table, facts=facts, groups=[held_out, len(places) - held_out])

@@ -1,10 +1,9 @@
-"""Encoded rows become plain faiss files: pieces of some of the rows each, and, where asked for, pieces merged on disk.
+"""Segments: plain faiss files of some of the encoded rows each, and segments merged on disk.
 
-A piece is published before the part that tells of it. Its name says which rows it holds, so a piece that is made again is
-the same one.
+A segment is published before the part that names it. Its name depends only on its rows, so a segment that is built again is the
+same file.
 """
 
-import json
 import math
 import os
 import time
@@ -21,21 +20,22 @@ import pyarrow.compute as pc
 
 from ...data.reader import as_one_array
 from ...data.shards import Shard
-from ...engine.mapper import Tables
+from ...data.vectors import as_matrix
+from ...engine.mapper import FusedMapper, Result
 from ...engine.parts import Part
 from ...storage.filesystem import download
 from ...storage.folder import Folder
 from ...storage.scratch import Scratch
 from ..kinds import IndexKind, lists_of
-from .codec import fill, load_index, open_merged, open_piece
-from .layout import CODE, FACTS, LIST, TRAINED
-from .stage_parts import PATHS, OfParts, matrix, paths_of, read_parts
+from .codec import fill, load_index, open_merged, open_segment
+from .layout import CODE, LIST, TRAINED
+from .stage_parts import read_parts
 
 SEGMENT_BYTES = 512 << 20  # of codes, about; the worker that fills a segment holds up to twice as much
 CENTROID_MULTIPLE = 2  # a segment has at least so many times the bytes of the centroids, which each segment repeats
 FILL_BYTES = 64 << 20  # of codes at once: each list that they go to costs a call
-LIST_BYTES = 24  # of a list in a mapped piece: its length, its room, its place
-DATA = ".ivfdata"
+LIST_BYTES = 24  # of a list in a mapped segment: its length, its capacity, its position
+DATA = ".ivfdata"  # ending of the file with the lists of a merged index
 
 
 def segments_for(codes: float, repeated: float, merged: int = 1) -> int:
@@ -48,9 +48,12 @@ def segments_for(codes: float, repeated: float, merged: int = 1) -> int:
     return -(-count // merged) * merged
 
 
-def grouped(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int = 1) -> list[list[Part]]:
-    """Parts in order, in groups of about equal size that make a piece each. overhead: bytes of the centroids. merged: indexes that
-    are made of them, of as many pieces each where there are parts enough."""
+def group_parts(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int = 1) -> list[list[Part]]:
+    """Group parts, in order, into segments of about equal size.
+
+    overhead: bytes of the empty index. merged: number of indexes that the segments are merged into; each takes equally many
+    segments if there are parts enough.
+    """
     ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
     count = segments_for(ends[-1], overhead, merged)
     places = np.ceil(ends * count / max(ends[-1], 1)).clip(1, count).tolist()
@@ -58,71 +61,71 @@ def grouped(parts: Sequence[Part], row_bytes: float, overhead: int, merged: int 
 
 
 @dataclass(frozen=True)
-class BuildSegment(OfParts):
-    """The verb: a faiss file of each shard's parts. firsts: the number of each shard's first row."""
+class BuildSegment(FusedMapper):
+    """Some parts of encoded rows -> a segment.
+
+    names, firsts: by shard, the name of its segment and the number of its first row. Facts: all that the manifest says of it.
+    """
 
     kind: IndexKind
     folder: Folder  # of the build
-    pieces: Folder
+    segments: Folder
     names: tuple[str, ...]
     firsts: tuple[int, ...]
     threads: int
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
-        facts = json.dumps({"name": self.names[shard.number], "first": self.firsts[shard.number]})
-        return {PATHS: paths_of(shard).replace_schema_metadata({FACTS: facts})}, {}
-
-    def worker(self) -> Callable[[Tables], Tables]:
+    def load(self) -> Callable[[Shard], Result]:
         import faiss
 
         faiss.omp_set_num_threads(self.threads if self.kind.has_lists else 1)
         trained = self.folder.read(TRAINED)
 
-        def work(bundle: Tables) -> Tables:
+        def build(shard: Shard) -> Result:
             began = time.perf_counter()
-            facts = json.loads(bundle[PATHS].schema.metadata[FACTS])
-            index, number = load_index(trained), facts["first"]
-            for table in _several(read_parts(bundle[PATHS], [LIST, CODE], self.storage)):
+            name, first = self.names[shard.number], self.firsts[shard.number]
+            index, number = load_index(trained), first
+            parts = read_parts([each.path for each in shard.ranges], [LIST, CODE], self.storage)
+            for table in _batched(parts):
                 number += _add(self.kind, index, table, number)
-            index = self.kind.finished(index)
-            said = {"first": facts["first"], "rows": number - facts["first"], "vectors": index.ntotal}
-            with Scratch("index") as place:
-                faiss.write_index(index, f"{place}/{facts['name']}")
-                said |= _put(self.pieces, place, facts["name"])
-            return _told(said | {"seconds": time.perf_counter() - began})
+            index = self.kind.finalize(index)
+            facts = {"first": first, "rows": number - first, "vectors": index.ntotal}
+            with Scratch("index") as scratch:
+                faiss.write_index(index, f"{scratch}/{name}")
+                facts |= _put(self.segments, scratch, name)
+            return _named(facts | {"seconds": time.perf_counter() - began})
 
-        return work
+        return build
 
 
-def _several(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Parts together, in order, until they are FILL_BYTES."""
-    held: list[pa.Table] = []
+def _batched(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Parts joined, in order, to tables of at least FILL_BYTES."""
+    waiting: list[pa.Table] = []
     for part in parts:
-        held.append(part)
-        if sum(each.nbytes for each in held) >= FILL_BYTES:
-            yield pa.concat_tables(held)
-            held = []
-    if held:
-        yield pa.concat_tables(held)
+        waiting.append(part)
+        if sum(each.nbytes for each in waiting) >= FILL_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _add(kind: IndexKind, index: Any, table: pa.Table, number: int) -> int:
-    """Fill rows in, the first of which is `number`; how many rows it has, the ones without a vector counted."""
-    good = as_one_array(pc.is_valid(table[LIST]))
-    numbers = number + np.flatnonzero(good.to_numpy(zero_copy_only=False))
-    held = table.filter(good) if len(numbers) < len(table) else table
-    if len(held):
-        fill(kind, index, numbers, held[LIST].to_numpy().astype(np.int64), matrix(held[CODE], np.uint8))
+    """Add rows to an index; the number of rows, including those without a vector. number: of the first row."""
+    valid = as_one_array(pc.is_valid(table[LIST]))
+    numbers = number + np.flatnonzero(valid.to_numpy(zero_copy_only=False))
+    rows = table.filter(valid) if len(numbers) < len(table) else table
+    if len(rows):
+        fill(kind, index, numbers, rows[LIST].to_numpy().astype(np.int64), as_matrix(rows[CODE], np.uint8))
     return len(table)
 
 
 @dataclass(frozen=True)
-class MergeSegments(OfParts):
-    """The verb: the pieces of a shard as one index whose lists lie on disk; two files, `name` and `name`.ivfdata.
+class MergeSegments(FusedMapper):
+    """Some segments -> one index with its lists on disk, in two files: NAME.faiss and NAME.ivfdata.
 
-    Neither vectors nor codes are held in memory: faiss maps the pieces and copies list by list. Of each piece it holds where its
-    lists are, LIST_BYTES each.
+    Neither vectors nor codes are in memory: faiss maps the segments and copies list by list. Of each segment it keeps LIST_BYTES a
+    list in memory. names: by shard, of the merged index.
     """
 
     folder: Folder  # of the build
@@ -130,71 +133,71 @@ class MergeSegments(OfParts):
     names: tuple[str, ...]
     storage: Mapping[str, Any] = field(repr=False)
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
-        facts = json.dumps({"name": self.names[shard.number]})
-        return {PATHS: paths_of(shard).replace_schema_metadata({FACTS: facts})}, {}
+    def load(self) -> Callable[[Shard], Result]:
+        return self._merge
 
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
-
-    def _work(self, bundle: Tables) -> Tables:
+    def _merge(self, shard: Shard) -> Result:
         import faiss
 
-        began = time.perf_counter()
-        name = json.loads(bundle[PATHS].schema.metadata[FACTS])["name"]
+        began, name = time.perf_counter(), self.names[shard.number]
         index = load_index(self.folder.read(TRAINED))
-        with Scratch("merge") as place:
-            pieces = [
-                download(path, f"{place}/{number}", self.storage)
-                for number, path in enumerate(bundle[PATHS]["path"].to_pylist())
+        with Scratch("merge") as scratch:
+            segments = [
+                download(each.path, f"{scratch}/{number}", self.storage) for number, each in enumerate(shard.ranges)
             ]
             data = f"{Path(name).stem}{DATA}"
-            _merge(index, pieces, place, data)
-            faiss.write_index(index, f"{place}/{name}")
-            vectors = open_merged(f"{place}/{name}").ntotal
+            merge_on_disk(index, segments, scratch, data)
+            faiss.write_index(index, f"{scratch}/{name}")
+            vectors = open_merged(f"{scratch}/{name}").ntotal
             if vectors != index.ntotal:
                 raise RuntimeError(f"{name} has {vectors} vectors where {index.ntotal} were merged")
-            files = [_put(self.merged, place, each) for each in (data, name)]  # the index last: it names the other
-        return _told({"name": name, "vectors": vectors, "files": files, "seconds": time.perf_counter() - began})
+            files = [_put(self.merged, scratch, each) for each in (data, name)]  # the index last: it names the other
+        return _named({"name": name, "vectors": vectors, "files": files, "seconds": time.perf_counter() - began})
 
 
-def _merge(index: Any, pieces: Sequence[str], place: str, data: str) -> None:
-    """Give an empty index the lists of all pieces, in the file `data` of the folder `place`.
+def merge_on_disk(index: Any, segments: Sequence[str], folder: str, data: str) -> None:
+    """Give an empty index the lists of all segments, in the file `data` of a local folder.
 
-    faiss.contrib.ondisk.merge_ondisk does the same, but keeps every piece open for the life of the process.
+    faiss.contrib.ondisk.merge_ondisk does the same, but keeps every segment open for the life of the process.
     """
     import faiss
 
-    opened, inner = [_without_centroids(path) for path in pieces], lists_of(index)
+    opened, inner = [_without_centroids(path) for path in segments], lists_of(index)
     pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
-    for piece in opened:
-        pointers.push_back(piece.invlists)
-    lists: Any = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, f"{place}/{data}")
+    for segment in opened:
+        pointers.push_back(segment.invlists)
+    lists: Any = faiss.OnDiskInvertedLists(inner.nlist, inner.code_size, f"{folder}/{data}")
     index.ntotal = inner.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size(), False)
     inner.replace_invlists(lists, True)
     lists.this.disown()
-    lists.filename = data  # which readers seek beside the index; faiss would keep this folder's name
+    lists.filename = data  # readers look for it beside the index; faiss would keep this folder's name
 
 
 def _without_centroids(path: str) -> Any:
-    """An index of a piece's lists alone, which come as pages of its file: every piece repeats the centroids, and they are large.
+    """An index with the lists of a segment, mapped from its file, and without its centroids: every segment repeats these, and they
+    are large.
 
-    Only another index can take lists over and free them in the end: as Python's own they end faiss's bindings.
+    Only another index can own the lists and free them in the end: owned by Python they crash faiss's bindings.
     """
     import faiss
 
-    piece = lists_of(open_piece(path))
-    owner = faiss.IndexIVFFlat(faiss.IndexFlatL2(1), 1, piece.nlist)
-    owner.code_size = piece.code_size
-    piece.own_invlists = False
-    owner.replace_invlists(piece.invlists, True)
+    segment = lists_of(open_segment(path))
+    owner = faiss.IndexIVFFlat(faiss.IndexFlatL2(1), 1, segment.nlist)
+    owner.code_size = segment.code_size
+    segment.own_invlists = False
+    owner.replace_invlists(segment.invlists, True)
     return owner
 
 
-def _put(folder: Folder, place: str, name: str) -> dict[str, Any]:
-    """Publish a file of this machine's folder `place`; its name, size and checksum."""
-    return {"name": name, "bytes": os.path.getsize(f"{place}/{name}"), "sha256": folder.put(name, f"{place}/{name}")}
+def _put(folder: Folder, scratch: str, name: str) -> dict[str, Any]:
+    """Publish a file of a local folder; its name, size and checksum."""
+    return {
+        "name": name,
+        "bytes": os.path.getsize(f"{scratch}/{name}"),
+        "sha256": folder.put(name, f"{scratch}/{name}"),
+    }
 
 
-def _told(facts: Mapping[str, Any]) -> Tables:
-    return {"rows": pa.table({"name": [facts["name"]]}).replace_schema_metadata({FACTS: json.dumps(facts)})}
+def _named(facts: Mapping[str, Any]) -> Result:
+    """A part of one row, the name of a file, with facts of it."""
+    return Result(pa.table({"name": [facts["name"]]}), facts=facts)

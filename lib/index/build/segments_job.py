@@ -1,9 +1,9 @@
-"""The driver of a build's second half: rows are encoded, what is new of them becomes pieces, and the manifest names those.
+"""The driver of a build's second half: rows are encoded, new rows become segments, and the manifest names those.
 
-    {"generations": [{"shards": [first, stop], "rows", "vectors", "error", "pieces": [{"name", "first", "rows", ...}]}], "merged"}
+    {"generations": [{"shards": [first, stop], "rows", "vectors", "error", "segments": [{"name", "first", "rows", ...}]}], "merged"}
 
-A generation is what one command added: the shards that were new to it. Its folders are named after them, so a command that was
-stopped finds its own again.
+A generation is the rows that one command added: the shards that were new to it. The names of its stages and segments are fixed by its
+parts, so a command that was stopped resumes them.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 
 from ...data.corpus import Corpus
-from ...engine.job import Job, carry_out, carry_out_planned, even_rows, require_complete
-from ...engine.parts import Part
+from ...engine.job import even_rows
+from ...engine.parts import Part, read_facts
 from ...engine.parts import read_manifest as read_parts_manifest
+from ...engine.planner import CorpusPlanner
 from ...engine.run import Run
-from ...engine.workers import WorkerPlan
+from ...engine.workers import WorkerPlan, WorkerRequest
 from ...errors import RunError
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..kinds import ID_BYTES, lists_of, to_spec
 from .codec import load_index
-from .config import IndexBuild, corpus_options
+from .config import IndexBuild
 from .encode import EncodeMapper
 from .layout import MANIFEST, MERGED, ROWS, SEGMENTS, TRAINED
-from .segments import LIST_BYTES, BuildSegment, MergeSegments, grouped
-from .stage_parts import File, facts_of, files_of, files_plan
-from .train_job import source
+from .segments import LIST_BYTES, BuildSegment, MergeSegments, group_parts
+from .stage_parts import StageFile, files_of, files_plan
 from .vector_source import SHARD_BYTES
 
 log = logging.getLogger("shoal")
@@ -39,36 +39,24 @@ Manifest = dict[str, Any]
 
 
 def encode(build: IndexBuild) -> list[Part]:
-    """The parts of all rows there are, those of new files last."""
-    folder, config = build.folder.below(ROWS), build.config
+    """The parts of all rows, those of new files last."""
     trained = build.folder.read(TRAINED)
-    fixed = hashlib.sha256(trained).hexdigest()[:12]
 
-    def verb(ledger: Run, workers: WorkerPlan) -> EncodeMapper:
-        return EncodeMapper(
-            source(build, ledger.columns, config.keep_columns), build.kind, build.folder, workers.threads
-        )
+    def mapper(run: Run, workers: WorkerPlan) -> EncodeMapper:
+        source = build.source(run.columns, build.config.vectors.keep_columns)
+        return EncodeMapper(source, build.kind, build.folder, workers.threads)
 
-    def rows(corpus: Corpus, workers: int) -> int:
-        return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * build.vectors.dim)))
+    def shard_rows(corpus: Corpus, workers: int) -> int:
+        return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * build.format.dim)))
 
-    given = corpus_options(config)
-    options = build.options(
-        config.input,
-        folder,
-        id_column=build.id_column,
-        keep_columns=given.keep_columns,
-        limit=config.limit,
-        shard_rows=config.shard_rows,
-        strict=True,
-    )
-    settings = {"verb": "encode", "of": build.key, "trained": fixed}
-    job = Job(f"encoding as {to_spec(build.kind)}", settings, verb, weight_bytes=2 * len(trained))
-    return require_complete(carry_out(job, options, rows), folder.url).parts
+    request = WorkerRequest(build.workers, weight_bytes=2 * len(trained))
+    planner = CorpusPlanner(build.input(), build.storage, shard_rows, request, strict=True)
+    settings = {"job": "encode", "trained": hashlib.sha256(trained).hexdigest()[:12]}
+    return build.run_planned(build.folder.below(ROWS), f"encoding as {to_spec(build.kind)}", mapper, planner, settings)
 
 
 def read_manifest(build: IndexBuild) -> Manifest:
-    """What the index is made of so far."""
+    """The files that the index has so far."""
     try:
         return json.loads(build.folder.read(MANIFEST))
     except FileNotFoundError:
@@ -76,154 +64,164 @@ def read_manifest(build: IndexBuild) -> Manifest:
 
 
 def add(build: IndexBuild, parts: Sequence[Part]) -> Manifest:
-    """Make pieces of the rows that no generation has, and the manifest with them."""
+    """Build segments of the rows that no generation has, and the manifest with them."""
     manifest = read_manifest(build)
     done = manifest["generations"][-1]["shards"][1] if manifest["generations"] else 0
-    new = parts[done:]
-    _make_again(build, manifest, parts)
-    if not new:
+    _rebuild_lost_segments(build, manifest, parts)
+    if not parts[done:]:
         return manifest
     if manifest["merged"] and not build.config.merge:
         log.info(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
-    first = sum(part.rows for part in parts[:done])
-    facts = facts_of(build.folder.below(ROWS), new)
-    row_bytes, overhead = _row_bytes(build), len(build.folder.read(TRAINED))
-    merged = 1 if done else build.config.merge or 1  # of an addition as few as may be: each repeats the centroids
-    pieces = _assembled(build, grouped(new, row_bytes, overhead, merged), first)
-    vectors = sum(fact["vectors"] for fact in facts)
-    error = sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1)
-    generation = {
-        "shards": [done, len(parts)],
-        "rows": sum(part.rows for part in new),
-        "vectors": vectors,
-        "error": error,
-        "pieces": pieces,
-    }
-    manifest = {"generations": [*manifest["generations"], generation], "merged": []}
+    manifest = {"generations": [*manifest["generations"], _new_generation(build, parts, done)], "merged": []}
     if read_manifest(build)["generations"] != manifest["generations"][:-1]:
         raise RunError(
             f"another command added to {build.folder.url} meanwhile. Start this one again: it goes on from there"
         )
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
-    _keep_only(build.folder.below(SEGMENTS), {piece["name"] for piece in pieces_of(manifest)})
+    _keep_only(build.folder.below(SEGMENTS), {segment["name"] for segment in segments_of(manifest)})
     build.folder.sweep(done={TRAINED, MANIFEST})
     return manifest
 
 
-def _make_again(build: IndexBuild, manifest: Manifest, parts: Sequence[Part]) -> None:
-    """Pieces that the manifest names and that are gone, or not whole, from the rows they were made of."""
-    place = build.folder.below(SEGMENTS)
-    there = place.list()
+def _new_generation(build: IndexBuild, parts: Sequence[Part], done: int) -> dict[str, Any]:
+    """Build the segments of the parts from number `done` on."""
+    new, first = parts[done:], sum(part.rows for part in parts[:done])
+    facts = read_facts(build.folder.below(ROWS), new)
+    # An addition becomes as few segments as possible: each repeats the centroids.
+    merged = 1 if done else build.config.merge or 1
+    groups = group_parts(new, _row_bytes(build), len(build.folder.read(TRAINED)), merged)
+    vectors = sum(fact["vectors"] for fact in facts)
+    return {
+        "shards": [done, len(parts)],
+        "rows": sum(part.rows for part in new),
+        "vectors": vectors,
+        "error": sum(fact["error"] * fact["vectors"] for fact in facts) / max(vectors, 1),
+        "segments": _build_segments(build, groups, first),
+    }
+
+
+def _rebuild_lost_segments(build: IndexBuild, manifest: Manifest, parts: Sequence[Part]) -> None:
+    """Build segments of the manifest that are missing, or not complete, again from the same rows."""
+    folder = build.folder.below(SEGMENTS)
+    sizes = folder.list()
     for generation in manifest["generations"]:
-        lost = [piece["name"] for piece in generation["pieces"] if there.get(piece["name"]) != piece["bytes"]]
+        segments = generation["segments"]
+        lost = [segment["name"] for segment in segments if sizes.get(segment["name"]) != segment["bytes"]]
         if not lost:
             continue
-        log.info(f"warning: {len(lost)} pieces of {place.url} are gone, {lost[0]} the first: they are made again")
+        log.info(f"warning: {len(lost)} segments of {folder.url} are gone, {lost[0]} the first: they are made again")
         first, stop = generation["shards"]
-        groups = _as_before(parts[first:stop], generation["pieces"])
-        _assembled(build, groups, generation["pieces"][0]["first"], again=True)
+        groups = _same_groups(parts[first:stop], segments)
+        _build_segments(build, groups, segments[0]["first"], again=True)
 
 
-def _as_before(parts: Sequence[Part], pieces: Sequence[dict[str, Any]]) -> list[list[Part]]:
-    """The parts of each piece, by the rows that it has."""
-    ends = np.cumsum([piece["rows"] for piece in pieces])
+def _same_groups(parts: Sequence[Part], segments: Sequence[dict[str, Any]]) -> list[list[Part]]:
+    """The parts of each segment, by its number of rows."""
+    ends = np.cumsum([segment["rows"] for segment in segments])
     places = np.searchsorted(ends, np.cumsum([part.rows for part in parts])).tolist()
-    return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(pieces))]
+    return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(segments))]
 
 
 def _row_bytes(build: IndexBuild) -> float:
-    return build.kind.bytes(build.vectors.dim) + ID_BYTES
+    return build.kind.bytes(build.format.dim) + ID_BYTES
 
 
-def _keep_only(folder: Folder, named: set[str]) -> None:
-    """Remove what no manifest names: of a command that was stopped, or of an index before this one."""
-    for stale in folder.list().keys() - named:
+def _keep_only(folder: Folder, names: set[str]) -> None:
+    """Remove the files that no manifest names: of a command that was stopped, or of an earlier index."""
+    for stale in folder.list().keys() - names:
         folder.remove(stale)
-    folder.sweep(done=named)
+    folder.sweep(done=names)
 
 
-def _assembled(
+def _build_segments(
     build: IndexBuild, groups: Sequence[Sequence[Part]], first: int, again: bool = False
 ) -> list[dict[str, Any]]:
-    """What is known of the new pieces, one of each group of parts. again: of those too that were made before."""
-    rows, trained = build.folder.below(ROWS), build.folder.read(TRAINED)
+    """The facts of new segments, one of each group of parts. again: build those too that were built before."""
+    rows, segments = build.folder.below(ROWS), build.folder.below(SEGMENTS)
     firsts = [first]
     for group in groups:
         firsts.append(firsts[-1] + sum(part.rows for part in group))
     key = fingerprint(build.key, [[part.part for part in group] for group in groups])
-    names = tuple(f"piece-{start:012d}-{key}.faiss" for start in firsts[:-1])
+    names = tuple(f"segment-{start:012d}-{key}.faiss" for start in firsts[:-1])
     files = [files_of(rows, group) for group in groups]
-
-    def verb(ledger: Run, workers: WorkerPlan) -> BuildSegment:
-        place = build.folder.below(SEGMENTS)
-        return BuildSegment(build.kind, build.folder, place, names, tuple(firsts), workers.threads, build.storage)
-
-    most = max(sum(part.rows for part in group) for group in groups) * _row_bytes(build) + 2 * len(trained)
-    folder = build.stage(f"assemble-{key}")
+    folder = build.stage("segments", key)
     if again:
         folder.remove_all()
-    job = Job(f"filling {len(groups)} pieces", {"verb": "assemble", "names": list(names)}, verb, weight_bytes=int(most))
-    options = build.options(rows.url, folder)
-    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files)), folder.url).parts
-    return facts_of(folder, made)
+
+    def mapper(run: Run, workers: WorkerPlan) -> BuildSegment:
+        return BuildSegment(build.kind, build.folder, segments, names, tuple(firsts), workers.threads, build.storage)
+
+    trained = build.folder.list(TRAINED)[TRAINED]
+    largest = max(sum(part.rows for part in group) for group in groups) * _row_bytes(build)
+    parts = build.run_stage(
+        folder,
+        f"filling {len(groups)} segments",
+        mapper,
+        lambda: files_plan(files),
+        {"job": "segments", "names": list(names)},
+        weight_bytes=largest + 2 * trained,
+    )
+    return read_facts(folder, parts)
 
 
-def pieces_of(manifest: Manifest) -> list[dict[str, Any]]:
-    return [piece for generation in manifest["generations"] for piece in generation["pieces"]]
+def segments_of(manifest: Manifest) -> list[dict[str, Any]]:
+    return [segment for generation in manifest["generations"] for segment in generation["segments"]]
 
 
-def piece_files(build: IndexBuild, pieces: Sequence[dict[str, Any]]) -> list[File]:
+def segment_files(build: IndexBuild, segments: Sequence[dict[str, Any]]) -> list[StageFile]:
     folder = build.folder.below(SEGMENTS)
-    return [File(folder.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in pieces]
+    return [StageFile(folder.path(segment["name"]), segment["vectors"], segment["bytes"]) for segment in segments]
 
 
 def merge(build: IndexBuild, manifest: Manifest, count: int) -> Manifest:
-    """The pieces merged on disk into `count` indexes of about as many vectors, or as many as there are pieces."""
-    place, pieces = build.folder.below(MERGED), pieces_of(manifest)
-    groups = balanced(pieces, count)
-    key = fingerprint(build.key, [[piece["name"] for piece in group] for group in groups])
+    """Merge the segments on disk into `count` indexes of about as many vectors, or into one a segment if these are fewer."""
+    target, segments = build.folder.below(MERGED), segments_of(manifest)
+    groups = balance(segments, count)
+    key = fingerprint(build.key, [[segment["name"] for segment in group] for group in groups])
     names = tuple(f"merged-{number:03d}-{key}.faiss" for number in range(len(groups)))
     if len(groups) < count:
         log.info(
-            f"--merge {count}: {len(groups)} are made, of {len(pieces)} pieces. For more choose a new --output and fewer --shard-rows"
+            f"--merge {count}: {len(groups)} are made, of {len(segments)} segments. For more choose a new --output and fewer "
+            "--shard-rows"
         )
-    if [merged["name"] for merged in manifest["merged"]] == list(names) and _all_there(place, manifest["merged"]):
+    if [merged["name"] for merged in manifest["merged"]] == list(names) and _complete(target, manifest["merged"]):
         return manifest
-
-    def verb(ledger: Run, workers: WorkerPlan) -> MergeSegments:
-        return MergeSegments(build.folder, place, names, build.storage)
-
-    folder = build.stage(f"merge-{key}")
-    if (before := read_parts_manifest(folder)) and not _all_there(place, facts_of(folder, before)):
-        folder.remove_all()  # merged otherwise since, and so removed
-    held = 2 * build.folder.list(TRAINED)[TRAINED] + LIST_BYTES * lists_in(build) * max(map(len, groups))
-    job = Job(f"merging on disk into {len(groups)}", {"verb": "merge", "names": list(names)}, verb, weight_bytes=held)
-    files = [piece_files(build, group) for group in groups]
-    options = build.options(build.folder.below(SEGMENTS).url, folder)
-    made = require_complete(carry_out_planned(job, options, lambda: files_plan(files)), folder.url).parts
-    manifest = manifest | {"merged": facts_of(folder, made)}
+    folder = build.stage("merge", key)
+    if (before := read_parts_manifest(folder)) and not _complete(target, read_facts(folder, before)):
+        folder.remove_all()  # another --merge has removed these files since
+    files = [segment_files(build, group) for group in groups]
+    parts = build.run_stage(
+        folder,
+        f"merging on disk into {len(groups)}",
+        lambda run, workers: MergeSegments(build.folder, target, names, build.storage),
+        lambda: files_plan(files),
+        {"job": "merge", "names": list(names)},
+        weight_bytes=2 * build.folder.list(TRAINED)[TRAINED] + LIST_BYTES * lists_in(build) * max(map(len, groups)),
+    )
+    manifest = manifest | {"merged": read_facts(folder, parts)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
-    _keep_only(place, {file["name"] for merged in manifest["merged"] for file in merged["files"]})
+    _keep_only(target, {file["name"] for merged in manifest["merged"] for file in merged["files"]})
     return manifest
 
 
-def _all_there(folder: Folder, merged: Sequence[dict[str, Any]]) -> bool:
-    there = folder.list()
-    return all(there.get(file["name"]) == file["bytes"] for each in merged for file in each["files"])
+def _complete(folder: Folder, merged: Sequence[dict[str, Any]]) -> bool:
+    """Whether every file of the merged indexes exists in its full size."""
+    sizes = folder.list()
+    return all(sizes.get(file["name"]) == file["bytes"] for each in merged for file in each["files"])
 
 
-def balanced(pieces: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
-    """Neighbouring pieces in `count` groups of about as many vectors; fewer where there are fewer pieces."""
-    total = sum(piece["vectors"] for piece in pieces)
+def balance(segments: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
+    """Neighbouring segments in `count` groups of about as many vectors; fewer groups where there are fewer segments."""
+    total = sum(segment["vectors"] for segment in segments)
     groups: dict[int, list[dict[str, Any]]] = {}
     before = 0
-    for piece in pieces:
-        middle = before + piece["vectors"] / 2
-        groups.setdefault(min(count - 1, int(middle * count / max(total, 1))), []).append(piece)
-        before += piece["vectors"]
+    for segment in segments:
+        middle = before + segment["vectors"] / 2
+        groups.setdefault(min(count - 1, int(middle * count / max(total, 1))), []).append(segment)
+        before += segment["vectors"]
     return list(groups.values())
 
 
 def lists_in(build: IndexBuild) -> int:
-    """Inverted lists of the trained index: what was asked for, or fewer where the sample had not so many points."""
+    """Inverted lists of the trained index: those of the plan, or fewer where the sample had too few vectors."""
     return lists_of(load_index(build.folder.read(TRAINED))).nlist if build.kind.has_lists else 0

@@ -1,4 +1,4 @@
-"""Vectors as they lie in Parquet, ours or anyone's: checked once by the driver, then read shard by shard as float32."""
+"""Vectors in Parquet, from the embed job or from elsewhere: checked once by the driver, then read shard by shard as float32."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...data.corpus import Corpus
+from ...cli.options import option
+from ...data.corpus import Corpus, RowOptions
 from ...data.reader import as_one_array, batches, read_rows
 from ...data.shards import Shard, cut_shards, sample_shards
-from ...engine.job import RunOptions
 from ...engine.parts import FOOTER_THREADS
 from ...errors import InputError
 from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 
 SHARD_BYTES = 64 << 20  # of float32 vectors a shard
-UNIT = 1e-3  # how far from 1 the length of a normalised vector in 16 bits may lie
+MAX_UNIT_ERROR = 1e-3  # of the length of a normalised vector in 16 bits
 ENCODING = (
     "revision",
     "pooling",
@@ -29,63 +29,76 @@ ENCODING = (
     "append_eos",
     "dim",
     "normalized",
-)  # what vectors must share to be compared
+)  # equal wherever vectors can be compared
 IDENTITY = ("model", *ENCODING, "prompt", "output_dtype", "int8_ranges")
-ROWS_AT_ONCE = 512  # whose squares a core's cache holds
+ROWS_AT_ONCE = 512  # whose squares fit a core's cache
 FIRST_IDS = 100
-REASON = "error"  # the column of embed_corpus.py's output that says why a row has no vector
+REASON = "error"  # the column of the embed job's output with the reason that a row has no vector
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorOptions(RunOptions):
-    """A stage's run: no column of its input is text."""
+class VectorOptions(RowOptions):
+    """The input of an index: rows with vectors."""
 
-    def text_columns(self) -> list[str]:
-        return []
+    input: str = option("Vectors: embed_corpus.py's output, or any Parquet; any fsspec URL.", "")
+    vector_column: str = option("Column with the vectors.", "embedding")
+    keep_columns: tuple[str, ...] = option("Columns kept beside the ids, by commas.", ())
+    shard_rows: int | None = option("Rows a shard of the encoding. Default: about 64 MiB of vectors.", None, min=1)
+
+    def columns(self) -> list[str]:
+        """Every column that the options name, each once."""
+        return list(dict.fromkeys([*super().columns(), self.vector_column]))
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """What the files say of their vectors. made: by which model, with which prompt, where embed_corpus.py wrote them.
-    type: of a number. dim: 0 of a file without any vector. reasons: whether all have the column REASON, of text."""
+class VectorFormat:
+    """The format of the vectors of some files.
+
+    type: of a number. dim: 0 for a file without any vector. encoder: the model, its revision and the prompt, where the embed job
+    wrote the files. has_reasons: every file has the column REASON, of text.
+    """
 
     dim: int
     type: str
-    made: Mapping[str, Any]
-    reasons: bool
+    encoder: Mapping[str, Any]
+    has_reasons: bool
 
     @property
     def ranges(self) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Of int8 vectors, least and greatest by dimension."""
-        return self.made.get("int8_ranges") if self.type == "int8" else None
+        """The least and the greatest number of each dimension, for int8 vectors."""
+        return self.encoder.get("int8_ranges") if self.type == "int8" else None
 
 
-def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]) -> Vectors:
+def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]) -> VectorFormat:
     """Read every footer. Raises InputError for files that differ in dimensions, type or model, or that have no vectors."""
     for file in files:
         if not file.path.endswith((".parquet", ".pq")):
             raise InputError(f"{file.path} is not Parquet, and vectors are read from Parquet alone")
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        found = list(threads.map(lambda file: _describe(file, column, storage), files))
-    with_some = [place for place, each in enumerate(found) if each.dim]
-    if not with_some:
+        formats = list(threads.map(lambda file: _describe(file, column, storage), files))
+    with_vectors = [number for number, each in enumerate(formats) if each.dim]
+    if not with_vectors:
         raise InputError(
             f"no vector in column {column!r} of {files[0].path}, nor in any other file. Name theirs with --vector-column"
         )
-    first, path = found[with_some[0]], files[with_some[0]].path
-    for file, other in ((files[place], found[place]) for place in with_some):
-        for what in ("dim", "type"):
-            if getattr(other, what) != getattr(first, what):
-                raise InputError(
-                    f"vectors of {getattr(first, what)} and of {getattr(other, what)} ({what}): {path} and {file.path}. An index "
-                    "holds one kind: build one for each"
-                )
-        if said := unlike(first.made, other.made):
+    first = with_vectors[0]
+    for number in with_vectors:
+        _refuse_other_format(files[first].path, formats[first], files[number].path, formats[number])
+    return replace(formats[first], has_reasons=all(each.has_reasons for each in formats))
+
+
+def _refuse_other_format(path: str, first: VectorFormat, other_path: str, other: VectorFormat) -> None:
+    for name in ("dim", "type"):
+        if getattr(other, name) != getattr(first, name):
             raise InputError(
-                f"{path} and {file.path} were not made alike ({said}). Their vectors cannot be compared: embed both with "
-                "the same model"
+                f"vectors of {getattr(first, name)} and of {getattr(other, name)} ({name}): {path} and {other_path}. An index "
+                "holds one kind: build one for each"
             )
-    return replace(first, reasons=all(each.reasons for each in found))
+    if difference := encoder_difference(first.encoder, other.encoder):
+        raise InputError(
+            f"{path} and {other_path} were not made alike ({difference}). Their vectors cannot be compared: embed both with "
+            "the same model"
+        )
 
 
 def check_ids(corpus: Corpus, storage: Mapping[str, Any]) -> None:
@@ -104,13 +117,13 @@ def check_ids(corpus: Corpus, storage: Mapping[str, Any]) -> None:
         ) from error
 
 
-def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What keeps vectors that were made so from being compared, in words; "" where nothing does."""
+def encoder_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The differences that make vectors of two encoders incomparable, in words; "" if there are none."""
     differing = [name for name in IDENTITY if one.get(name) != other.get(name)]
     return "; ".join(f"{name}: {one.get(name)!r} and {other.get(name)!r}" for name in differing)
 
 
-def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vectors:
+def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> VectorFormat:
     try:
         with open_file(file.path, storage) as source, pq.ParquetFile(source) as parquet:
             schema = parquet.schema_arrow
@@ -123,19 +136,20 @@ def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> Vecto
     except pa.ArrowException as error:
         raise InputError(f"{file.path} cannot be read: {str(error)[:200]}. Mend it, or take it away") from error
     number = type.value_type if hasattr(type, "value_type") else type
-    made = json.loads((schema.metadata or {}).get(b"shoal", b"{}"))
+    encoder = json.loads((schema.metadata or {}).get(b"shoal", b"{}"))
     known = pa.types.is_floating(number) or pa.types.is_int8(number) or pa.types.is_null(type)
-    if made.get("output_dtype") == "ubinary" or not known:
+    if encoder.get("output_dtype") == "ubinary" or not known:
         raise InputError(
             f"column {column!r} of {file.path} is {type}: indexes are built of float32, float16, float64 or int8 vectors. Embed "
             "with --output-dtype float16; the index makes the codes small"
         )
-    said = schema.field(REASON).type if REASON in schema.names else pa.null()
-    return Vectors(dim, str(number), made, pa.types.is_string(said) or pa.types.is_large_string(said))
+    reason = schema.field(REASON).type if REASON in schema.names else pa.null()
+    has_reasons = pa.types.is_string(reason) or pa.types.is_large_string(reason)
+    return VectorFormat(dim, str(number), encoder, has_reasons)
 
 
 def _common_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
-    """Of lists of no fixed length, the commonest among the first that there are; 0 in a file without any."""
+    """The commonest length of the first lists of variable length; 0 for a file without any."""
     type = parquet.schema_arrow.field(column).type
     if pa.types.is_null(type):
         return 0
@@ -150,9 +164,12 @@ def _common_length(parquet: pq.ParquetFile, column: str, path: str) -> int:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a shard. table: `id` and the carried columns; vectors: float32 [n, dim], zeros where reasons (string) has one;
-    lengths: float32 [n], as they came."""
+class VectorRows:
+    """Rows of a shard.
+
+    table: `id` and the kept columns. vectors: float32 [n, dim], zeros in rows with a reason. reasons: why a row has no vector,
+    string, else null. lengths: of the vectors before normalization, float32 [n].
+    """
 
     table: pa.Table
     vectors: np.ndarray
@@ -160,81 +177,94 @@ class Rows:
     lengths: np.ndarray
 
     @property
-    def good(self) -> np.ndarray:
+    def valid(self) -> np.ndarray:
+        """bool [n]: the rows that have a vector."""
         return self.reasons.is_null().to_numpy(zero_copy_only=False)
+
+    @property
+    def valid_vectors(self) -> np.ndarray:
+        """float32 [valid, dim]: the vectors of those rows; no copy where every row has one."""
+        valid = self.valid
+        return self.vectors if valid.all() else self.vectors[valid]
 
 
 @dataclass(frozen=True)
-class Source:
-    """How a shard's vectors are read. normalize: lengths are made 1. reasons: there is a column REASON. ranges: of int8 vectors,
-    least and greatest by dimension."""
+class VectorSource:
+    """Reads the vectors of a shard.
+
+    normalize: scale vectors to length 1. has_reasons: there is a column REASON. columns: all columns of the input. storage:
+    fsspec options. ranges: the least and the greatest number of each dimension, for int8 vectors.
+    """
 
     column: str
     id_column: str | None
-    carried: tuple[str, ...]
+    keep_columns: tuple[str, ...]
     dim: int
     normalize: bool
-    reasons: bool
+    has_reasons: bool
     columns: pa.Schema
     storage: Mapping[str, Any] = field(repr=False)
     ranges: tuple[Sequence[float], Sequence[float]] | None = None
 
-    def read(self, shard: Shard) -> Rows:
+    def read(self, shard: Shard) -> VectorRows:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
         return self._rows(read_rows(shard, self._names(), self.columns, self.storage))
 
-    def batches(self, shard: Shard) -> Iterator[Rows]:
-        """The same, some rows at a time: a processor's cache keeps these from one step to the next."""
+    def batches(self, shard: Shard) -> Iterator[VectorRows]:
+        """The same, some rows at a time: they stay in a processor's cache from one step to the next."""
         return map(self._rows, batches(shard, self._names(), self.columns, self.storage))
 
     def _names(self) -> list[str]:
-        wanted = [self.column, self.id_column, *self.carried, REASON if self.reasons else None]
-        return list(dict.fromkeys(name for name in wanted if name))
+        names = [self.column, self.id_column, *self.keep_columns, REASON if self.has_reasons else None]
+        return list(dict.fromkeys(name for name in names if name))
 
-    def _rows(self, table: pa.Table) -> Rows:
+    def _rows(self, table: pa.Table) -> VectorRows:
         ids = table["_source"].cast(pa.large_string())
         if self.id_column:
             ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
-        vectors, lengths, reasons = self._numbers(as_one_array(table[self.column]))
-        said = [as_one_array(table["_error"])]
-        if self.reasons:
-            said.append(as_one_array(table[REASON]).cast(pa.string()))
-        reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*said, reasons), reasons)
+        vectors, lengths, reasons = self._vectors(as_one_array(table[self.column]))
+        better_reasons = [as_one_array(table["_error"])]
+        if self.has_reasons:
+            better_reasons.append(as_one_array(table[REASON]).cast(pa.string()))
+        reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*better_reasons, reasons), reasons)
         if reasons.null_count < len(reasons):
             vectors = np.where(reasons.is_null().to_numpy(zero_copy_only=False)[:, None], vectors, np.float32(0))
-        kept = pa.table({"id": ids} | {name: table[name] for name in self.carried})
-        return Rows(kept, vectors, reasons, lengths)
+        kept = pa.table({"id": ids} | {name: table[name] for name in self.keep_columns})
+        return VectorRows(kept, vectors, reasons, lengths)
 
-    def _numbers(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-        """float32 [n, dim], their lengths as they came, and why a row is no vector (string, null where it is one)."""
-        whole = pc.equal(pc.list_value_length(column), self.dim).fill_null(False).to_numpy(zero_copy_only=False)
-        held = column if whole.all() else column.filter(pa.array(whole))
-        flat = held.flatten().to_numpy(zero_copy_only=False)
-        found = flat.reshape(-1, self.dim).astype(np.float32, copy=False)
-        if self.ranges is not None:
-            low, high = np.array(self.ranges, np.float32)
-            found = low + (found + 128.5) * (high - low) / 255
-        vectors = found
-        if len(found) < len(whole):
-            vectors = np.zeros((len(whole), self.dim), np.float32)
-            vectors[whole] = found
+    def _vectors(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Vectors, float32 [n, dim]; their lengths before normalization; the reasons of rows without one, string."""
+        complete = pc.equal(pc.list_value_length(column), self.dim).fill_null(False).to_numpy(zero_copy_only=False)
+        vectors = self._numbers(column if complete.all() else column.filter(pa.array(complete)))
+        if len(vectors) < len(complete):
+            spread = np.zeros((len(complete), self.dim), np.float32)
+            spread[complete] = vectors
+            vectors = spread
         lengths = _lengths(vectors)
-        reasons = np.full(len(whole), None, object)
+        reasons = np.full(len(complete), None, object)
         if self.normalize:
             reasons[lengths == 0] = "a vector of zeros has no direction"
             vectors = vectors / np.where(np.isfinite(lengths) & (lengths > 0), lengths, 1)[:, None]
         reasons[~np.isfinite(lengths)] = "the vector is not finite"
-        reasons[~whole] = f"not a vector of {self.dim} dimensions"
+        reasons[~complete] = f"not a vector of {self.dim} dimensions"
         reasons[column.is_null().to_numpy(zero_copy_only=False)] = "no vector"
         return vectors, lengths, pa.array(reasons, pa.string())
 
+    def _numbers(self, column: pa.Array) -> np.ndarray:
+        """float32 [n, dim] of lists of that length."""
+        numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim).astype(np.float32, copy=False)
+        if self.ranges is None:
+            return numbers
+        low, high = np.array(self.ranges, np.float32)
+        return low + (numbers + 128.5) * (high - low) / 255
+
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
-    """float32 [n]. A few rows at a time, for numpy squares them all first: four times as quick, to the same bits."""
+    """float32 [n]. Some rows at a time: numpy stores all squares first, and this is four times as fast, to the same bits."""
     starts = range(0, max(len(vectors), 1), ROWS_AT_ONCE)
     return np.concatenate([np.linalg.norm(vectors[start : start + ROWS_AT_ONCE], axis=1) for start in starts])
 
 
-def off_unit(lengths: np.ndarray) -> float:
+def off_unit_share(lengths: np.ndarray) -> float:
     """The share of vectors whose length ([n]) is not 1."""
-    return float(np.mean(np.abs(lengths - 1) > UNIT)) if len(lengths) else 0.0
+    return float(np.mean(np.abs(lengths - 1) > MAX_UNIT_ERROR)) if len(lengths) else 0.0

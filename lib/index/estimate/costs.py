@@ -16,18 +16,20 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.shards import FileRange, Shard
-from ...engine.mapper import Mapper
+from ...data.vectors import as_matrix
+from ...engine.mapper import FusedMapper
 from ...engine.parts import RUN, Part, parquet_bytes, publish_part
 from ...storage.folder import Folder
 from ..build.codec import fill, save_index, transforms_of
 from ..build.encode import EncodeMapper
 from ..build.layout import CODE, NUMBER, TRAINED, VECTOR
 from ..build.nearest_centroid import Centroids
-from ..build.recall import LISTED, PAIR, QUERIES, GroundTruthMapper, ProbeSegment, merge_top_k, pairs
+from ..build.recall import LISTS, NO_ROW, Pairs
+from ..build.recall_mappers import QUERIES, GroundTruthMapper, ProbeSegment
 from ..build.segments import FILL_BYTES, BuildSegment
-from ..build.stage_parts import column, matrix, read_parts
+from ..build.stage_parts import binary_column, read_parts
 from ..build.threads import compute_with
-from ..build.vector_source import Source
+from ..build.vector_source import VectorSource
 from ..kinds import FLAT_LISTS, IndexKind, Metric, empty_index, lists_of, search_parameter_values, uses_inner_product
 
 BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
@@ -164,8 +166,7 @@ def _lookup(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.n
     exact = (faiss.IndexFlatIP if uses_inner_product(kind, metric) else faiss.IndexFlatL2)(dim)
     exact.add(vectors[:count])
     asked = vectors[-LOOKED_UP:]
-    centroids = Centroids(vectors[:count], uses_inner_product(kind, metric))
-    centroids.nearest(asked)  # once in a process: whether products are cut short, which those of random vectors are not
+    centroids = Centroids.for_vectors(vectors[:count], uses_inner_product(kind, metric), asked)
     product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * dim)
     quantizer: Any = exact
     add = 0.0
@@ -222,29 +223,31 @@ def _steps(
     folder, table = Folder(place), _input(vectors[:rows], number)
     folder.publish(RUN, b"{}")
     folder.publish(TRAINED, save_index(index))
-    folder.publish(QUERIES, parquet_bytes(pa.table({VECTOR: column(vectors[-ASKED:]), NUMBER: np.full(ASKED, -1)})))
-    folder.publish(FOUND, parquet_bytes(pa.table({PAIR: pairs([])})))
+    folder.publish(
+        QUERIES, parquet_bytes(pa.table({VECTOR: binary_column(vectors[-ASKED:]), NUMBER: np.full(ASKED, NO_ROW)}))
+    )
+    folder.publish(FOUND, parquet_bytes(Pairs.of_lists([]).to_table()))
     began = time.process_time()
     part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
     put, size = time.process_time() - began, part.bytes
-    source = Source(VECTOR, "id", (), dim, False, False, table.schema, {})
+    source = VectorSource(VECTOR, "id", (), dim, False, False, table.schema, {})
     shard = _shard(folder, part.part, rows, size)
 
     source.read(shard)  # what the first reading of a process takes, no other does
     read = _seconds(lambda: list(source.batches(shard)))
-    (_, encoded, written), part = _taken(EncodeMapper(source, kind, folder, 1), shard, folder, "rows.parquet")
+    (encoded, written), part = _taken(EncodeMapper(source, kind, folder, 1), shard, folder, "rows.parquet")
     pieces = BuildSegment(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
-    (_, empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
-    (_, filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
+    (empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
+    (filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
     scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.has_lists else 0.0
-    (_, exact, listed), best = _taken(
+    (exact, listed), best = _taken(
         GroundTruthMapper(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet"
     )
-    again = pa.table({"path": [folder.path(best.part)] * 3})
-    met = _seconds(lambda: merge_top_k(read_parts(again, LISTED, {}), np.full(ASKED, -1))) / 3
+    again = [folder.path(best.part)] * 3
+    met = _seconds(lambda: LISTS.merge(read_parts(again, LISTS.columns, {}))) / 3
     ladder = (few,) if kind.has_lists else search_parameter_values(kind, 0)
     piece = _shard(folder, "piece.faiss", rows, 0)
-    (_, probed, _), _ = _taken(ProbeSegment(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
+    (probed, _), _ = _taken(ProbeSegment(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
     scanned = ASKED * (1 if kind.search_parameter and not kind.has_lists else rows)
     return {
         "read": read / size,
@@ -264,8 +267,8 @@ def _steps(
 
 def _scattered(kind: IndexKind, dim: int, lists: int, metric: Metric, path: str) -> float:
     """Seconds to fill the codes of a part into as many lists as its share of FILL_BYTES meets: each costs a call."""
-    (table,) = read_parts(pa.table({"path": [path]}), [CODE], {})
-    codes = matrix(table[CODE], np.uint8)
+    (table,) = read_parts([path], [CODE], {})
+    codes = as_matrix(table[CODE], np.uint8)
     count = max(1, min(lists * codes.nbytes // FILL_BYTES, len(codes), FLAT_LISTS))
     numbers, index = np.arange(len(codes)), empty_index(kind, dim, count, metric)
     return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
@@ -287,16 +290,15 @@ def _shard(folder: Folder, name: str, rows: int, size: int) -> Shard:
     return Shard(0, (FileRange(folder.path(name), name, 0, rows, rows, size, "", None),))
 
 
-def _taken(verb: Mapper, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
-    """Seconds of a shard's three steps, after its worker has started; and its part."""
-    work, clock = verb.worker(), time.process_time
+def _taken(mapper: FusedMapper, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
+    """Seconds of a shard's work and of writing its part, after its worker has started; and the part."""
+    work, clock = mapper.load(), time.process_time
     began = clock()
-    bundle, _ = verb.prepare(shard)
-    prepared = clock()
-    bundle = work(bundle)
+    result = work(shard)
     worked = clock()
-    part = publish_part(folder, name, 0, *verb.finish(shard, bundle))
-    return (prepared - began, worked - prepared, clock() - worked), part
+    counts = {"rows": len(result.table)} | dict(result.counts)
+    part = publish_part(folder, name, 0, result.table, counts, result.facts, result.groups)
+    return (worked - began, clock() - worked), part
 
 
 def _seconds(step: Callable[[], object]) -> float:

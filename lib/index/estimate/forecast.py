@@ -5,25 +5,20 @@ times of what costs.py measures, multiplied. It is a build from nothing: what an
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from ...cli.units import format_bytes, format_duration
 from ...data.corpus import Corpus, list_files, measure
 from ...data.formats import Measure
-from ...engine.cluster import connect
 from ...engine.parts import ROW_GROUP
-from ...engine.workers import WorkerPlan, largest_node_cpus, plan_workers
-from ...errors import InputError, RunError, ShoalError, UsageError
-from ...storage.filesystem import absolute, parse_options
-from ...storage.folder import Folder
+from ...engine.workers import WorkerPlan, WorkerRequest, connect_for, largest_node_cpus
+from ...errors import RunError, ShoalError, UsageError
 from ...storage.listing import InputFile
-from ..build.choose_kind import choose
-from ..build.config import IndexBuild, IndexConfig, check, corpus_options, refuse_for_kind
+from ..build.config import IndexBuild, IndexConfig, check, choose_for
 from ..build.segments import segments_for
-from ..build.train_job import measure_input
-from ..build.vector_source import Vectors, describe
+from ..build.vector_source import VectorFormat, describe
 from ..kinds import ID_BYTES
 from .costs import measure_costs
 from .stage import EstimateInputs, StageEstimate
@@ -83,7 +78,7 @@ class Forecast:
         build, corpus, choice = self.given.build, self.given.corpus, self.given.build.choice
         supposed = ", supposed: float32 as embed_corpus.py leaves them" if build.config.suppose else ""
         return [
-            f"plan      {corpus.rows:,.0f} vectors of {build.vectors.dim:,} dimensions in {len(corpus.files):,} files{supposed}",
+            f"plan      {corpus.rows:,.0f} vectors of {build.format.dim:,} dimensions in {len(corpus.files):,} files{supposed}",
             *(f"kind      {sentence}" for sentence in choice.why),
             f"index     {format_bytes(choice.bytes)} in memory, {choice.bytes / corpus.rows:,.1f} bytes a vector; empty, as each "
             f"worker loads it, {format_bytes(self.given.trained)}",
@@ -145,61 +140,58 @@ def forecast(config: IndexConfig) -> list[str]:
 
 def foresee(config: IndexConfig) -> Forecast:
     """The numbers of a build from nothing: some seconds of measuring, and the cluster is asked for its nodes."""
-    if config.suppose and config.input:
+    if config.suppose and config.vectors.input:
         raise UsageError(
-            f"--suppose {config.suppose} and --input {config.input}: a corpus is there or supposed. Give one"
+            f"--suppose {config.suppose} and --input {config.vectors.input}: a corpus is there or supposed. Give one"
         )
     check(config)
-    corpus, vectors = supposed(config.suppose, config.vector_column) if config.suppose else _found(config)
-    choice = choose(config.kind, config.lists, corpus.rows, vectors.dim, config.memory, config.recall, config.merge)
-    refuse_for_kind(config, choice.kind)
-    folder = Folder(absolute(config.output), parse_options(config.storage_option))
+    corpus, vectors = supposed(config.suppose, config.vectors.vector_column) if config.suppose else _found(config)
+    choice = choose_for(config, corpus, vectors)
     build = IndexBuild(
-        config, folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key=""
+        config, config.folder, vectors, choice, int(corpus.rows), config.recall_queries, corpus.id_column, key=""
     )
-    connect()
+    connect_for(build.workers)
     return reckon(build, corpus)
 
 
 def time_of(build: IndexBuild) -> str:
     """How long a build that is open takes, in a sentence; why that cannot be told, where it cannot."""
     try:
-        return reckon(build, measure_input(build)).time
+        return reckon(build, build.measure_input()).time
     except ShoalError as error:
         return f"how long it takes is not known: {error}"
 
 
 def reckon(build: IndexBuild, corpus: Corpus) -> Forecast:
     """The numbers of an open build, as it was chosen."""
-    config, choice, dim = build.config, build.choice, build.vectors.dim
+    config, choice, dim = build.config, build.choice, build.format.dim
 
     def find(weight_bytes: float, node: bool) -> WorkerPlan | str:
-        cpus = largest_node_cpus(config)
-        whole = {"cpus_per_worker": cpus, "max_workers": 1, "min_workers": 1} if node else {}
+        workers = build.workers
+        if node:
+            cpus = largest_node_cpus(workers)
+            workers = replace(workers, cpus_per_worker=cpus, max_workers=1, min_workers=1)
         try:
-            return plan_workers(build.options(config.input, build.folder, **whole), int(weight_bytes))
+            return WorkerRequest(workers, int(weight_bytes)).resolve()
         except RunError as error:
             return str(error)
 
     codes = corpus.rows * (choice.kind.bytes(dim) + ID_BYTES)
     row_lists = choice.lists * segments_for(codes, 4.0 * choice.lists * dim, config.merge or 1) / corpus.rows
-    costs = measure_costs(choice.kind, dim, choice.lists, config.metric, build.vectors.type, row_lists)
+    costs = measure_costs(choice.kind, dim, choice.lists, config.metric, build.format.type, row_lists)
     given = EstimateInputs(build, corpus, costs, find)
     return Forecast(given, *stages_of(given))
 
 
-def _found(config: IndexConfig) -> tuple[Corpus, Vectors]:
+def _found(config: IndexConfig) -> tuple[Corpus, VectorFormat]:
     """The input, by its footers."""
-    options, storage = corpus_options(config), parse_options(config.storage_option)
+    options, storage = config.vectors, config.storage.fsspec
     files = list_files(options, storage)
-    vectors = describe(files, config.vector_column, storage)
-    corpus = measure(files, options, storage, strict=True)
-    if not corpus.rows:
-        raise InputError(f"{config.input} has no rows")
-    return corpus, vectors
+    vectors = describe(files, options.vector_column, storage)
+    return measure(files, options, storage, strict=True), vectors
 
 
-def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
+def supposed(text: str, column: str) -> tuple[Corpus, VectorFormat]:
     """A corpus of `ROWSxDIM` as embed_corpus.py would leave it. Raises UsageError for another text."""
     found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text)
     if found is None:
@@ -217,7 +209,7 @@ def supposed(text: str, column: str) -> tuple[Corpus, Vectors]:
         breaks = (*range(ROW_GROUP, count, ROW_GROUP), count)
         files.append(InputFile(f"part-{number:06d}", f"part-{number:06d}", 4 * dim * count, ""))
         measures.append(Measure(count, 1.0, True, 4.0 * dim, schema, breaks=breaks))
-    return Corpus(tuple(files), tuple(measures), schema, "id"), Vectors(dim, "float", {}, reasons=False)
+    return Corpus(tuple(files), tuple(measures), schema, "id"), VectorFormat(dim, "float", {}, has_reasons=False)
 
 
 def _row(stage: StageEstimate) -> tuple[str, ...]:

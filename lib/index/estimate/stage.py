@@ -68,12 +68,12 @@ class EstimateInputs:
     @property
     def vector(self) -> int:
         """Bytes of a vector in memory."""
-        return 4 * self.build.vectors.dim
+        return 4 * self.build.format.dim
 
     @property
     def code(self) -> float:
         """Bytes of a code and its number in a piece."""
-        return self.build.kind.bytes(self.build.vectors.dim) + ID_BYTES
+        return self.build.kind.bytes(self.build.format.dim) + ID_BYTES
 
     @property
     def trained(self) -> int:
@@ -83,7 +83,7 @@ class EstimateInputs:
     def kmeans(self, points: float, count: float) -> float:
         """Seconds to make so many centroids of so many vectors, at most: as of vectors that lie apart in all directions."""
         kept = min(points, MOST_POINTS * count)
-        return ITERATIONS * kept * count * self.build.vectors.dim * self.costs.product
+        return ITERATIONS * kept * count * self.build.format.dim * self.costs.product
 
 
 def deeper(given: EstimateInputs, rows: int) -> float:
@@ -101,7 +101,7 @@ def shard_rows(plan: pa.Table) -> np.ndarray:
 
 def stored(given: EstimateInputs) -> float:
     """Bytes of a vector as it lies in Parquet."""
-    return given.build.vectors.dim * pa.type_for_alias(given.build.vectors.type).bit_width / 8
+    return given.build.format.dim * pa.type_for_alias(given.build.format.type).bit_width / 8
 
 
 def decoded(plan: pa.Table, corpus: Corpus) -> float:

@@ -15,11 +15,12 @@ from ...engine.parts import Part
 from ...engine.workers import WORKER_BASE
 from ...errors import InputError
 from ..build.kmeans import COPIED
-from ..build.recall import MOST, PARTS_AT_ONCE
+from ..build.recall import MAX_CUT
+from ..build.recall_job import PARTS_AT_ONCE
 from ..build.sample import sample_plan
-from ..build.segments import LIST_BYTES, grouped
-from ..build.segments_job import balanced
-from ..build.train import CELL_POINTS, CODEC_ROWS, LEAST_POINTS, cells_at_once
+from ..build.segments import LIST_BYTES, group_parts
+from ..build.segments_job import balance
+from ..build.train import CELL_POINTS, CODEC_ROWS, MIN_POINTS, parts_of_partition
 from ..build.train_job import COPIES, wanted_rows
 from ..build.vector_source import SHARD_BYTES
 from ..kinds import FLAT_LISTS, search_parameter_values
@@ -40,7 +41,7 @@ def stages_of(given: EstimateInputs) -> tuple[list[StageEstimate], list[float]]:
     parts = [Part(number, "", 0, 0, "", count, count, 0, 0, 0) for number, count in enumerate(rows.tolist())]
     groups = [
         sum(part.rows for part in group)
-        for group in grouped(parts, given.code, given.trained, given.build.config.merge or 1)
+        for group in group_parts(parts, given.code, given.trained, given.build.config.merge or 1)
     ]
     pieces = [count * given.code + given.trained for count in groups]
     merged = [_merge(given, groups)] if given.build.config.merge else []
@@ -51,8 +52,8 @@ def stages_of(given: EstimateInputs) -> tuple[list[StageEstimate], list[float]]:
 def _sample(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
     """And the vectors to train on that each of its parts has."""
     build, costs = given.build, given.costs
-    wanted, held = wanted_rows(build), build.held
-    plan = sample_plan(given.corpus, wanted + held, given.build.vectors.dim)
+    wanted, held = wanted_rows(build), build.held_out
+    plan = sample_plan(given.corpus, wanted + held, given.build.format.dim)
     rows = shard_rows(plan)
     kept = np.minimum(-(-held // len(rows)), rows // 10)
     drawn = np.minimum(-(-wanted // len(rows)), rows - kept)
@@ -74,10 +75,10 @@ def _sample(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
 def _training(given: EstimateInputs, drawn: np.ndarray) -> list[StageEstimate]:
     """One k-means over the sample; or, above FLAT_LISTS, those that lead to the centroids first."""
     costs, rows, lists = given.costs, float(drawn.sum()), given.lists
-    if rows < LEAST_POINTS * lists:
+    if rows < MIN_POINTS * lists:
         raise InputError(
-            f"{rows:,.0f} vectors to train on are too few for {lists:,} lists ({LEAST_POINTS} a list). Ask for --lists "
-            f"{max(1, int(rows // LEAST_POINTS)):,} or fewer, or a larger --sample-rows"
+            f"{rows:,.0f} vectors to train on are too few for {lists:,} lists ({MIN_POINTS} a list). Ask for --lists "
+            f"{max(1, int(rows // MIN_POINTS)):,} or fewer, or a larger --sample-rows"
         )
     size = rows * given.vector
     two = lists > FLAT_LISTS
@@ -105,13 +106,13 @@ def _two_levels(given: EstimateInputs, drawn: np.ndarray) -> list[StageEstimate]
     """As training.py has them: cells of a part of the sample, the sample dealt by cell, and k-means in each cell."""
     costs, rows, lists = given.costs, float(drawn.sum()), given.lists
     cells = 2 ** round(lists.bit_length() / 2)
-    at_once = cells_at_once(len(drawn), rows, given.build.vectors.dim)
+    at_once = parts_of_partition(len(drawn), rows, given.build.format.dim)
     parts = -(-len(drawn) // at_once)
     some = drawn[:: max(1, int(rows) // (cells * CELL_POINTS))]
     taken = float(some.sum())
     size, each = rows * given.vector, rows / cells
     one, many = given.find(0, True), given.find(0, False)
-    near = rows * cells * given.build.vectors.dim * costs.product
+    near = rows * cells * given.build.format.dim * costs.product
     return [
         StageEstimate(
             name="train: cells",
@@ -156,10 +157,10 @@ def _encode(given: EstimateInputs) -> tuple[StageEstimate, np.ndarray]:
     workers = given.find(HELD_TWICE * given.trained, False)
     most = max(1, SHARD_BYTES // given.vector)
     count = 1 if isinstance(workers, str) else workers.maximum
-    plan = cut_shards(corpus, build.config.shard_rows or even_rows(corpus, count, most))
+    plan = cut_shards(corpus, build.config.vectors.shard_rows or even_rows(corpus, count, most))
     rows = shard_rows(plan)
     read = decoded(plan, corpus)
-    carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.keep_columns else 0.0
+    carried = max(0.0, corpus.row_bytes - stored(given)) if build.config.vectors.keep_columns else 0.0
     seconds = read * costs.read + float(rows.sum()) * costs.assigned(given.lists) * build.kind.has_lists
     batch = min(ROWS_PER_TABLE, int(rows.max())) * given.vector
     stage = StageEstimate(
@@ -193,7 +194,7 @@ def _assemble(given: EstimateInputs, groups: Sequence[int], parts: int) -> Stage
 
 
 def _merge(given: EstimateInputs, groups: Sequence[int]) -> StageEstimate:
-    shards = balanced([{"vectors": rows} for rows in groups], given.build.config.merge or 1)
+    shards = balance([{"vectors": rows} for rows in groups], given.build.config.merge or 1)
     count = len(shards)
     codes = given.corpus.rows * given.code
     read = codes + len(groups) * given.trained
@@ -214,7 +215,7 @@ def _measure(given: EstimateInputs, encoded: StageEstimate, groups: Sequence[int
     """Exact search of the held queries over all vectors, and the pieces' own at every effort. largest: rows of a shard."""
     build, costs, rows = given.build, given.costs, given.corpus.rows
     queries, ladder = build.config.recall_queries, search_parameter_values(build.kind, given.lists)
-    workers, listed = given.find(0, False), queries * (MOST + 1)  # places of the lists that a shard leaves
+    workers, listed = given.find(0, False), queries * (MAX_CUT + 1)  # places of the lists that a shard leaves
     shards, pieces, tried = encoded.shards, len(groups), len(ladder)
     if build.kind.has_lists:
         look = sum(costs.probed(given.lists, effort) for effort in ladder)

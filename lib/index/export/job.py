@@ -1,12 +1,12 @@
-"""The driver of `--exports`: what other stores read, beside the index.
+"""The driver of `--exports`: files for other stores, beside the index.
 
 OUTPUT/exports/centroids/             the lists' centroids, codebooks and rotation as .npy, and a README that says what they are
-OUTPUT/exports/milvus/                Parquet, `id` and `vector`: what the fields of the collection must be called
-OUTPUT/exports/pinecone/__default__/  Parquet, `id`, `values`, `metadata`. Pinecone is given the folder above: its folders are
+OUTPUT/exports/milvus/                Parquet, `id` and `vector`: the collection's fields must have these names
+OUTPUT/exports/pinecone/__default__/  Parquet, `id`, `values`, `metadata`. Import the folder above: its folders are
                                       namespaces, and all Parquet in them is imported, so nothing else may lie there
 OUTPUT/exports/vectors.lance/         a Lance dataset: `id`, the kept columns, `vector`
 
-Each generation of the index is a run of its own: what a grown corpus adds is exported, and what was exported stays.
+Each generation of the index is a run of its own: the rows that a grown corpus adds are exported, and exported files stay.
 """
 
 import json
@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...data.shards import shards
-from ...engine.job import Job, carry_out_planned, require_complete
-from ...engine.mapper import Mapper
-from ...engine.parts import Part
+from ...engine.mapper import FusedMapper
+from ...engine.parts import Part, read_facts
 from ...engine.run import Run, read_plan
 from ...engine.workers import WorkerPlan
 from ...errors import RunError
@@ -31,9 +30,8 @@ from ..build.codec import load_index, transforms_of
 from ..build.config import IndexBuild
 from ..build.layout import ROWS, TRAINED
 from ..build.segments_job import read_manifest
-from ..build.stage_parts import facts_of, some_shards
-from ..build.train_job import source
-from ..build.vector_source import Source
+from ..build.stage_parts import some_shards
+from ..build.vector_source import VectorSource
 from ..kinds import lists_of, uses_inner_product
 from .mappers import ExportFiles, ExportFragments, file_name, lance_options, lance_schema, lance_url
 
@@ -45,31 +43,31 @@ CENTROIDS, CODEBOOKS, ROTATION = "centroids", "codebooks", "rotation"
 
 @dataclass(frozen=True)
 class Store:
-    """One that imports Parquet. place: its folder below EXPORTED; column: what it calls a vector; described: as in Files."""
+    """A store that imports Parquet. place: its folder below EXPORTED. column, with_metadata: as in ExportFiles."""
 
     name: str
     place: str
     column: str
-    described: bool
+    with_metadata: bool
 
 
-MILVUS = Store("milvus", "milvus", "vector", described=False)
-PINECONE = Store("pinecone", "pinecone/__default__", "values", described=True)
+MILVUS = Store("milvus", "milvus", "vector", with_metadata=False)
+PINECONE = Store("pinecone", "pinecone/__default__", "values", with_metadata=True)
 
 
 def export(build: IndexBuild, parts: Sequence[Part]) -> None:
-    """Write what --exports asks for and is not there yet. parts: of the encoded rows, all of which the manifest has.
+    """Write the exports of --exports that are missing. parts: of the encoded rows, all of which the manifest has.
 
-    Raises RunError where what was exported before is no longer there.
+    Raises RunError where exported files are missing.
     """
-    asked, vectors = build.config.exports, sum(part.rows - part.errors for part in parts)
-    if "centroids" in asked:
-        _centroids(build)
+    exports, vectors = build.config.exports, sum(part.rows - part.errors for part in parts)
+    if "centroids" in exports:
+        _export_centroids(build)
     for store in (MILVUS, PINECONE):
-        if store.name in asked:
-            _files(build, store, vectors)
-    if "lance" in asked:
-        _lance(build, vectors)
+        if store.name in exports:
+            _export_files(build, store, vectors)
+    if "lance" in exports:
+        _export_lance(build, vectors)
 
 
 def _place(build: IndexBuild, name: str) -> Folder:
@@ -86,71 +84,72 @@ class ExportRun:
     parts: Sequence[Part]
 
 
-def _runs(build: IndexBuild, name: str, verb: Callable[[Source, int], Mapper]) -> list[ExportRun]:
-    """One for each generation, every shard of it done. verb: of how the vectors are read, and of ExportRun's `first`."""
+def _run_exports(build: IndexBuild, name: str, mapper: Callable[[VectorSource, int], FusedMapper]) -> list[ExportRun]:
+    """Export each generation; a run of each. mapper: from a source and the `first` of ExportRun."""
     plan, columns = read_plan(build.folder.below(ROWS))
     return [
-        _run(build, name, generation["shards"], (plan, columns), verb)
-        for generation in read_manifest(build)["generations"]
+        _run_export(build, name, some_shards(plan, first, stop), columns, (first, stop), mapper)
+        for first, stop in (generation["shards"] for generation in read_manifest(build)["generations"])
     ]
 
 
-def _run(
+def _run_export(
     build: IndexBuild,
     name: str,
-    between: tuple[int, int],
-    rows: tuple[pa.Table, pa.Schema],
-    verb: Callable[[Source, int], Mapper],
+    plan: pa.Table,
+    columns: pa.Schema,
+    shards: tuple[int, int],
+    mapper: Callable[[VectorSource, int], FusedMapper],
 ) -> ExportRun:
-    """between: the first of its shards, and the one after its last. rows: plan and columns of all."""
-    (first, stop), (plan, columns) = between, rows
-    own = some_shards(plan, first, stop)
+    """shards: the index's number of the first shard of the plan, and the one after its last."""
+    first, stop = shards
 
-    def made(ledger: Run, workers: WorkerPlan) -> Mapper:
-        return verb(source(build, ledger.columns, build.config.keep_columns), first)
+    def make(run: Run, workers: WorkerPlan) -> FusedMapper:
+        return mapper(build.source(run.columns, build.config.vectors.keep_columns), first)
 
     folder = build.stage(f"export-{name}-{first:06d}-{stop:06d}")
-    job = Job(f"exporting for {name}", {"verb": "export", "to": name, "of": build.key, "shards": [first, stop]}, made)
-    options = build.options(build.config.input, folder)
-    outcome = require_complete(carry_out_planned(job, options, lambda: (own, columns)), folder.url)
-    return ExportRun(first, own, folder, outcome.parts)
+    settings = {"job": "export", "to": name, "shards": [first, stop]}
+    parts = build.run_stage(folder, f"exporting for {name}", make, lambda: (plan, columns), settings)
+    return ExportRun(first, plan, folder, parts)
 
 
-def _files(build: IndexBuild, store: Store, vectors: int) -> None:
-    """What a store imports. vectors: how many the index has."""
-    place, kept = _place(build, store.place), bool(build.config.keep_columns)
+def _export_files(build: IndexBuild, store: Store, vectors: int) -> None:
+    """Export Parquet for a store. vectors: of the index."""
+    place = _place(build, store.place)
+    with_metadata = store.with_metadata and bool(build.config.vectors.keep_columns)
 
-    def verb(source: Source, first: int) -> ExportFiles:
-        return ExportFiles(source, place, first, store.column, store.described and kept)
+    def mapper(source: VectorSource, first: int) -> ExportFiles:
+        return ExportFiles(source, place, first, store.column, with_metadata)
 
-    runs, files = _runs(build, store.name, verb), 0
-    there = place.list()
+    runs, count = _run_exports(build, store.name, mapper), 0
+    existing = place.list()
     for run in runs:
-        told = zip(shards(run.plan), run.parts, strict=True)
-        names = [file_name(run.first, shard) for shard, part in told if part.source_rows > part.errors]
-        _refuse_gone(place, run, [name for name in names if name not in there])
-        files += len(names)
-    log.info(f"{place.url}: {vectors:,} vectors in {files:,} files{_left_out(place, runs, vectors)}")
+        with_parts = zip(shards(run.plan), run.parts, strict=True)
+        names = [file_name(run.first, shard) for shard, part in with_parts if part.source_rows > part.errors]
+        _refuse_lost(place, run, [name for name in names if name not in existing])
+        count += len(names)
+    log.info(f"{place.url}: {vectors:,} vectors in {count:,} files{_left_out(place, runs, vectors)}")
 
 
-def _lance(build: IndexBuild, vectors: int) -> None:
-    """One dataset. Its commit names every fragment there is, so a repeated one has the same rows, and none of them twice."""
+def _export_lance(build: IndexBuild, vectors: int) -> None:
+    """Export a Lance dataset. Its commit names every fragment, so a repeated one has the same rows, each once."""
     import lance
 
     place = _place(build, "vectors.lance")
     url, options = lance_url(place), lance_options(place)
-    runs = _runs(build, "lance", lambda source, first: ExportFragments(source, url, options))
-    there, made = place.below("data").list(), []
+    runs = _run_exports(build, "lance", lambda source, first: ExportFragments(source, url, options))
+    existing, fragments = place.below("data").list(), []
     for run in runs:
-        fragments = [each for fact in facts_of(run.folder, run.parts) for each in fact["fragments"]]
-        _refuse_gone(place, run, [name for name in _paths(fragments) if name not in there])
-        made += fragments
+        of_run = [each for fact in read_facts(run.folder, run.parts) for each in fact["fragments"]]
+        _refuse_lost(place, run, [name for name in _paths(of_run) if name not in existing])
+        fragments += of_run
     left_out = _left_out(place, runs, vectors)
-    if _committed(place, url, options) != _paths(made):
-        schema = lance_schema(source(build, read_plan(build.folder.below(ROWS))[1], build.config.keep_columns))
-        known = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in made]
+    if _committed(place, url, options) != _paths(fragments):
+        columns = read_plan(build.folder.below(ROWS))[1]
+        schema = lance_schema(build.source(columns, build.config.vectors.keep_columns))
+        known = [lance.FragmentMetadata.from_json(json.dumps(fragment)) for fragment in fragments]
         lance.LanceDataset.commit(url, lance.LanceOperation.Overwrite(schema, known), storage_options=options)
-    log.info(f"{place.url}: {vectors:,} vectors in {len(made):,} fragments{left_out}")
+    log.info(f"{place.url}: {vectors:,} vectors in {len(fragments):,} fragments{left_out}")
 
 
 def _paths(fragments: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -158,7 +157,7 @@ def _paths(fragments: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _committed(place: Folder, url: str, options: dict[str, str]) -> list[str] | None:
-    """Data files of the dataset's last version; None while it has none."""
+    """Data files of the dataset's last version; None before the first one."""
     import lance
 
     if not place.below("_versions").list():
@@ -167,16 +166,16 @@ def _committed(place: Folder, url: str, options: dict[str, str]) -> list[str] | 
     return [file.path for fragment in dataset.get_fragments() for file in fragment.data_files()]
 
 
-def _refuse_gone(place: Folder, run: ExportRun, gone: Sequence[str]) -> None:
-    if gone:
+def _refuse_lost(place: Folder, run: ExportRun, lost: Sequence[str]) -> None:
+    if lost:
         raise RunError(
-            f"{len(gone)} files of {place.url} were exported and are gone, the first is {gone[0]}. Put them back; or delete "
+            f"{len(lost)} files of {place.url} were exported and are gone, the first is {lost[0]}. Put them back; or delete "
             f"{run.folder.url} and start the same command again, which exports them anew"
         )
 
 
 def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
-    """The rows that are not in an export, in words. Raises RunError where it has not every vector of the index."""
+    """A phrase about the rows that are not in an export. Raises RunError where it has not every vector of the index."""
     rows, without = (
         sum(getattr(part, name) for run in runs for part in run.parts) for name in ("source_rows", "errors")
     )
@@ -188,8 +187,8 @@ def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
     return f"; {without:,} rows without one are left out ({ROWS}/ says why)" if without else ""
 
 
-def _centroids(build: IndexBuild) -> None:
-    """Published once, the README last: what is trained never changes."""
+def _export_centroids(build: IndexBuild) -> None:
+    """Export once, the README last: the trained index never changes."""
     place = _place(build, "centroids")
     if place.exists(README):
         return
@@ -201,14 +200,16 @@ def _centroids(build: IndexBuild) -> None:
             place.put(f"{name}.npy", f"{folder}/{name}.npy")
     place.publish(
         README,
-        explained(arrays, uses_inner_product(build.kind, build.config.metric), lists_of(index).by_residual).encode(),
+        centroids_readme(
+            arrays, uses_inner_product(build.kind, build.config.metric), lists_of(index).by_residual
+        ).encode(),
     )
     log.info(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
 
 
 def trained_arrays(index: Any) -> dict[str, np.ndarray]:
-    """Of a trained index with lists, float32: CENTROIDS [lists, dim]; ROTATION [dim, dim] and CODEBOOKS [groups, 2 ** bits,
-    dim / groups] where it has them."""
+    """The arrays of a trained index with lists, float32: CENTROIDS [lists, dim]; ROTATION [dim, dim] and CODEBOOKS [groups,
+    2 ** bits, dim / groups] where it has them."""
     import faiss
 
     inner = lists_of(index)
@@ -216,34 +217,34 @@ def trained_arrays(index: Any) -> dict[str, np.ndarray]:
     if isinstance(inner, faiss.IndexIVFPQ):
         pq = inner.pq
         arrays[CODEBOOKS] = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
-    for turn in transforms_of(index):
+    for rotation in transforms_of(index):
         assert ROTATION not in arrays, "one matrix"
-        assert not turn.have_bias, "a rotation"
-        arrays[ROTATION] = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
+        assert not rotation.have_bias, "a rotation"
+        arrays[ROTATION] = faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
     return arrays
 
 
-def explained(arrays: Mapping[str, np.ndarray], products: bool, residual: bool) -> str:
-    """The README beside them, as Markdown. residual: whether codes are of what a vector has beside its centroid."""
+def centroids_readme(arrays: Mapping[str, np.ndarray], inner_product: bool, residual: bool) -> str:
+    """The README beside the arrays, as Markdown. residual: codes are of a vector's difference from its centroid."""
     lists, dim = arrays[CENTROIDS].shape
-    turned = ROTATION in arrays
-    vector = "`x @ rotation.T`" if turned else "`x`"
-    measure = "greatest inner product with" if products else "least Euclidean distance from"
-    said = [
+    rotated = ROTATION in arrays
+    vector = "`x @ rotation.T`" if rotated else "`x`"
+    measure = "greatest inner product with" if inner_product else "least Euclidean distance from"
+    paragraphs = [
         "# Centroids",
         f"`centroids.npy`: float32 [{lists}, {dim}], row i for list i; the column `list` of `rows/` names it.",
     ]
-    if turned:
-        said.append(
-            f"`rotation.npy`: float32 [{dim}, {dim}]. Centroids live behind it: a vector x is turned first, {vector}."
+    if rotated:
+        paragraphs.append(
+            f"`rotation.npy`: float32 [{dim}, {dim}]. Centroids lie behind it: a vector x is rotated first, {vector}."
         )
-    said.append(f"The list of a vector x is that whose centroid has the {measure} {vector}.")
+    paragraphs.append(f"The list of a vector x is that whose centroid has the {measure} {vector}.")
     if CODEBOOKS in arrays:
         groups, entries, width = arrays[CODEBOOKS].shape
         coded = f"{vector} less its list's centroid" if residual else vector
-        said.append(
+        paragraphs.append(
             f"`codebooks.npy`: float32 [{groups}, {entries}, {width}]. Of {coded}, group g is the {width} dimensions from "
             f"{width}g on; it is coded as the number of the nearest row of codebook g, in {entries.bit_length() - 1} bits. The "
             "column `code` holds these numbers one after the other, low bits first."
         )
-    return "\n\n".join(said) + "\n"
+    return "\n\n".join(paragraphs) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...data.corpus import columns_at
-from ...data.shards import cut_shards, numbered, tables_of
+from ...data.shards import cut_shards, number_shards, tables_of
 from ...engine.executor import Outcome
 from ...engine.job import Job, RunOptions, carry_out_planned, refuse_nested, require_complete
 from ...engine.run import Run
@@ -22,8 +22,8 @@ from ...storage.filesystem import absolute
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..build.layout import ROWS, SEGMENTS
-from ..build.stage_parts import File, files_of, files_plan
-from ..build.vector_source import Source, VectorOptions
+from ..build.stage_parts import StageFile, files_of, files_plan
+from ..build.vector_source import VectorOptions, VectorSource
 from ..exact.mappers import PASSAGE_ID, QUERY_ID
 from .filter import read_allowed_ids
 from .hits import FOUND_SCHEMA, PASSAGES_AT_ONCE
@@ -125,7 +125,7 @@ def _found(config: SearchConfig, opened: Opened, vectors: QueryVectors, folder: 
     }
 
     def verb(ledger: Run, workers: WorkerPlan) -> SearchSegment:
-        source = Source(
+        source = VectorSource(
             vectors.column,
             vectors.id_column,
             (),
@@ -170,9 +170,9 @@ def block_rows(queries: float, most: int) -> int:
 def _plan(vectors: QueryVectors, blocks: list[pa.Table], opened: Opened) -> tuple[pa.Table, pa.Schema]:
     """A shard for each piece and block of queries, the blocks of a piece side by side."""
     place = opened.folder.below(SEGMENTS)
-    files = [File(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
+    files = [StageFile(place.path(piece["name"]), piece["vectors"], piece["bytes"]) for piece in opened.pieces]
     pieces = tables_of(files_plan([[file] for file in files])[0], SEGMENTS)
-    return numbered([pa.concat_tables([block, piece]) for piece in pieces for block in blocks]), vectors.corpus.schema
+    return number_shards([pa.concat_tables([block, piece]) for piece in pieces for block in blocks]), vectors.corpus.schema
 
 
 def _options(config: SearchConfig, input: str, output: Folder) -> VectorOptions:

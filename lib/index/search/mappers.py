@@ -21,9 +21,9 @@ from ...storage.filesystem import download, open_file
 from ...storage.folder import Folder
 from ...storage.listing import current_tag
 from ...storage.scratch import Scratch
-from ..build.codec import open_piece
+from ..build.codec import open_segment
 from ..build.stage_parts import column, ids_of, matrix
-from ..build.vector_source import Source
+from ..build.vector_source import VectorSource
 from ..exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..kinds import IndexKind, Metric, scores_of
 from .hits import (
@@ -50,7 +50,7 @@ class SearchSegment:
     the only passages to find, in `folder`, or None.
     """
 
-    source: Source
+    source: VectorSource
     kind: IndexKind
     metric: Metric
     effort: int
@@ -141,7 +141,7 @@ class _Opened:
         if "index" not in kept:
             with _told(path):
                 current_tag(path, self.verb.storage)  # faiss would say that it could not open it, and not why
-                kept["index"] = open_piece(download(path, f"{self.place.name}/piece", self.verb.storage))
+                kept["index"] = open_segment(download(path, f"{self.place.name}/piece", self.verb.storage))
         return kept["index"]
 
     def ids(self, name: str) -> pa.Array:

@@ -12,7 +12,7 @@ from ...data.corpus import Corpus, CorpusOptions, columns_at, list_files, measur
 from ...data.reader import read_rows
 from ...data.shards import cut_shards, shards
 from ...data.texts import as_text
-from ...data.unique_ids import refuse_twice
+from ...data.unique_ids import check_unique_ids
 from ...embedding import job as embed_job
 from ...embedding.mapper import EmbedConfig
 from ...engine.job import require_complete
@@ -26,8 +26,8 @@ from ...storage.filesystem import absolute, parse_options
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..build.layout import CARD, MANIFEST, ROWS, SEGMENTS
-from ..build.segments_job import pieces_of
-from ..build.vector_source import ENCODING, VectorOptions, Vectors, describe
+from ..build.segments_job import segments_of
+from ..build.vector_source import ENCODING, VectorFormat, VectorOptions, describe
 from ..kinds import IndexKind, parse
 
 log = logging.getLogger("shoal")
@@ -112,7 +112,7 @@ def open_index(config: SearchConfig) -> Opened:
         raise InputError(
             f"no finished index at {folder.url}: it has no {CARD}. Start the command again that builds it, or correct --index"
         ) from error
-    opened = Opened(folder, card, tuple(pieces_of(manifest)))
+    opened = Opened(folder, card, tuple(segments_of(manifest)))
     _refuse_gaps(opened)
     return opened
 
@@ -135,7 +135,7 @@ class QueryVectors:
     """Where they lie: the files, the column, and the column of their ids."""
 
     url: str
-    about: Vectors
+    about: VectorFormat
     corpus: Corpus
     column: str
     id_column: str | None
@@ -174,7 +174,7 @@ def _refuse_twice(corpus: Corpus, url: str, storage: Mapping[str, Any]) -> None:
         for shard in shards(cut_shards(corpus, IDS_AT_ONCE)):
             yield as_text(read_rows(shard, [name], corpus.schema, storage)[name])[0].drop_null()
 
-    refuse_twice(pieces, "query", url)
+    check_unique_ids(pieces, "query", url)
 
 
 def _embed_config(config: SearchConfig, opened: Opened) -> EmbedConfig:
