@@ -5,12 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from lib import recipes
 from lib.training import losses
@@ -198,3 +200,28 @@ def test_every_package_is_in_the_readme():
     packages = [path.name for path in (ROOT / "lib").iterdir() if (path / "__init__.py").exists()]
 
     assert [name for name in packages if f"lib/{name}/" not in tree] == []
+
+
+def test_workflows_run_what_developers_run():
+    """CI calls .ci/run, and the nightly jobs targets of the Makefile; hooks name programs of .venv and files of the tree."""
+    ci, nightly = (
+        yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text()) for name in ("ci", "nightly")
+    )
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+
+    assert [step.get("run") for step in ci["jobs"]["test"]["steps"]][-1] == ".ci/run"
+    assert set(nightly["jobs"]["long"]["strategy"]["matrix"]["target"]) <= set(targets)
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks[0]["hooks"])
+
+
+def test_the_licence_is_told_everywhere():
+    """LICENSE, pyproject.toml and CITATION.cff name Apache-2.0, and the version of the citation is the project's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert project["version"] == citation["version"]
+    assert all((ROOT / name).exists() for name in project["license-files"])
