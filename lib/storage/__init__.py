@@ -1,1 +1,1 @@
-"""Objects at any fsspec URL: put in one step, created once, listed, tried again. Floor 2."""
+"""Objects at any fsspec URL: published in one step, claimed once, listed, retried. Floor 2."""

@@ -1,7 +1,7 @@
-"""Whole objects in one step: what is listed under a name is all of it, on the local filesystem and on object stores.
+"""Writes of whole objects in one step: a listed name is a complete object, on the local filesystem and on object stores.
 
-Locally the bytes go to a hidden file beside the name, are synced, and take the name by a rename (`put`) or a link, which
-unlike a rename refuses an existing name (`create`). An object store does both itself. Nothing here tries again.
+Locally the bytes go to a hidden file beside the name. It is synced, and takes the name by a rename (`put`) or by a link, which
+unlike a rename refuses an existing name (`create`). An object store does both itself. Nothing here retries.
 """
 
 import os
@@ -15,11 +15,14 @@ import fsspec
 from ..errors import StorageError
 from .retry import error_code
 
-STALE = 600.0  # seconds after which an unfinished local file has no writer any more; a part takes some
+STALE_SECONDS = (
+    600.0  # age at which an unfinished local file has no writer any more: writing a part takes a few seconds
+)
+COPY_BYTES = 8 << 20  # read at once where a file is copied between disks
 
 
 def protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    """The names under which fsspec knows the filesystem, as `s3` and `s3a`."""
+    """The names of the filesystem in fsspec, such as `s3` and `s3a`."""
     return fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
 
 
@@ -28,7 +31,7 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
-    """`data` under `path`, over what was there. Raises what the filesystem raises."""
+    """Write `data` under `path`, over an existing object. Raises what the filesystem raises."""
     if not is_local(fs):
         fs.pipe_file(path, bytes(data))
         return
@@ -36,9 +39,9 @@ def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> N
 
 
 def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
-    """The file `source` of this machine under `path`, over what was there, however large. Raises what the filesystem raises.
+    """Write the local file `source` under `path`, over an existing object. Raises what the filesystem raises.
 
-    On one disk they are one file from then on: the source must not be written to again.
+    On one disk both names are then one file: the source must not be written to again.
     """
     if not is_local(fs):
         fs.put_file(source, path)
@@ -47,14 +50,14 @@ def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
 
 
 def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """`data` under `path`, which must be free. Raises FileExistsError when it is not."""
+    """Write `data` under `path`, which must not exist yet. Raises FileExistsError when it does."""
     if not is_local(fs):
         return _create_object(fs, path, data)
     unfinished = _write_unfinished(path, [data])
     try:
         os.link(unfinished, path)
         _sync_folder(path)
-    except FileNotFoundError as error:  # swept by one that had published the name
+    except FileNotFoundError as error:  # swept by another driver, which has published the name
         raise FileExistsError(path) from error
     finally:
         with suppress(FileNotFoundError):
@@ -62,7 +65,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def make_folder(path: str) -> None:
-    """A local folder that can be written to. Raises StorageError."""
+    """Make a local folder, and write a trial file to it. Raises StorageError where that is not possible."""
     try:
         os.makedirs(path, exist_ok=True)
         trial = f"{path}/.{uuid.uuid4().hex}.unfinished"
@@ -76,11 +79,13 @@ def make_folder(path: str) -> None:
 
 
 def sweep(path: str, done: Container[str]) -> None:
-    """Remove what killed writers left in a local folder: of names in `done`, and where no writer can still be at it."""
+    """Remove unfinished files of killed writers from a local folder: those of names in `done`, and those over STALE_SECONDS old."""
     for entry in os.scandir(path):
-        with suppress(FileNotFoundError):  # another driver sweeps too, or has just published it
+        with suppress(FileNotFoundError):  # another driver has removed or published it
             name, _, end = entry.name.removeprefix(".").rpartition(".")
-            if end == "unfinished" and (name.rpartition(".")[0] in done or time.time() - entry.stat().st_mtime > STALE):
+            if end == "unfinished" and (
+                name.rpartition(".")[0] in done or time.time() - entry.stat().st_mtime > STALE_SECONDS
+            ):
                 os.unlink(entry.path)
 
 
@@ -94,20 +99,21 @@ def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Non
 
 
 def _link_unfinished(path: str, source: str) -> str:
-    """The bytes of `source`, copied where they lie on another disk."""
-    unfinished = _unfinished(path)
+    """Make an unfinished file of the bytes of `source`: a link, or a copy where it lies on another disk."""
+    unfinished = _unfinished_name(path)
     try:
         os.link(source, unfinished)
     except OSError:  # another disk, or one without links
         with open(source, "rb") as file:
-            return _write_unfinished(path, iter(lambda: file.read(8 << 20), b""))
-    with _whole_or_gone(unfinished), open(unfinished, "rb") as file:
+            return _write_unfinished(path, iter(lambda: file.read(COPY_BYTES), b""))
+    with _removed_on_error(unfinished), open(unfinished, "rb") as file:
         os.fsync(file.fileno())
     return unfinished
 
 
 @contextmanager
-def _whole_or_gone(unfinished: str) -> Iterator[None]:
+def _removed_on_error(unfinished: str) -> Iterator[None]:
+    """Remove the file when writing it fails, as on a full disk."""
     try:
         yield
     except OSError:
@@ -117,7 +123,7 @@ def _whole_or_gone(unfinished: str) -> Iterator[None]:
 
 
 def _take_name(path: str, write: Callable[[], str]) -> None:
-    """Give an unfinished file its name. It is written once more where another driver, having published the same, has swept it."""
+    """Give an unfinished file its name. Write it once more where another driver has published the name and swept the file."""
     try:
         os.replace(write(), path)
     except FileNotFoundError:
@@ -125,24 +131,24 @@ def _take_name(path: str, write: Callable[[], str]) -> None:
     _sync_folder(path)
 
 
-def _unfinished(path: str) -> str:
-    """A hidden name beside it, in a folder that is there."""
+def _unfinished_name(path: str) -> str:
+    """A hidden name beside `path`, in the same folder, which is made."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     return f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
 
 
-def _write_unfinished(path: str, pieces: Iterable[bytes | memoryview]) -> str:
-    unfinished = _unfinished(path)
-    with _whole_or_gone(unfinished), open(unfinished, "wb") as file:
-        file.writelines(pieces)
+def _write_unfinished(path: str, chunks: Iterable[bytes | memoryview]) -> str:
+    unfinished = _unfinished_name(path)
+    with _removed_on_error(unfinished), open(unfinished, "wb") as file:
+        file.writelines(chunks)
         file.flush()
         os.fsync(file.fileno())
     return unfinished
 
 
 def _sync_folder(path: str) -> None:
-    """Without it a power cut may forget the rename, though not tear the file."""
+    """Sync the folder: after a power cut the new name could be missing otherwise, though the file would be complete."""
     handle = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(handle)

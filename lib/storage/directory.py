@@ -1,4 +1,4 @@
-"""Local folders as objects: uploaded whole, seen only when whole, and brought back."""
+"""Local folders as objects: uploaded, visible only when complete, downloaded."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 from ..errors import StorageError
 from .folder import Folder
 
-FILES = "_files.json"  # names, sizes and checksums; written last, so a folder that has it is whole
+FILES = "_files.json"  # names, sizes and checksums; written last, so that a folder with it is complete
 
 
 def upload_directory(source: Path, target: Folder) -> None:
-    """Every file below `source`, and then the list of them. Memory: the largest file."""
+    """Upload every file below `source`, and then the list of them. Memory: the largest file."""
     files = {}
     for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != FILES):
         name = file.relative_to(source).as_posix()
@@ -26,26 +26,27 @@ def upload_directory(source: Path, target: Folder) -> None:
 
 
 def is_complete(target: Folder) -> bool:
+    """Whether every file of the folder is uploaded."""
     return target.exists(FILES)
 
 
 def download_directory(source: Folder, target: Path) -> Path:
-    """Bring the files of a whole folder into one below `target`, named by what they hold, and return it.
+    """Download a complete folder into one below `target`, which is named by its content. Returns that folder.
 
-    Raises FileNotFoundError for a folder that is not whole, StorageError for files that are not what it says.
+    Raises FileNotFoundError for an incomplete folder, StorageError for a file whose content is not the listed one.
     """
     listed = source.read(FILES)
     place = target / hashlib.sha256(listed).hexdigest()[:12]
     if place.is_dir():
         return place
     unfinished = place.with_name(f".{place.name}-{os.getpid()}")
-    for name, said in json.loads(listed).items():
+    for name, entry in json.loads(listed).items():
         if name.startswith("/") or ".." in name.split("/"):
             raise StorageError(f"{source.url} lists {name!r}, which lies outside of it. It is not one of ours")
         folder, _, last = name.rpartition("/")
         (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
         data = (source.below(folder) if folder else source).read(last)
-        if hashlib.sha256(data).hexdigest() != said["sha256"]:
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise StorageError(f"{source.path(name)} is not what {FILES} says of it. Upload it again")
         (unfinished / name).write_bytes(data)
     with suppress(OSError):  # another process was first
@@ -55,6 +56,6 @@ def download_directory(source: Folder, target: Path) -> Path:
 
 
 def remove_directory(target: Folder) -> None:
-    """Take a folder away; the list of its files first, so that it is never taken for whole."""
+    """Remove a folder: the list of its files first, so that a half of it never looks complete."""
     target.remove(FILES)
     target.remove_all()

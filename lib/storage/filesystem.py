@@ -16,22 +16,23 @@ from ..errors import UsageError
 from . import atomic
 from .retry import PROBE_SECONDS, retrying
 
-BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs"})  # schemes of object stores, whose URLs begin with a bucket
 # Ceph before 17, rclone and others answer 411 to the checksummed uploads that AWS clients send by default.
 CHECKSUM_ENVIRONMENT = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
-# One layer retries, this module: botocore's own attempts on top would multiply into a storm.
+# Only retry.py retries: botocore's own attempts on top would multiply the requests to a store in trouble.
 PROBE_OPTIONS = {
     "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_SECONDS, "retries": {"total_max_attempts": 1}}
 }
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
+READ_BYTES = 8 << 20  # of one request: so large that its latency is a small part of its time
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """How the stores of input and output are reached."""
+    """Access to the stores of input and output."""
 
     storage_option: tuple[str, ...] = option(
         "fsspec option for input and output, as endpoint_url=http://host:9000. Repeat it for more.", (), many=True
@@ -39,12 +40,12 @@ class StorageOptions:
 
     @property
     def fsspec(self) -> dict[str, Any]:
-        """The options as fsspec takes them. Raises UsageError for a word that is not KEY=VALUE."""
+        """The options for fsspec. Raises UsageError for a word that is not KEY=VALUE."""
         return parse_options(self.storage_option)
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words as fsspec options; true, false, {...} and [...] are read as JSON. Raises UsageError."""
+    """Parse `key=value` words as fsspec options; true, false, {...} and [...] are read as JSON. Raises UsageError."""
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -72,7 +73,7 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
             f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')"
         ) from error
     if hasattr(fs, "call_s3"):
-        fs.retries = 1  # as S3_OPTIONS: retrying is done here
+        fs.retries = 1  # as S3_OPTIONS: only retry.py retries
     return fs, path.rstrip("/") or "/"
 
 
@@ -82,12 +83,12 @@ def absolute(url: str) -> str:
 
 
 def has_buckets(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether the first name of a path is a bucket, which can be asked for."""
+    """Whether the first name of a path is a bucket, which can be probed."""
     return not BUCKETS.isdisjoint(atomic.protocols(fs))
 
 
-def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) -> IO[bytes]:
-    """A seekable reader over `url` that fetches `buffering` bytes at a time."""
+def open_file(url: str, options: Mapping[str, Any], buffering: int = READ_BYTES) -> IO[bytes]:
+    """Open `url` as a seekable reader that fetches `buffering` bytes at a time."""
     fs, path = filesystem(url, options)
     if atomic.is_local(fs):
         return open(path, "rb")
@@ -96,17 +97,17 @@ def open_file(url: str, options: Mapping[str, Any], buffering: int = 8 << 20) ->
 
 
 def download(url: str, path: str, options: Mapping[str, Any]) -> str:
-    """A file of this machine that holds the object: `path`, or the object itself where it lies here."""
+    """Download the object to the local file `path`. Returns the file to read: `path`, or the object itself where it is local."""
     fs, place = filesystem(url, options)
     if atomic.is_local(fs):
         return place
     with open_file(url, options) as source, open(path, "wb") as file:
-        shutil.copyfileobj(source, file, 8 << 20)
+        shutil.copyfileobj(source, file, READ_BYTES)
     return path
 
 
 class _Ranges(io.RawIOBase):
-    """An object read by ranges, each tried again while the store is away."""
+    """A reader of an object by ranges, each retried while the store is away."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str, size: int):
         self.fs, self.path, self.url, self.size, self.position = fs, path, url, size, 0
@@ -128,7 +129,7 @@ class _Ranges(io.RawIOBase):
         rest = bytearray(max(0, self.size - self.position))
         view = memoryview(rest)
         while view:
-            view = view[self.readinto(view[: 8 << 20]) :]
+            view = view[self.readinto(view[:READ_BYTES]) :]
         return bytes(rest)
 
     def readinto(self, buffer: Any) -> int:

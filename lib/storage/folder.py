@@ -1,9 +1,9 @@
 """Objects at any fsspec URL: open, list, publish atomically, claim once.
 
-Two promises hold on the local filesystem and on object stores alike. A name that is listed holds a whole object:
-`publish` puts it in one step. A name that was claimed keeps the bytes of one racer: `claim` creates, never overwrites.
-What may pass (503, reset, timeout, a server that restarts) is tried again for `PATIENCE` seconds; what will not pass
-(no bucket, no credentials, a full disk) is a `StorageError` at once.
+Two guarantees hold on the local filesystem and on object stores alike. A listed name is a complete object: `publish` puts it
+in one step. A claimed name keeps the bytes of one process: `claim` creates and never overwrites. Transient errors (503, reset,
+timeout, a server that restarts) are retried for RETRY_SECONDS; permanent ones (no bucket, no credentials, a full disk) are a
+`StorageError` at once.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Folder:
         return replace(self, url=self.path(name))
 
     def probe(self) -> None:
-        """Ask once whether the store is there and lets us in. Raises StorageError within seconds."""
+        """Check once that the store exists and admits us. Raises StorageError within seconds."""
         fs, path = self._open()
         if atomic.is_local(fs):
             atomic.make_folder(path)
@@ -61,14 +61,14 @@ class Folder:
                 if final_reason(error):  # the bucket, not the folder, is missing
                     raise
                 return {}
-            found = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
-            shown = ((name, e) for name, e in found if name and not name.startswith("."))  # a folder marker has no name
+            files = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
+            shown = ((name, e) for name, e in files if name and not name.startswith("."))  # a folder marker has no name
             return {name: e["size"] for name, e in shown if name.startswith(prefix)}
 
         return retrying(names, self.url)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such an object: one request, where `list` makes one for every thousand names."""
+        """Whether the object exists: one request, while `list` makes one for every thousand names."""
         fs, path = self._open()
         try:
             retrying(lambda: fs.info(f"{path}/{name}"), self.path(name))
@@ -78,7 +78,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on the disk of the node that asks."""
+        """Whether the folder lies on the disk of the calling node."""
         return atomic.is_local(self._open()[0])
 
     def read(self, name: str) -> bytes:
@@ -91,13 +91,15 @@ class Folder:
         return open_file(self.path(name), self.options)
 
     def publish(self, name: str, data: bytes | memoryview) -> None:
-        """Put the whole object under `name` in one step, over what was there. Raises StorageError."""
+        """Put the whole object under `name` in one step, over an existing one. Raises StorageError."""
         fs, path = self._open()
         retrying(lambda: atomic.put(fs, f"{path}/{name}", data), self.path(name))
 
     def put(self, name: str, path: str) -> str:
-        """Put a file of this machine, which must not be written to again, under `name` in one step, however large; its sha256.
-        Raises StorageError."""
+        """Put a local file of any size under `name` in one step; returns its sha256. The file must not be written to again.
+
+        Raises StorageError.
+        """
         fs, place = self._open()
         retrying(lambda: atomic.put_file(fs, f"{place}/{name}", path), self.path(name))
         with open(path, "rb") as file:
@@ -106,8 +108,8 @@ class Folder:
     def claim(self, name: str, data: bytes) -> bool:
         """Create `name` unless it exists; true when what is stored now is `data`.
 
-        A retried request whose first answer was lost finds its own object, hence the comparison. Stores without an
-        atomic create (OpenStack Swift) may let a later racer win: claim only what every racer writes alike, or read back.
+        A retried request whose first answer was lost meets its own object, hence the comparison. Stores without an atomic
+        create (OpenStack Swift) may let a later process win: claim bytes that every process writes alike, or read them back.
         """
         fs, path = self._open()
 
@@ -119,7 +121,7 @@ class Folder:
         return self.read(name) == data
 
     def remove(self, name: str) -> None:
-        """Delete an object; nothing to do when it is not there."""
+        """Delete an object, if it exists."""
         fs, path = self._open()
 
         def attempt() -> None:
@@ -139,15 +141,14 @@ class Folder:
         retrying(attempt, self.url)
 
     def sweep(self, done: Container[str]) -> None:
-        """Remove what killed writers left of unfinished local files: of names in `done`, which are published, and of
-        others once no living writer can still be at them."""
+        """Remove unfinished local files of killed writers: those of names in `done`, which are published, and old ones."""
         fs, path = self._open()
         if atomic.is_local(fs):
             atomic.sweep(path, done)
 
 
 def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:
-    """The cheapest question that needs the bucket and the right to list it."""
+    """Make the cheapest request that needs the bucket and the right to list it."""
     if hasattr(fs, "call_s3"):
         fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     else:

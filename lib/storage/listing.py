@@ -1,4 +1,4 @@
-"""The files under a URL: a file, a folder or a glob. What cannot be listed is an error; it is never left out."""
+"""The files under a URL: a file, a folder or a glob. A place that cannot be listed is an error, never left out."""
 
 import os
 import re
@@ -32,54 +32,54 @@ class InputFile:
 
 
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
-    """Every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
+    """List every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
 
-    A folder that a glob matches stands for all its files. Raises StorageError when the store cannot be asked, UsageError
-    for a pattern that is none; an empty list means that nothing is there.
+    A folder that a glob matches stands for all its files. Raises StorageError when the store cannot be listed, UsageError
+    for an invalid pattern; an empty list means that there is no file.
     """
     fs, path = filesystem(url, options)
     scope = _Scope(path)
     if has_buckets(fs):
         Folder(url, dict(options)).probe()
     entries = retrying(lambda: _entries(fs, scope), url)
-    found = [(place, entry) for place, entry in entries.items() if _is_file(place, entry) and scope.holds(place)]
-    files = [InputFile(fs.unstrip_protocol(p), scope.name(p), entry["size"], _tag(entry)) for p, entry in found]
+    matches = [(place, entry) for place, entry in entries.items() if _is_file(place, entry) and scope.contains(place)]
+    files = [InputFile(fs.unstrip_protocol(p), scope.name(p), entry["size"], _tag(entry)) for p, entry in matches]
     return sorted(files, key=lambda file: file.path)
 
 
 def covers(url: str, folder: str, options: Mapping[str, Any]) -> bool:
-    """Whether a file put into `folder` would be found under `url`."""
+    """Whether `find` of `url` would list a file in `folder`."""
     (fs, path), (other, place) = filesystem(url, options), filesystem(folder, options)
-    return fs.protocol == other.protocol and _Scope(path).holds(f"{place.rstrip('/')}/part.parquet")
+    return fs.protocol == other.protocol and _Scope(path).contains(f"{place.rstrip('/')}/part.parquet")
 
 
 def current_tag(url: str, options: Mapping[str, Any]) -> tuple[int, str]:
-    """Size and tag of the file as it is now, to hold against the plan. Raises FileNotFoundError."""
+    """Size and tag of the file now, to compare with the plan. Raises FileNotFoundError."""
     fs, path = filesystem(url, options)
     entry = _local_entry(path) if atomic.is_local(fs) else retrying(lambda: fs.info(path), url)
     return entry["size"], _tag(entry)
 
 
 class _Scope:
-    """The places that a path or a pattern stands for. root: the folder, or file, above every one of them."""
+    """The places that a path or a pattern matches. root: the folder, or file, above every one of them."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.pattern: re.Pattern[str] | None = None
-        self.root, self.beginning = path, ""
+        self.root, self.prefix = path, ""
         if any(letter in path for letter in WILDCARDS):
             fixed = re.split(r"[*?\[]", path)[0]
-            self.root, _, self.beginning = fixed.rpartition("/")
+            self.root, _, self.prefix = fixed.rpartition("/")
             try:
                 self.pattern = re.compile(glob_translate(path))
             except ValueError as error:
                 raise UsageError(f"{path!r} is not a pattern: {error}") from error
 
     def name(self, place: str) -> str:
-        """The place below the root; its last name where it is the root itself."""
+        """The path of a place below the root; its last name where it is the root itself."""
         return place.removeprefix(self.root).strip("/") or place.rpartition("/")[2]
 
-    def holds(self, place: str) -> bool:
+    def contains(self, place: str) -> bool:
         below = place == self.root or place.startswith(f"{self.root.rstrip('/')}/")
         if not below or any(part.startswith(HIDDEN) for part in self.name(place).split("/")):
             return False
@@ -94,10 +94,10 @@ def _upwards(place: str, root: str) -> Iterator[str]:
 
 
 def _entries(fs: fsspec.AbstractFileSystem, scope: _Scope) -> dict[str, dict[str, Any]]:
-    """Everything below the scope's root, which a filesystem's own glob and find may silently omit on an error."""
+    """Every entry below the scope's root. A filesystem's own glob may silently omit some on an error."""
     if atomic.is_local(fs):
         return {place: _local_entry(place) for place in _walk(scope.root or "/")}
-    flat = {"prefix": scope.beginning} if hasattr(fs, "call_s3") and scope.beginning else {}
+    flat = {"prefix": scope.prefix} if hasattr(fs, "call_s3") and scope.prefix else {}
     try:
         return fs.find(scope.root, detail=True, **flat)
     except FileNotFoundError as error:
@@ -113,11 +113,11 @@ def _walk(root: str) -> Iterator[str]:
         return
     entered = set()
     for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in entered:  # a link to a folder above
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:  # a link to a folder above
             folders.clear()
             continue
-        entered.add((here.st_dev, here.st_ino))
+        entered.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         yield from (f"{folder.rstrip('/')}/{name}" for name in names if not name.startswith(HIDDEN))
 
@@ -127,18 +127,19 @@ def _raise(error: OSError) -> None:
 
 
 def _local_entry(path: str) -> dict[str, Any]:
-    """Size and modification time of what a path leads to. Raises StorageError for a link that leads nowhere."""
+    """Size and modification time of the file at a path, links followed. Raises StorageError for a link to nothing."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError as error:
         if os.path.islink(path):
             raise StorageError(f"{path} is a link to nothing. Mend or remove it") from error
         raise
-    kind = "file" if stat.S_ISREG(found.st_mode) else "other"
-    return {"type": kind, "size": found.st_size, "mtime": found.st_mtime}
+    kind = "file" if stat.S_ISREG(status.st_mode) else "other"
+    return {"type": kind, "size": status.st_size, "mtime": status.st_mtime}
 
 
 def _tag(entry: Mapping[str, Any]) -> str:
+    """The etag or modification time of an entry, under the names that filesystems use."""
     for key in ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified"):
         if entry.get(key):
             return str(entry[key]).strip('"')
@@ -146,5 +147,5 @@ def _tag(entry: Mapping[str, Any]) -> str:
 
 
 def _is_file(place: str, entry: Mapping[str, Any]) -> bool:
-    """Not a folder, nor the empty object ending in `/` by which consoles mark one."""
+    """Whether an entry is a file: not a folder, nor the empty object ending in `/` that consoles make for one."""
     return entry["type"] == "file" and not place.endswith("/")

@@ -1,4 +1,4 @@
-"""Trying again: what may pass (503, reset, timeout, a server that restarts) and what will not, told in a sentence."""
+"""Retries: transient errors of a store (503, reset, timeout, a restart) are retried, permanent ones raised with their remedy."""
 
 import errno
 import os
@@ -11,33 +11,34 @@ import pyarrow as pa
 
 from ..errors import StorageError
 
-RETRY_SECONDS = 120.0  # seconds; a store that restarts is back in 1 to 20
-PROBE_SECONDS = 4.0  # seconds; a wrong endpoint, which gives no answer at all, is told to a waiting person
+RETRY_SECONDS = 120.0  # a store that restarts is back in 1 to 20 s
+PROBE_SECONDS = 4.0  # a user is waiting, and a wrong endpoint gives no answer at all
+FIRST_PAUSE, LAST_PAUSE = 0.2, 8.0  # seconds between two attempts: doubled each time, random by half
 
 T = TypeVar("T")
 
 
-def retrying(attempt: Callable[[], T], url: str, patience: float = RETRY_SECONDS) -> T:
-    """Run `attempt` until it succeeds, fails for good, or `patience` seconds are over.
+def retrying(attempt: Callable[[], T], url: str, seconds: float = RETRY_SECONDS) -> T:
+    """Run `attempt` until it succeeds, fails for good, or `seconds` are over.
 
-    A store that answers, be it by 503, is there: it is given PATIENCE, however little a silent one is given.
+    A store that answers, even with 503, exists: it has RETRY_SECONDS. `seconds` is the limit of a silent one.
     """
     started = time.monotonic()
-    pause = 0.2
+    pause = FIRST_PAUSE
     while True:
         try:
             return attempt()
         except (TypeError, AttributeError, LookupError, AssertionError, StorageError):
-            raise  # a mistake of ours, not the store's, or told already
+            raise  # an error in our code, or a StorageError with its message already
         except Exception as error:
             final = final_reason(error)
             if isinstance(error, FileNotFoundError) and not final:
                 raise
-            allowed = RETRY_SECONDS if error_code(error) else patience
-            if final or time.monotonic() + pause > started + allowed:
-                raise StorageError(f"{url}: {final or _passing_reason(error, allowed)}") from error
+            limit = RETRY_SECONDS if error_code(error) else seconds
+            if final or time.monotonic() + pause > started + limit:
+                raise StorageError(f"{url}: {final or _transient_reason(error, limit)}") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(pause * 2, 8.0)
+            pause = min(pause * 2, LAST_PAUSE)
 
 
 def error_code(error: BaseException) -> str:
@@ -52,7 +53,7 @@ def error_code(error: BaseException) -> str:
 
 
 def final_reason(error: Exception) -> str | None:
-    """Why trying again is useless, with what to do; None when it may pass or is the caller's to judge."""
+    """The reason why a retry is useless, with the remedy; None for a transient error, or one that the caller must judge."""
     code, text = error_code(error), f"{type(error).__name__}: {error}"
     if "ParamValidationError" in text:
         return f"{text}. Correct the URL"
@@ -70,18 +71,18 @@ def final_reason(error: Exception) -> str | None:
     return None
 
 
-def _passing_reason(error: Exception, patience: float) -> str:
+def _transient_reason(error: Exception, seconds: float) -> str:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    asked = f" at {endpoint}" if endpoint else ""
+    place = f" at {endpoint}" if endpoint else ""
     return (
-        f"the store{asked} did not serve this within {patience:.0f} s ({type(error).__name__}: {error}). "
+        f"the store{place} did not serve this within {seconds:.0f} s ({type(error).__name__}: {error}). "
         "Check the endpoint and the network, then start the same command again"
     )
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a reader's error speaks of the data, which will not change, and not of the disk or the network.
+    """Whether a reader's error is about the data, which no retry changes, and not about the disk or the network.
 
-    pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot make sense of.
+    pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot parse.
     """
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)

@@ -1,4 +1,4 @@
-"""Temporary folders of this machine that a killed process does not leave behind for good: the next one to need some clears up."""
+"""Temporary local folders that do not stay for good after a killed process: the next process that makes one removes them."""
 
 import fcntl
 import shutil
@@ -7,28 +7,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-PREFIX, LOCK = "shoal-", "in-use"
+PREFIX = "shoal-"
+LOCK = "in-use"  # file in a folder, locked as long as the process of the folder lives
 
 
 class Scratch(tempfile.TemporaryDirectory):
-    """A temporary folder, held by a lock that ends with the process, however it ends. Folders that nobody holds are removed."""
+    """A temporary folder with a lock that ends with the process, however it ends. Folders whose lock is free are removed first."""
 
     def __init__(self, purpose: str) -> None:
         _clear()
         super().__init__(prefix=f"{PREFIX}{purpose}-", ignore_cleanup_errors=True)
-        self._held = _hold(Path(self.name))
+        self._lock = _lock(Path(self.name))
 
 
-def _hold(folder: Path) -> IO[bytes]:
-    """Lock the folder for as long as the file is open. It has the lock's name only once it is locked."""
-    held = (folder / f"{LOCK}.new").open("wb")
-    fcntl.flock(held, fcntl.LOCK_EX)
+def _lock(folder: Path) -> IO[bytes]:
+    """Lock the folder for as long as the returned file is open. The file gets its name after it is locked."""
+    file = (folder / f"{LOCK}.new").open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
     (folder / f"{LOCK}.new").rename(folder / LOCK)
-    return held
+    return file
 
 
 def _clear() -> None:
+    """Remove the folders of killed processes, whose locks are free."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), lock.open("rb") as file:  # held, somebody else's, or gone by now
+        with suppress(OSError), lock.open("rb") as file:  # locked, another user's, or removed by now
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)

@@ -105,7 +105,7 @@ def test_tiny_files_share_shards(tmp_path):
 
 
 def test_a_long_row_group_is_cut_in_flat_memory(tmp_path):
-    """A row group of 2 million rows is cut by rows, and reading a late shard of it does not hold the row group."""
+    """A row group of 2 million rows is cut by rows, and reading a late shard of it does not need the memory of the row group."""
     texts = pa.array([f"{i:07d} " + "long enough to weigh " * 5 for i in range(2_000_000)])
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=2_000_000, use_dictionary=False)
     program = f"""
@@ -123,9 +123,9 @@ print(len(set(plan["shard"].to_pylist())), len(table), table["text"][0].as_py()[
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    said, grown = done.stdout.splitlines()
+    counts, grown = done.stdout.splitlines()
 
-    assert said == "40 50000 1950000"
+    assert counts == "40 50000 1950000"
     assert float(grown) < 150, f"grew by {grown} MiB; the row group has 230"
 
 
@@ -135,14 +135,14 @@ def test_names_of_rows_tell_folders_apart(tmp_path):
         (tmp_path / "in" / f"year={year}").mkdir(parents=True)
         write_text(tmp_path / "in" / f"year={year}" / "a.txt")
 
-    for asked in (tmp_path / "in", tmp_path / "in" / "year=*"):
-        names = pa.concat_tables(everything(asked)[1])["_source"].to_pylist()
+    for url in (tmp_path / "in", tmp_path / "in" / "year=*"):
+        names = pa.concat_tables(everything(url)[1])["_source"].to_pylist()
         assert len(set(names)) == 2000
         assert names[0] == "year=2020/a.txt#0"
 
 
 def test_an_id_that_not_every_file_has_names_no_row(tmp_path):
-    """Unasked, a column `id` is used only where every file has one."""
+    """Without --id-column a column `id` is used only where every file has one."""
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
     assert measure_files(list_files(options, {}), options, {}, False).id_column == "id"
@@ -162,15 +162,15 @@ def test_an_id_may_be_part_of_the_text(tmp_path):
     assert pa.concat_tables(tables)["_error"].null_count == 2000
 
 
-def test_a_column_that_is_no_text_is_told(tmp_path):
+def test_a_column_that_is_no_text_is_refused(tmp_path):
     """A list or struct as text is an error in the driver."""
     pq.write_table(pa.table({"text": [["a"], ["b"]]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="not text"):
         everything(tmp_path)
 
 
-def test_columns_are_named(tmp_path):
-    """A missing column is an error in the driver that names the columns there are."""
+def test_a_missing_column_is_refused(tmp_path):
+    """A missing column is an error in the driver that names the columns of the file."""
     write_parquet(tmp_path / "a.parquet")
 
     with pytest.raises(InputError, match=r"no column 'body' in .*a\.parquet\. Columns there: id, text"):
@@ -178,7 +178,7 @@ def test_columns_are_named(tmp_path):
 
 
 def test_a_changed_file_is_named(tmp_path):
-    """A file that is not what was planned is named, and its shards refuse to read it."""
+    """A file that has changed since the plan is named, and reading its shards is an error."""
     write_jsonl(tmp_path / "a.jsonl")
     options = CorpusOptions(input=str(tmp_path))
     corpus = measure_files(list_files(options, {}), options, {}, False)
@@ -203,7 +203,7 @@ def test_the_plan_depends_on_the_files_alone(tmp_path):
 
 
 @pytest.mark.parametrize("template", ["{", "{}", "plain", "{a!r}", "{a:>5}"])
-def test_a_wrong_template_is_told(template):
+def test_a_wrong_template_is_refused(template):
     """A template is literal text and bare column names."""
     with pytest.raises(UsageError, match="--text-template"):
         parse_template(template)

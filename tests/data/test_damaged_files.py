@@ -1,4 +1,4 @@
-"""Bad rows and bad files are kept with a reason; what may pass is never taken for damage."""
+"""Bad rows and bad files are kept with a reason; a transient error never counts as damage."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def test_damage_is_kept_with_a_reason(tmp_path):
 
 
 def test_a_damaged_row_group_keeps_its_rows(tmp_path):
-    """Bytes gone wrong inside a Parquet file cost the rows they held, each kept with a reason, and no other."""
+    """Wrong bytes inside a Parquet file cost the rows of their row group, each kept with a reason, and no other row."""
     pq.write_table(
         pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=250, compression="gzip", use_dictionary=False
     )
@@ -70,7 +70,7 @@ def test_a_damaged_row_group_keeps_its_rows(tmp_path):
     assert rows["text"][500].as_py() == ROWS[500]["text"]
 
 
-def test_an_open_quote_is_told(tmp_path):
+def test_an_open_quote_has_a_reason(tmp_path):
     """A CSV quote that is never closed swallows the rest of its file: that record has a reason. TSV has no quotes."""
     (tmp_path / "a.csv").write_text('id,text\n1,good\n2,"open\n3,lost\n')
     (tmp_path / "b.tsv").write_text('id\ttext\n1\t"Hello\n2\tworld"\n')
@@ -109,7 +109,7 @@ def test_files_that_disagree_on_a_type(tmp_path):
     "error", [TimeoutError("timed out"), ConnectionResetError(104, "reset"), OSError(5, "I/O error")]
 )
 def test_a_failing_disk_or_network_makes_no_bad_rows(tmp_path, monkeypatch, error):
-    """What may pass is never taken for damage: measuring and reading raise, so that nothing is lost for good."""
+    """A transient error never counts as damage: measuring and reading raise it, so that no row is lost for good."""
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
     corpus = measure_files(list_files(options, {}), options, {}, False)

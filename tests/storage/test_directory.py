@@ -1,4 +1,4 @@
-"""Folders as objects: whole or not there."""
+"""Folders as objects: complete, or absent."""
 
 import json
 
@@ -21,8 +21,8 @@ def source(tmp_path):
     return folder
 
 
-def test_what_went_up_comes_down(source, store, tmp_path):
-    """Every file below the folder, under the same name, on every store; the list of files comes last and is ours."""
+def test_an_upload_is_downloaded(source, store, tmp_path):
+    """Every file below the folder comes back under its name, from every store; the list of files is written last, and by us."""
     target = Folder(f"{store}/model")
     directory.upload_directory(source, target)
     back = directory.download_directory(target, tmp_path / "cache")
@@ -46,8 +46,8 @@ def test_other_content_is_another_copy(source, tmp_path):
     assert (directory.download_directory(target, cache) / "config.json").read_text() == "[]"
 
 
-def test_half_a_folder_is_none(source, tmp_path):
-    """Without its list nothing is read; a file that is not what the list says, or lies outside, is refused."""
+def test_half_a_folder_is_refused(source, tmp_path):
+    """Without its list nothing is read; a file with other content than listed, or outside of the folder, is refused."""
     target = Folder(str(tmp_path / "target"))
     with pytest.raises(FileNotFoundError):
         directory.download_directory(target, tmp_path / "cache")
@@ -61,7 +61,7 @@ def test_half_a_folder_is_none(source, tmp_path):
 
 
 def test_a_model_is_read_from_a_store(build, ceph, tmp_path, monkeypatch):
-    """`--model s3://...` takes what a fine-tuning left; a folder that is no whole model is told."""
+    """`--model s3://...` takes the model of a fine-tuning; an incomplete folder is an error that names it."""
     use(ceph.environment(), monkeypatch)
     monkeypatch.setenv("SHOAL_MODELS", str(tmp_path / "models"))
     ceph.create_bucket("models")

@@ -1,4 +1,4 @@
-"""The storage contract, held on the local disk, on Ceph and on Swift."""
+"""The storage contract, on the local disk, on Ceph and on Swift."""
 
 import hashlib
 import multiprocessing
@@ -58,8 +58,8 @@ def test_a_listing_has_no_page_border(store):
     assert [file.path.rsplit("/", 1)[-1] for file in find(store, {})] == names
 
 
-def test_missing_names_are_told_apart(store):
-    """A name that is not there is FileNotFoundError, for the caller to judge; it is not an error of the store."""
+def test_a_missing_name_is_not_an_error_of_the_store(store):
+    """A missing name is a FileNotFoundError, for the caller to judge, and no StorageError."""
     folder = Folder(store)
     folder.publish("other", b"x")
     for ask in (folder.read, folder.open):
@@ -68,7 +68,7 @@ def test_missing_names_are_told_apart(store):
 
 
 def test_ranges_equal_slices(store):
-    """What `open` gives at any offset and length equals the slice of the object: footers and row groups are read so."""
+    """A read by `open` at any offset and length equals the slice of the object: footers and row groups are read like this."""
     data = random.Random(0).randbytes(20 * MB)
     Folder(store).publish("name", data)
     draw = random.Random(1)
@@ -84,7 +84,7 @@ def test_ranges_equal_slices(store):
 
 
 def test_claim_creates_once(store):
-    """The first claim holds: a later one with other bytes is refused, the same bytes again are granted (a retry's lost answer)."""
+    """The first claim wins: a later one with other bytes is refused, the same bytes again are accepted (a retry's lost answer)."""
     folder = Folder(store)
 
     assert folder.claim("name", b"mine")
@@ -108,8 +108,8 @@ def race(url: str, racer: int, keys: int) -> list[bool]:
 
 
 def test_of_racing_claims_one_wins(store):
-    """4 processes claim each of 20 names at once: one wins, and its bytes are there. Swift, which creates without a lock, may
-    grant several, but what is there are the bytes of one that was granted."""
+    """4 processes claim each of 20 names at once: one wins, and its bytes are stored. Swift, which creates without a lock, may
+    let several win; the stored bytes are those of one of them."""
     racers, keys = 4, 20
     barrier = processes.Barrier(racers)
     with ProcessPoolExecutor(racers, processes, start_racer, (dict(os.environ), barrier)) as pool:
@@ -136,7 +136,7 @@ def publish_for_ever(environment, url, name, size, publishing):
 
 
 def kill_while_publishing(store: str, size: int) -> bool:
-    """Watch the listing while a process publishes, SIGKILL it, watch on; true when it died in the midst."""
+    """Watch the listing while a process publishes, SIGKILL it, watch on; true when it died during a publish."""
     publishing = processes.Value("b", 0, lock=False)
     writer = processes.Process(
         target=publish_for_ever, args=(dict(os.environ), store, "name", size, publishing), daemon=True
@@ -147,17 +147,17 @@ def kill_while_publishing(store: str, size: int) -> bool:
     end = time.monotonic() + random.uniform(0.0, 0.8)
     while time.monotonic() < end:
         assert Folder(store).list() in ({}, {"name": size})
-    midst = bool(publishing.value)
+    during_publish = bool(publishing.value)
     writer.kill()
     writer.join()
 
     assert Folder(store).list() in ({}, {"name": size})
-    return midst
+    return during_publish
 
 
 @pytest.mark.parametrize("size", [50 * MB, 110 * MB], ids=["in one request", "in several"])
-def test_a_killed_writer_leaves_a_whole_object_or_none(store, size):
-    """However often a writer is killed while it publishes: its name is absent or whole, never part of it, never a mixture."""
+def test_a_killed_writer_leaves_a_complete_object_or_none(store, size):
+    """However often a writer is killed while it publishes, its object is absent or complete, never a part and never a mixture."""
     deaths = 0
     for _ in range(20):
         deaths += kill_while_publishing(store, size)
@@ -167,18 +167,18 @@ def test_a_killed_writer_leaves_a_whole_object_or_none(store, size):
         if deaths == 3:
             break
     else:
-        pytest.fail(f"only {deaths} of 20 kills fell into a publish: nothing was shown")
+        pytest.fail(f"only {deaths} of 20 kills fell into a publish: nothing was tested")
     Folder(store).publish("name", b"after")
     assert Folder(store).list() == {"name": 5}
 
 
 def test_a_file_is_put_whole(store, tmp_path):
-    """`put` publishes a file of this machine over what was there, and gives its sha256; the file's own name may go."""
-    (tmp_path / "made").write_bytes(data := random.Random(4).randbytes(3 * MB))
+    """`put` publishes a local file over an existing object, and returns its sha256; the file's own name may be removed."""
+    (tmp_path / "source").write_bytes(data := random.Random(4).randbytes(3 * MB))
     folder = Folder(store)
     folder.publish("name", b"before")
-    digest = folder.put("name", str(tmp_path / "made"))
-    (tmp_path / "made").unlink()
+    digest = folder.put("name", str(tmp_path / "source"))
+    (tmp_path / "source").unlink()
 
     assert digest == hashlib.sha256(data).hexdigest()
     assert same(folder.read("name"), data)
@@ -204,8 +204,8 @@ def test_a_file_is_copied_between_disks_alone(tmp_path):
 
 @pytest.mark.parametrize("step", ["publish", "put", "claim"])
 def test_a_writer_whose_unfinished_file_is_swept_goes_on(tmp_path, monkeypatch, step):
-    """Another driver that has published the same name sweeps it: what is put is written once more, what is claimed is theirs."""
-    folder, source = Folder(str(tmp_path / "store")), tmp_path / "made"
+    """Another driver that has published the same name sweeps it: `put` writes once more, `claim` leaves the other's bytes."""
+    folder, source = Folder(str(tmp_path / "store")), tmp_path / "source"
     source.write_bytes(b"mine")
     folder.publish("name", b"theirs")
     swept = []
@@ -218,18 +218,18 @@ def test_a_writer_whose_unfinished_file_is_swept_goes_on(tmp_path, monkeypatch, 
 
     for name in ("replace", "link"):
         monkeypatch.setattr(os, name, partial(after_a_sweep, getattr(os, name)))
-    given = {"publish": b"mine", "put": str(source), "claim": b"mine"}[step]
-    granted = getattr(folder, step)("name", given)
+    argument = {"publish": b"mine", "put": str(source), "claim": b"mine"}[step]
+    claimed = getattr(folder, step)("name", argument)
 
     assert swept
     assert folder.read("name") == (b"theirs" if step == "claim" else b"mine")
-    assert step != "claim" or not granted
+    assert step != "claim" or not claimed
     assert os.listdir(tmp_path / "store") == ["name"]
 
 
 def test_a_sweep_takes_old_unfinished_files_only(tmp_path):
-    """What killed writers left goes once nobody can still be writing it, or once its name is published; another young
-    file may be another driver's."""
+    """An unfinished file is removed once it is too old to have a writer, or once its name is published; a young one may be
+    another driver's."""
     folder = Folder(str(tmp_path))
     folder.publish("name", b"whole")
     ages = {".old.1.unfinished": 3600, ".young.2.unfinished": 5, ".name.3.unfinished": 5, ".nameless.4.unfinished": 5}
@@ -242,7 +242,7 @@ def test_a_sweep_takes_old_unfinished_files_only(tmp_path):
 
 
 def test_listing_while_others_publish(store):
-    """A listing taken while others write and overwrite misses no name that was there before, and shows none unfinished."""
+    """A listing while others write and overwrite misses no earlier name, and shows no unfinished one."""
     folder = Folder(store)
     before = {f"before-{n}": 1 for n in range(5)}
     for name in before:
@@ -268,8 +268,8 @@ def test_listing_while_others_publish(store):
             writer.result()
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
-    """On a full disk `publish` is a StorageError that says so; no part of the object stays, and what was there is as it was."""
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    """On a full disk `publish` is a StorageError that says so; no part of the object stays, and earlier objects are unchanged."""
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a small disk")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], check=True)

@@ -1,4 +1,4 @@
-"""Which files an input is: listed whole, told apart when they change, on the local disk, on Ceph and on Swift."""
+"""The files of an input: listed completely, another tag after a change; on the local disk, on Ceph and on Swift."""
 
 import os
 
@@ -13,23 +13,23 @@ MB = 1 << 20
 
 
 def test_find_gives_files_in_order_without_hidden_ones(store):
-    """A folder, a glob and a file are found, sorted by path; names of which a part starts with `_` or `.` are no input."""
+    """A folder, a glob and a file are listed, sorted by path; names of which a part starts with `_` or `.` are no input."""
     for path in ("b.txt", "a/c.txt", "a/_d.txt", "_e/f.txt", "a/.g.txt"):
         folder, _, name = f"{store}/{path}".rpartition("/")
         Folder(folder).publish(name, b"xyz")
 
-    def found(url: str) -> list[str]:
+    def names(url: str) -> list[str]:
         return [file.path.split("/store/")[1] for file in find(url, {})]
 
-    assert found(store) == ["a/c.txt", "b.txt"]
-    assert found(f"{store}/*/*.txt") == ["a/c.txt"]
-    assert found(f"{store}/b.txt") == ["b.txt"]
-    assert found(f"{store}/none") == []
+    assert names(store) == ["a/c.txt", "b.txt"]
+    assert names(f"{store}/*/*.txt") == ["a/c.txt"]
+    assert names(f"{store}/b.txt") == ["b.txt"]
+    assert names(f"{store}/none") == []
     assert {file.size for file in find(store, {})} == {3}
 
 
 def test_links_are_followed(tmp_path):
-    """Links to files and to folders are part of a corpus, once each; one that leads nowhere is an error."""
+    """Links to files and to folders are part of a corpus, once each; a link to nothing is an error."""
     (tmp_path / "store").mkdir()
     (tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "store" / "a.txt").write_text("a")
@@ -48,7 +48,7 @@ def test_links_are_followed(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/folder-1*/name-?.txt"])
 def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monkeypatch):
-    """With 30 % of the requests answered 503, a folder or a glob gives the files that it gives without."""
+    """With 30 % of the requests answered 503, a folder or a glob gives the same files as without errors."""
     for number in range(30):
         Folder(f"{bucket}/in/folder-{number:02}").publish(f"name-{number % 3}.txt", b"x")
     expected = find(f"{bucket}/in{pattern}", {})
@@ -59,11 +59,11 @@ def test_a_listing_under_errors_leaves_nothing_out(server, bucket, pattern, monk
             assert find(f"{bucket}/in{pattern}", {}) == expected
             if proxy.errors > 2:
                 return
-    pytest.fail("a hundred listings met no three errors")
+    pytest.fail("fewer than three errors in a hundred listings")
 
 
-def test_what_an_input_covers(tmp_path):
-    """A place under the input's folder, or that its glob would find, is covered; hidden places are not."""
+def test_places_that_an_input_covers(tmp_path):
+    """A place under the input's folder, or one that its glob matches, is covered; hidden places are not."""
     for url, place, covered in (
         ("data", "data/out", True),
         ("data", "data", True),
@@ -78,8 +78,8 @@ def test_what_an_input_covers(tmp_path):
 
 
 @pytest.mark.parametrize("size", [3, 101 * MB], ids=["in one request", "in several"])
-def test_the_tag_tells_of_change(store, size):
-    """The tag in the plan is the file's tag as long as the file is the same, and another one when it was overwritten."""
+def test_the_tag_changes_with_the_file(store, size):
+    """The tag in the plan is the file's tag as long as the file is the same; an overwritten file has another one."""
     Folder(store).publish("name", b"1" * size)
     planned = find(store, {})[0]
 
@@ -89,7 +89,7 @@ def test_the_tag_tells_of_change(store, size):
 
 
 def test_folder_markers_are_no_files(server, bucket):
-    """Consoles make a folder by an empty object whose name ends in `/`: neither `list` nor `find` takes it for a file."""
+    """Consoles make a folder by an empty object whose name ends in `/`: neither `list` nor `find` lists it."""
     for key in ("store/", "store/deeper/", "store/name"):
         server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
 

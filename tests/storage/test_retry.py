@@ -1,4 +1,4 @@
-"""A store that errs, hangs, restarts or refuses: waited for, or told within seconds. Ceph and Swift behind a proxy."""
+"""A store that errs, hangs, restarts or refuses: retried, or an error within seconds. Ceph and Swift behind a proxy."""
 
 import random
 import threading
@@ -14,7 +14,7 @@ from lib.storage.retry import PROBE_SECONDS
 from tests.conftest import misbehaving, same, use
 
 MB = 1 << 20
-TELL = 10.0  # seconds within which a person at the terminal is told what is wrong
+MAX_SECONDS = 10.0  # until an error that no retry can mend reaches the user at the terminal
 
 
 of_the_proxy = pytest.mark.parametrize("server", ["swift"], indirect=True)  # the fault is the same before any store
@@ -28,7 +28,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_will_not_pass_is_told_at_once(server, bucket, wrong, monkeypatch):
+def test_a_permanent_error_is_raised_at_once(server, bucket, wrong, monkeypatch):
     """Wrong or no credentials and a missing bucket are a StorageError within 10 s that names the URL and the remedy, at any call."""
     environment, remedy = WRONG[wrong]
     use({name: value for name, value in environment.items() if value}, monkeypatch)
@@ -46,20 +46,20 @@ def test_what_will_not_pass_is_told_at_once(server, bucket, wrong, monkeypatch):
         "publish": lambda: folder.publish("name", b"x"),
         "claim": lambda: folder.claim("name", b"x"),
     }
-    told = {}
+    messages = {}
     for act, call in acts.items():
         started = time.monotonic()
         with pytest.raises(StorageError) as error:
             call()
-        told[act] = str(error.value)
-        assert time.monotonic() - started < TELL, act
+        messages[act] = str(error.value)
+        assert time.monotonic() - started < MAX_SECONDS, act
 
-    assert [act for act, text in told.items() if url not in text or remedy not in text or "None" in text] == []
+    assert [act for act, text in messages.items() if url not in text or remedy not in text or "None" in text] == []
 
 
 @of_the_proxy
 @pytest.mark.parametrize("fault", ["down", "stall"])
-def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypatch):
+def test_a_missing_store_is_an_error_soon(server, bucket, fault, monkeypatch):
     """An endpoint that refuses, or that accepts and is silent, is a StorageError within 10 s that names URL and endpoint."""
     for ask in (Folder(f"{bucket}/store").probe, lambda: find(f"{bucket}/store", {})):
         with misbehaving(server, monkeypatch, **{fault: True}) as proxy:
@@ -67,13 +67,13 @@ def test_a_store_that_is_not_there_is_told_soon(server, bucket, fault, monkeypat
             with pytest.raises(StorageError) as error:
                 ask()
 
-            assert time.monotonic() - started < TELL
+            assert time.monotonic() - started < MAX_SECONDS
             assert all(word in str(error.value) for word in (bucket, proxy.endpoint, "Check the endpoint"))
 
 
 @of_the_proxy
-def test_a_busy_store_is_no_missing_one(server, bucket, monkeypatch):
-    """A store that answers 503 to all for longer than a missing one is waited for is waited for: it is there."""
+def test_a_busy_store_is_not_a_missing_one(server, bucket, monkeypatch):
+    """A store that answers 503 to everything, for longer than the limit of a silent store, is retried: it exists."""
     with misbehaving(server, monkeypatch, error_rate=1.0) as proxy:
         threading.Timer(PROBE_SECONDS + 2, setattr, (proxy, "error_rate", 0.0)).start()
         assert find(f"{bucket}/store", {}) == []
@@ -81,7 +81,7 @@ def test_a_busy_store_is_no_missing_one(server, bucket, monkeypatch):
 
 
 def round_trip(folder: Folder, number: int) -> None:
-    """Every act once; each must do what it does on a good day."""
+    """Call every method once; each must do what it does without faults."""
     data = random.Random(number).randbytes(9 * MB if number % 5 == 0 else 1000)
     folder.publish(f"name-{number}", data)
     assert same(folder.read(f"name-{number}"), data)
@@ -94,19 +94,19 @@ def round_trip(folder: Folder, number: int) -> None:
 
 
 @pytest.mark.parametrize(("fault", "rate", "counter"), [("error_rate", 0.3, "errors"), ("reset_rate", 0.1, "resets")])
-def test_errors_and_resets_pass_unnoticed(server, bucket, fault, rate, counter, monkeypatch):
+def test_errors_and_resets_are_retried(server, bucket, fault, rate, counter, monkeypatch):
     """With 30 % of the requests answered 503, or 10 % cut by a reset, every call does what it should, the claims included."""
     with misbehaving(server, monkeypatch, **{fault: rate}) as proxy:
         for number in range(100):
             round_trip(Folder(f"{bucket}/store"), number)
             if getattr(proxy, counter) >= 5 and number >= 1:
                 return
-    pytest.fail(f"only {getattr(proxy, counter)} {counter} in 100 rounds: nothing was shown")
+    pytest.fail(f"only {getattr(proxy, counter)} {counter} in 100 rounds: nothing was tested")
 
 
 @of_the_proxy
-def test_a_slow_store_is_waited_for(server, bucket, monkeypatch):
-    """0.1 s before every answer and 8 MB/s: it takes as long as that takes, and works."""
+def test_a_slow_store_works(server, bucket, monkeypatch):
+    """With 0.1 s before every answer and 8 MB/s every call works; it takes the time that this costs."""
     started = time.monotonic()
     with misbehaving(server, monkeypatch, latency=0.1, bytes_per_second=8 * MB) as proxy:
         round_trip(Folder(f"{bucket}/store"), 0)
@@ -117,8 +117,8 @@ def test_a_slow_store_is_waited_for(server, bucket, monkeypatch):
 
 
 @pytest.mark.parametrize("deaths", ["kill", "kill_all"])
-def test_a_restart_of_the_store_is_waited_for(server, bucket, deaths):
-    """Writers go on while the store is killed and started again; all that they published is there."""
+def test_writers_survive_a_restart_of_the_store(server, bucket, deaths):
+    """Writers continue while the store is killed and started again; every published object is stored."""
     folder, done = Folder(f"{bucket}/store"), threading.Event()
 
     def write(writer: int) -> dict[str, bytes]:
@@ -148,8 +148,8 @@ def test_a_restart_of_the_store_is_waited_for(server, bucket, deaths):
 
 
 @of_the_proxy
-def test_a_reader_outlives_an_outage(server, bucket, monkeypatch):
-    """A file that was opened before the store went away for 3 s is read on when it is back."""
+def test_a_reader_survives_an_outage(server, bucket, monkeypatch):
+    """A file that was opened before the store was away for 3 s is read to its end afterwards."""
     data = random.Random(0).randbytes(20 * MB)
     Folder(bucket).publish("name", data)
     with misbehaving(server, monkeypatch) as proxy, Folder(bucket).open("name") as file:

@@ -1,4 +1,4 @@
-"""lib/storage/scratch.py: temporary folders that outlive neither their use nor a killed process for long."""
+"""Temporary folders: removed after their use, and after the death of their process."""
 
 import signal
 import subprocess
@@ -9,7 +9,13 @@ import pytest
 
 from lib.storage.scratch import Scratch
 
-HOLDER = "from lib.storage.scratch import Scratch; import time; held = Scratch('test'); print(held.name, flush=True); time.sleep(60)"
+HOLDER = """
+import time
+from lib.storage.scratch import Scratch
+scratch = Scratch("test")
+print(scratch.name, flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -24,11 +30,11 @@ def holder() -> subprocess.Popen[str]:
 
 
 def test_a_killed_process_folder_is_removed_by_the_next(temporary):
-    """A folder stays as long as its process lives, whoever makes others; once that was killed the next one removes it."""
+    """A folder stays as long as its process lives, also while others are made; after a kill the next process removes it."""
     process = holder()
     try:
         folder = Path(process.stdout.readline().strip())
-        (folder / "piece").write_bytes(b"much")
+        (folder / "file").write_bytes(b"much")
         with Scratch("other") as place:
             assert folder.exists()
             assert Path(place).parent == folder.parent == temporary
@@ -42,7 +48,7 @@ def test_a_killed_process_folder_is_removed_by_the_next(temporary):
 
 
 def test_folders_of_others_stay(temporary):
-    """What has no lock of ours is nobody's business: it is left alone."""
+    """A folder without our lock file is not ours: it is not removed."""
     (temporary / "shoal-cache").mkdir()
     with Scratch("test"):
         pass
