@@ -1,4 +1,4 @@
-"""What the tests of the models share: texts, and the plain way to the same vectors."""
+"""Texts and reference vectors for tests of models."""
 
 import json
 from functools import cache
@@ -46,7 +46,7 @@ def reference(folder: Path) -> SentenceTransformer:
 def vectors(
     folder: Path, texts: list[str], dtype: str = "float32", prompt: str | None = None, **options: Any
 ) -> np.ndarray:
-    """What Shoal makes of the texts, with the model read, tokenised and encoded as a job does it."""
+    """Shoal's vectors of the texts; the model is read, the texts are tokenized and encoded as in a job."""
     spec = read_spec(str(folder), SpecOverrides(**options))
     tokenizer = Tokenizer(spec)
     tokens = tokenizer([(prompt or "") + text for text in texts])

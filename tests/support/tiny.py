@@ -1,8 +1,8 @@
-"""Tiny random models in sentence-transformers' layout, built without a network in a fraction of a second each.
+"""Tiny random models in sentence-transformers' layout, built offline in a fraction of a second each.
 
     path = build("bert", tmp_path, pooling="cls", dense=16)
 
-The weights are random but large enough for a wrong mask, position or window to change the vectors plainly.
+The random weights are so large that a wrong mask, position or window changes the vectors visibly.
 """
 
 import json
@@ -50,7 +50,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 
 def _pieces(word: str, number: int) -> list[str]:
-    """A word's letters, and every other word whole, the rest in two pieces. A trainer's choice would differ in each process."""
+    """Pieces of a word: its letters, and the word, every other word in two pieces. A trained vocabulary would vary by process."""
     letters = [*word, *(f"##{letter}" for letter in word)]
     return [*letters, word] if number % 2 else [*letters, word[:3], f"##{word[3:]}" if word[3:] else word]
 
@@ -97,7 +97,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def qwen() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen's splitting, and neither a beginning nor an end token: as gte-Qwen2 ships it."""
+    """Byte-level BPE with Qwen's splitting and neither a beginning nor an end token, as published for gte-Qwen2."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(_regex(QWEN_SPLIT), "isolated")
@@ -120,7 +120,7 @@ def _regex(pattern: str) -> Any:
 
 
 def _template(backend: Tokenizer, head: str, tail: str) -> None:
-    """BERT's pairs where the tail is [SEP], else RoBERTa's."""
+    """Add special tokens: pairs in BERT's format where the tail is [SEP], else in RoBERTa's."""
     pairs = [(token, backend.token_to_id(token)) for token in (head, tail)]
     joined = f"{head} $A {tail} $B:1 {tail}:1" if tail == "[SEP]" else f"{head} $A {tail} {tail} $B {tail}"
     backend.post_processor = processors.TemplateProcessing(
@@ -237,9 +237,9 @@ def build(
     matryoshka: bool = False,
     positions: int | None = None,
 ) -> Path:
-    """Write a model directory under `folder` and return it. `dense` is the width of a dense layer, 0 for none.
+    """Write a model directory and return it.
 
-    positions: tokens that the network takes, for "bert", "xlm-roberta" and "qwen2".
+    dense: width of a dense layer, 0 for none. positions: the longest input in tokens, for "bert", "xlm-roberta" and "qwen2".
     """
     make_tokenizer, make_network = MODELS[kind]
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def build(
     torch.manual_seed(7)
     longest = {"positions": positions} if positions else {}
     network = make_network(len(tokenizer), tokenizer.pad_token_id, **longest)
-    with torch.no_grad():  # the usual initialisation is so small that attention hardly matters
+    with torch.no_grad():  # the default initialisation is so small that attention has almost no effect
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
@@ -274,7 +274,7 @@ def build(
 
 
 def write_dense(folder: Path, wide: int, narrow: int, activation: str = "torch.nn.modules.activation.Tanh") -> None:
-    """A dense layer with random weights in sentence-transformers' layout."""
+    """Write a dense layer with random weights in sentence-transformers' layout."""
     from safetensors.torch import save_file
 
     _write(
@@ -292,7 +292,7 @@ def _module(index: int, path: str, kind: str) -> dict[str, Any]:
 
 
 def build_reranker(kind: str, folder: Path, *, tied: bool = False) -> Path:
-    """Write a reranker of 512 tokens under `folder` and return it: a classifier of one label, or a language model."""
+    """Write a reranker that takes 512 tokens and return its folder: a classifier with one label, or a language model."""
     make_tokenizer, make_network = RERANKERS[kind]
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
@@ -339,7 +339,7 @@ def _mistral_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTra
 
 
 def _llama_classifier(vocab: int, pad: int, tied: bool) -> transformers.PreTrainedModel:
-    """What the conversion of 360Zhinao's reranker gives."""
+    """The architecture that 360Zhinao's reranker has after conversion."""
     config = transformers.LlamaConfig(**SHAPE, vocab_size=vocab, max_position_embeddings=1200, attention_bias=True)
     config.pad_token_id, config.num_labels = pad, 1
     return transformers.LlamaForSequenceClassification(config)
@@ -358,7 +358,7 @@ def _gemma_language(vocab: int, pad: int, tied: bool) -> transformers.PreTrained
 
 
 def qwen_chat() -> PreTrainedTokenizerFast:
-    """Qwen's tokenizer with the marks of its chat template, and `yes` and `no` as tokens."""
+    """Qwen's tokenizer with the special tokens of its chat template, and `yes` and `no` as tokens."""
     tokenizer = qwen()
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
     tokenizer.add_tokens(["yes", "no"])
