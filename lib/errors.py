@@ -1,10 +1,10 @@
-"""What Shoal raises, and the exit codes of its jobs.
+"""The errors that Shoal raises, and the exit codes of its jobs.
 
-    ShoalError            anything a person can mend: says the value, the choices, the next action     exit 1
+    ShoalError            anything a user can mend: names the value, the choices, the next action     exit 1
       UsageError          the command itself is wrong                                                  exit 2
-      ModelError          the model cannot be loaded, or not as asked
-      InputError          the corpus is missing, unreadable, or not what the command says
-      StorageError        the store refuses, is not there, or is full
+      ModelError          the model cannot be loaded, or not with these options
+      InputError          the corpus is missing, unreadable, or not as the command says
+      StorageError        the store refuses, is missing, or is full
       RunError            the output folder, the plan or the cluster does not allow this run
 
 Exit 0: every row is in the output. Exit 3: finished, but some shards are quarantined.
@@ -28,7 +28,7 @@ class UsageError(ShoalError):
 
 
 class ModelError(ShoalError):
-    """The model cannot be loaded, or cannot do what was asked of it."""
+    """The model cannot be loaded, or cannot do what the command needs."""
 
 
 class InputError(ShoalError):

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how far a statistic of some rows (queries) could lie off by the choice of the rows."""
+"""Bootstrap intervals of a statistic of some rows (queries): its spread over other choices of the rows."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ ENDS = 0.025, 0.975  # of a 95 % interval, by the percentile method
 def bootstrap_interval(statistic: Callable[[np.ndarray], ArrayLike], count: int, seed: int = 0) -> np.ndarray:
     """95 % interval of a statistic, float64 [..., 2]: its quantiles over RESAMPLES samples of the rows, with replacement.
 
-    statistic: of the numbers of the drawn rows, int64 [count], the value or values, [...], such as a mean. The same seed draws
-    the same rows.
+    statistic: a function of the numbers of the drawn rows, int64 [count]; returns one or several values, [...], such as means.
+    The same seed draws the same rows.
     """
     random = np.random.default_rng(seed)
     values = np.stack([statistic(random.integers(count, size=count)) for _ in range(RESAMPLES)])

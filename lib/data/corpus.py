@@ -1,4 +1,4 @@
-"""The files of a corpus, listed and measured: how many rows each holds, where it may be cut, which columns it has."""
+"""The files of a corpus, listed and measured: the rows of each, the places where it may be cut, its columns."""
 
 import base64
 import csv
@@ -19,7 +19,8 @@ from .formats import Measure, check_columns, format_of, known_suffixes
 from .texts import parse_template
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
-AUTOMATIC_ID = "id"
+AUTOMATIC_ID = "id"  # the column of ids without --id-column
+REASON_LETTERS = 200  # of a reader's error in a reason, which stands in every row of the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,30 +67,30 @@ class Corpus:
     files: tuple[InputFile, ...]
     measures: tuple[Measure | str, ...]  # a str says why the file cannot be read
     schema: pa.Schema
-    id_column: str | None  # asked for, or `id` where every file has it
+    id_column: str | None  # of --id-column, or `id` where every file has it
 
     @property
     def rows(self) -> float:
-        """Rows there are; an estimate where line files are cut by bytes."""
+        """The number of rows; an estimate where line files are cut by bytes."""
         return sum(1 if isinstance(m, str) else m.rows for m in self.measures)
 
     @property
     def row_bytes(self) -> float:
-        """Average bytes of a row's asked columns."""
+        """Average bytes of a row, in the columns to read."""
         known = [m for m in self.measures if isinstance(m, Measure)]
         return sum(m.rows * m.row_bytes for m in known) / max(sum(m.rows for m in known), 1)
 
 
 def list_files(options: RowOptions, storage: Mapping[str, Any]) -> list[InputFile]:
-    """The files to read, sorted. Raises InputError when there is none, or none of a known format."""
-    found = find(options.input, storage)
-    if not found:
+    """List the files to read, sorted. Raises InputError when there is none, or none of a known format."""
+    listed = find(options.input, storage)
+    if not listed:
         raise InputError(
             f"nothing at {options.input}. Give a file, a folder or a glob such as 's3://bucket/docs/*.parquet'"
         )
-    files = [file for file in found if format_of(file.path)]
+    files = [file for file in listed if format_of(file.path)]
     if not files:
-        some = ", ".join(file.path.rsplit("/", 1)[-1] for file in found[:3])
+        some = ", ".join(file.path.rsplit("/", 1)[-1] for file in listed[:3])
         raise InputError(
             f"no file of a known format at {options.input} (found {some}). Known: {known_suffixes()}, also .gz and .zst"
         )
@@ -97,13 +98,13 @@ def list_files(options: RowOptions, storage: Mapping[str, Any]) -> list[InputFil
 
 
 def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
-    """The corpus that the options ask for: every file measured, and cut off at the limit."""
+    """Measure every file of a corpus, and cut it off at the limit."""
     corpus = measure_files(files, options, storage, strict)
     return first_rows(corpus, options.limit, storage) if options.limit else corpus
 
 
 def measure_files(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
-    """Footers and samples of every file, in parallel; checks the columns asked for.
+    """Read footers and samples of every file, in parallel, and check the columns.
 
     An unreadable file becomes one row with its reason, or, when `strict`, an InputError.
     """
@@ -141,12 +142,12 @@ def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
 
 
 def _all_have_ids(measures: Sequence[Measure | str]) -> bool:
-    """A column `id` names the rows unasked only where every file has it."""
+    """Whether every file has a column `id`: only then it names the rows without --id-column."""
     return all(AUTOMATIC_ID in m.schema.names for m in measures if isinstance(m, Measure) and m.units)
 
 
 def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus:
-    """The corpus cut off after `limit` rows, exactly. Line files are read up to there, since only reading tells."""
+    """Cut the corpus off after exactly `limit` rows. Line files are read up to there: their rows are known only by reading."""
     files, measures, left = [], [], limit
     for file, measure in zip(corpus.files, corpus.measures, strict=True):
         if left <= 0:
@@ -163,7 +164,7 @@ def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus
 
 
 def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[str, Any]) -> tuple[int, int]:
-    """(unit at which the row numbered `row` begins, rows before it); the file's end when it has fewer."""
+    """The unit at which row number `row` begins, and the rows before it; the file's end when it has fewer rows."""
     if measure.exact:
         stop = min(row, measure.units)
         return stop, stop
@@ -177,14 +178,17 @@ def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[
 
 
 def schema_text(schema: pa.Schema) -> str:
+    """A schema as a string for JSON."""
     return base64.b64encode(schema.serialize()).decode()
 
 
 def schema_from(text: str) -> pa.Schema:
+    """The schema of a `schema_text`."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]) -> Measure | str:
+    """The measure of a file, or the reason why it is unreadable. Raises InputError for a failing disk or network."""
     format = format_of(file.path)
     assert format is not None, file.path
     if file.size == 0:
@@ -193,16 +197,16 @@ def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]
         return format.measure(file, columns, storage)
     except (pa.ArrowException, OSError) as error:
         if is_damage(error):
-            return str(error)[:200]
+            return str(error)[:REASON_LETTERS]
         raise InputError(f"cannot read {file.path}: {error}. Mend it and start again") from error
     except (UnicodeError, csv.Error, InputError) as error:
-        return str(error)[:200]
+        return str(error)[:REASON_LETTERS]
 
 
 def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]) -> pa.Schema:
-    """Columns of every readable file; where two disagree on a type, the first file's holds and the others are cast.
+    """Columns of every readable file; where two disagree on a type, the others are cast to the first file's.
 
-    pandas writes a column of nulls as type null, which holds for no other file.
+    pandas writes a column of nulls as type null, which is the type of no other file.
     """
     fields: dict[str, pa.Field] = {}
     for file, measure in zip(files, measures, strict=True):
@@ -214,7 +218,7 @@ def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]
 
 
 def hive_keys(path: str) -> dict[str, str]:
-    """`year=2020` folders of a path as columns."""
+    """The `year=2020` folders of a path, as values of columns."""
     return dict(match.groups() for match in re.finditer(r"(?<=/)([^/=]+)=([^/]*)(?=/)", path))  # type: ignore[misc]
 
 

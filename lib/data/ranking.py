@@ -1,4 +1,4 @@
-"""The order of a ranking: score descending in float32, ties by id descending, as trec_eval does it. numpy and pyarrow only.
+"""The order of a ranking: score descending in float32, ties by id descending, as in trec_eval. numpy and pyarrow only.
 
 Scores and ids become one 64-bit key a row, so that no two passages of a query are equal and any sort gives the same order.
 

@@ -1,4 +1,4 @@
-"""The rows of a shard: read from its files, typed as the plan says, each with a name and, if need be, a reason."""
+"""The rows of a shard: read from its files, typed as in the plan, each with a name, and with a reason if it is bad."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from socket import gethostname
@@ -15,7 +15,7 @@ from .shards import FileRange, Shard
 
 
 def read_rows(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
-    """All rows of a shard: the asked columns as `schema` types them, `_source` (FILE#POSITION) and `_error`.
+    """Read all rows of a shard: the columns with the types of `schema`, `_source` (FILE#POSITION) and `_error`.
 
     Raises InputError when a file has changed since the plan.
     """
@@ -29,44 +29,44 @@ def read_rows(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: 
 
 
 def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """The same, some rows at a time, in order."""
-    for piece in shard.ranges:
-        yield from _read_slice(piece, columns, schema, storage)
+    """Read the same, some rows at a time, in order."""
+    for part in shard.ranges:
+        yield from _read_range(part, columns, schema, storage)
 
 
 def as_one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array; where it is one already it is not copied, as combine_chunks would."""
+    """A column as one array; not copied where it is one already, as combine_chunks does."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _read_slice(
-    piece: FileRange, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
+def _read_range(
+    part: FileRange, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]
 ) -> Iterator[pa.Table]:
-    name = piece.name
-    if piece.error is not None:
-        yield _typed(error_table(1, piece.error, columns), columns, schema, name)
+    name = part.name
+    if part.error is not None:
+        yield _typed(error_table(1, part.error, columns), columns, schema, name)
         return
     try:
-        now = current_tag(piece.path, storage)
+        now = current_tag(part.path, storage)
     except FileNotFoundError as error:
         raise InputError(
-            f"{piece.path} is not there on the node {gethostname()}. It was planned: restore it; or, where nodes do not "
+            f"{part.path} is not there on the node {gethostname()}. It was planned: restore it; or, where nodes do not "
             "share a file system, put the input into an object store"
         ) from error
-    if now != (piece.size, piece.tag or now[1]):
-        raise InputError(f"{piece.path} has changed since the plan. Restore it, or choose a new --output")
-    format = format_of(piece.path)
-    assert format is not None, piece.path
+    if now != (part.size, part.tag or now[1]):
+        raise InputError(f"{part.path} has changed since the plan. Restore it, or choose a new --output")
+    format = format_of(part.path)
+    assert format is not None, part.path
     # A file without a tag is a part of ours: the folders above it are the user's output, and no columns.
-    keys = {key: value for key, value in hive_keys(piece.path).items() if key in columns and piece.tag}
-    for table in format.read(piece.path, piece.start, piece.stop, [c for c in columns if c not in keys], storage):
+    keys = {key: value for key, value in hive_keys(part.path).items() if key in columns and part.tag}
+    for table in format.read(part.path, part.start, part.stop, [c for c in columns if c not in keys], storage):
         for key, value in keys.items():
             table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
         yield _typed(table, columns, schema, name)
 
 
 def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:
-    """The asked columns with the types of the plan; a value that does not fit is null with a reason."""
+    """The columns with the types of the plan; a value that does not fit is null with a reason."""
     data: dict[str, Any] = {}
     errors = table["_error"]
     for column in columns:

@@ -1,8 +1,8 @@
 """A measured corpus as an immutable plan of shards.
 
-A Shard is the unit of work, retry, commit and resume: a list of slices, each a range of one file's units (rows, or
-bytes of a plain line file). Small files share a shard, long files are cut; both depend on the files alone, so the same
-corpus always gives the same shards, and a grown corpus gives the old shards and some more.
+A Shard is the unit of work, retry, commit and resume: some file ranges, each of one file's units (rows, or bytes of a plain
+line file). Small files share a shard, long files are cut; both depend on the files alone. So the same corpus always gives the
+same shards, and a grown corpus gives the old shards and some more.
 """
 
 import hashlib
@@ -26,14 +26,11 @@ PLAN_SCHEMA = pa.schema(
         ("name", pa.string()),  # path below the input
         ("start", pa.int64()),
         ("stop", pa.int64()),
-        ("rows", pa.int64()),  # -1 where only reading tells
-        ("size", pa.int64()),  # of the file, bytes
-        ("tag", pa.string()),  # of the file: etag or modification time; empty where only the size must hold
-        ("error", pa.string()),  # why the file could not be measured; such a file is one row
-        (
-            "source",
-            pa.string(),
-        ),  # of the inputs of a joined job the one that the range is of; null where there is one input
+        ("rows", pa.int64()),  # -1 where they are known only after reading
+        ("size", pa.int64()),  # bytes of the file
+        ("tag", pa.string()),  # etag or modification time of the file; empty where only its size is checked
+        ("error", pa.string()),  # the reason why the file cannot be measured; such a file is one row
+        ("source", pa.string()),  # which of several inputs of a joined job; null for a single input
     ]
 )
 
@@ -55,12 +52,14 @@ class FileRange:
 
 @dataclass(frozen=True)
 class Shard:
+    """The unit of work: file ranges whose rows follow each other. number: its place in the plan."""
+
     number: int
     ranges: tuple[FileRange, ...]
 
     @property
     def rows(self) -> int:
-        """Rows the plan expects, or -1 where only reading tells."""
+        """Rows that the plan expects, or -1 where they are known only after reading."""
         counts = [each.rows for each in self.ranges]
         return -1 if -1 in counts else sum(counts)
 
@@ -76,7 +75,7 @@ class Shard:
 
 
 def _key_text(part: FileRange) -> str:
-    """What a range adds to the key of its shard."""
+    """The part of a key's text that stands for one range."""
     name = part.name if part.source is None else f"{part.source}/{part.name}"
     return (
         f"Slice(path={part.path!r}, name={name!r}, start={part.start!r}, stop={part.stop!r}, rows={part.rows!r}, "
@@ -85,7 +84,7 @@ def _key_text(part: FileRange) -> str:
 
 
 def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Table:
-    """The plan: one row a slice (PLAN_SCHEMA), shards filled in file order with about `shard_rows` rows each."""
+    """Cut a corpus into a plan: a row a file range (PLAN_SCHEMA), shards of about `shard_rows` rows each, in the order of files."""
     rows: list[tuple[Any, ...]] = []
     shard, room = first_shard, float(shard_rows)
     for file, measure in zip(corpus.files, corpus.measures, strict=True):
@@ -95,7 +94,7 @@ def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Tabl
         while start < length.units:
             if room < 1 or (room < shard_rows / 2 and (length.units - start) * length.unit_rows > room):
                 shard, room = shard + 1, float(shard_rows)
-            stop = _end_of_piece(length, start, room)
+            stop = _end_of_range(length, start, room)
             count = (stop - start) * length.unit_rows
             exact = stop - start if length.exact else -1
             rows.append((shard, file.path, file.name, start, stop, exact, file.size, file.tag, error, None))
@@ -104,8 +103,8 @@ def cut_shards(corpus: Corpus, shard_rows: int, first_shard: int = 0) -> pa.Tabl
     return pa.table([pa.array(values, f.type) for values, f in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
 
 
-def _end_of_piece(measure: Measure, start: int, rows: float) -> int:
-    """Where a piece of at most about `rows` rows ends: at a break if one lies in its second half."""
+def _end_of_range(measure: Measure, start: int, rows: float) -> int:
+    """The end of a range of at most about `rows` rows: a break if one lies in its second half."""
     stop = min(measure.units, start + max(1, int(rows / measure.unit_rows)))
     place = bisect_right(measure.breaks, stop)
     near = measure.breaks[place - 1] if place else 0
@@ -113,12 +112,12 @@ def _end_of_piece(measure: Measure, start: int, rows: float) -> int:
 
 
 def count_shards(plan: pa.Table) -> int:
-    """Shards of a plan; they are numbered from 0 without a gap."""
+    """The number of shards of a plan; they are numbered from 0 without a gap."""
     return pc.max(plan["shard"]).as_py() + 1 if plan.num_rows else 0
 
 
 def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
-    """The plan's shards in order, or only those named. Memory: one Shard at a time."""
+    """Iterate over the shards of a plan, in order, or over those of some numbers. Memory: one Shard."""
     if numbers is not None:
         plan = plan.filter(pc.is_in(plan["shard"], pa.array(numbers, pa.int64())))
     current: list[FileRange] = []
@@ -148,7 +147,7 @@ def of_source(shard: Shard, source: str) -> Shard:
 
 
 def number_shards(tables: Sequence[pa.Table]) -> pa.Table:
-    """The plan with a shard for each table."""
+    """Join tables into one plan with a shard for each table, numbered from 0."""
     numbers = [pa.array([number] * len(table), pa.int64()) for number, table in enumerate(tables)]
     return pa.concat_tables(
         [table.set_column(0, PLAN_SCHEMA.field(0), column) for table, column in zip(tables, numbers, strict=True)]
@@ -156,22 +155,22 @@ def number_shards(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def remove_tags(plan: pa.Table) -> pa.Table:
-    """Of parts of ours: one that is published again is the same part, whatever the store says of it."""
+    """Leave out the tags of our own parts: a part that is published again is the same, though the store gives it another tag."""
     tags = pa.array([""] * len(plan), pa.string())
     return plan.set_column(PLAN_SCHEMA.get_field_index("tag"), PLAN_SCHEMA.field("tag"), tags)
 
 
 def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:
-    """Sentences naming each planned file that is gone or no longer what it was."""
+    """A sentence for each planned file that is missing or has changed."""
     now = {file.path: file for file in files}
-    complaints = []
+    sentences = []
     for row in plan.group_by(["path", "size", "tag"], use_threads=False).aggregate([]).to_pylist():
         file = now.get(row["path"])
         if file is None:
-            complaints.append(f"{row['path']} is gone")
+            sentences.append(f"{row['path']} is gone")
         elif (file.size, file.tag) != (row["size"], row["tag"]):
-            complaints.append(f"{row['path']} has changed (was {row['size']:,} bytes, is {file.size:,})")
-    return complaints
+            sentences.append(f"{row['path']} has changed (was {row['size']:,} bytes, is {file.size:,})")
+    return sentences
 
 
 def sample_shards(plan: pa.Table, count: int, rows: int) -> list[Shard]:
@@ -182,8 +181,9 @@ def sample_shards(plan: pa.Table, count: int, rows: int) -> list[Shard]:
 
 
 def _head(shard: Shard, rows: int) -> Shard:
-    piece = shard.ranges[0]
+    """About the first `rows` rows of a shard, of its first range."""
+    first = shard.ranges[0]
     # A byte range is cut at about 1 KiB a row; too many or few rows of a sample do no harm.
-    units = rows if piece.rows >= 0 else rows << 10
-    stop = min(piece.stop, piece.start + units)
-    return Shard(shard.number, (replace(piece, stop=stop, rows=stop - piece.start if piece.rows >= 0 else -1),))
+    units = rows if first.rows >= 0 else rows << 10
+    stop = min(first.stop, first.start + units)
+    return Shard(shard.number, (replace(first, stop=stop, rows=stop - first.start if first.rows >= 0 else -1),))

@@ -10,12 +10,15 @@ import pyarrow.compute as pc
 
 from ..errors import UsageError
 
-NULL_TEXT, EMPTY_TEXT = "null text", "empty text"
+NULL_TEXT, EMPTY_TEXT = "null text", "empty text"  # reasons of rows without a text
 
 
 def parse_template(template: str) -> list[tuple[str, str | None]]:
-    """`'{title} {text}'` as [(literal, column), ...]. Raises UsageError for anything but bare column names."""
-    pieces = []
+    """Parse `'{title} {text}'` into [(literal, column), ...], the column None after the last literal.
+
+    Raises UsageError for anything but bare column names.
+    """
+    parts = []
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -23,14 +26,14 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
     for literal, name, form, conversion in parsed:
         if name == "" or form or conversion:
             raise UsageError(f"--text-template {template!r}: only plain {{column}} names, as '{{title}} {{text}}'")
-        pieces.append((literal, name))
-    if not any(name for _, name in pieces):
+        parts.append((literal, name))
+    if not any(name for _, name in parts):
         raise UsageError(f"--text-template {template!r} names no column. Write it as '{{title}} {{text}}'")
-    return pieces
+    return parts
 
 
 def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tuple[pa.Array, pa.Array]:
-    """Texts (large_string, white space around them stripped, null where there is none) and reasons (string).
+    """Compose the text of each row (large_string, stripped of white space, null without one), and the reason of a null (string).
 
     A null column counts as empty in a template of several; a row whose columns are all null has no text.
     """
@@ -42,13 +45,13 @@ def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tupl
     absent = pc.is_null(columns[names[0]])
     for name in names[1:]:
         absent = pc.and_(absent, pc.is_null(columns[name]))
-    pieces: list[Any] = []
+    parts: list[Any] = []
     for literal, column in template:
-        pieces.append(pa.scalar(literal, pa.large_string()))
+        parts.append(pa.scalar(literal, pa.large_string()))
         if column:
-            pieces.append(columns[column])
+            parts.append(columns[column])
     separator = pa.scalar("", pa.large_string())
-    joined = pc.binary_join_element_wise(*pieces, separator, null_handling="replace", null_replacement="")
+    joined = pc.binary_join_element_wise(*parts, separator, null_handling="replace", null_replacement="")
     joined = pc.utf8_trim_whitespace(joined)
     reasons = pc.coalesce(reasons, pc.if_else(absent, NULL_TEXT, None).cast(pa.string()))
     reasons = pc.coalesce(reasons, pc.if_else(pc.equal(joined, ""), EMPTY_TEXT, None).cast(pa.string()))
@@ -56,7 +59,7 @@ def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tupl
 
 
 def as_text(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """A column as large_string, and per row why it could not be one (string). Parquet's strings are not always UTF-8."""
+    """A column as large_string, and the reason of each row that cannot be text (string). Parquet's strings are not always UTF-8."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
@@ -70,7 +73,7 @@ def as_text(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 
 def _decode(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Value by value, since some value is not UTF-8."""
+    """Decode value by value, where some value is not UTF-8."""
     texts: list[str | None] = []
     reasons: list[str | None] = []
     for value in array.cast(pa.large_binary(), safe=False).to_pylist():

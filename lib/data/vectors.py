@@ -1,4 +1,4 @@
-"""Vectors as Arrow columns: float32, float16, int8 by ranges shared by a whole run, ubinary. numpy and pyarrow only."""
+"""Vectors as Arrow columns: float32, float16, int8 by ranges shared by a whole run, ubinary."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ OutputDtype = Literal["float32", "float16", "int8", "ubinary"]
 
 
 def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) -> np.ndarray:
-    """float32 [n, dim] as `dtype` [n, dim], or for ubinary uint8 [n, dim / 8], the sign bits, first one highest.
+    """Convert float32 [n, dim] to `dtype` [n, dim], or for ubinary to uint8 [n, dim / 8], the sign bits, first one highest.
 
     int8 cuts `ranges` (float32 [2, dim]: least and greatest) into 256 steps, -128 the lowest, as
-    sentence-transformers' quantize_embeddings does; what lies outside gets the first or the last.
+    sentence-transformers' quantize_embeddings does; a value outside of them gets the first or the last step.
     """
     if dtype == "int8":
         assert ranges is not None
@@ -28,16 +28,17 @@ def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) 
 
 
 def width(dim: int, dtype: str) -> int:
-    """Values a row of the column."""
+    """The number of values in a row of the column."""
     return dim // 8 if dtype == "ubinary" else dim
 
 
 def row_bytes(dim: int, dtype: str) -> int:
+    """Bytes of a row of the column."""
     return width(dim, dtype) * {"float32": 4, "float16": 2}.get(dtype, 1)
 
 
 def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
-    """Row i is `vectors[index[i]]` (vectors: [n, width], index: int32, null for a row without a vector)."""
+    """Make a column whose row i is `vectors[index[i]]` (vectors: [n, width], index: int32, null for a row without a vector)."""
     picked = vectors[index.fill_null(0).to_numpy(zero_copy_only=False)] if len(vectors) else vectors
     if index.null_count:
         absent = index.is_null().to_numpy(zero_copy_only=False)

@@ -1,7 +1,7 @@
-"""Published systems, one file each: everything that a model card fixes, found by the file's name.
+"""Published systems, one file each, looked up by the file's name: everything that a model card fixes.
 
-A recipe module has a docstring (sources, licence, what was verified) and `RECIPE`, a Recipe or RerankRecipe. What a
-source does not say is None, never a guess.
+A recipe module has a docstring (sources, licence, what was verified) and `RECIPE`, a Recipe or RerankRecipe. A value that
+no source gives is None, never a guess.
 """
 
 import importlib
@@ -13,15 +13,15 @@ from typing import Literal
 from ..errors import UsageError
 
 PASSAGE, QUERY = "passage", "query"  # the prompts of a corpus and of its queries
-PASSAGE_NAMES = (PASSAGE, "document", "corpus")  # names that models give the first
+PASSAGE_NAMES = (PASSAGE, "document", "corpus")  # names of a passage prompt in model directories
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How a system was trained, or one stage of it: every published number, and ours where there is none.
+    """One stage of a system's training: every published number, and our choice where there is none.
 
-    name: what `--recipe` of the training calls it. start: hub id that it began from; None where that is to be given.
-    loss, dataset_loss: as losses.parse reads them, the second ones as NAME=LOSS. batch: rows a step, all devices
+    name: value of `--recipe` of the training. start: hub id of its first weights; None where --model must name them.
+    loss, dataset_loss: in the syntax of losses.parse, the second ones as NAME=LOSS. batch: rows a step, all devices
     together. group: passages a query, one of them positive. Lengths are in tokens. warmup: a share of all steps.
     precision: of the published run; Shoal trains in bfloat16 or float32. chosen: the fields whose value is our choice,
     since no source gives it.
@@ -55,12 +55,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a published system fixes. `None` leaves what the model's own files say.
+    """The values that a published system fixes. None leaves the value of the model's own files.
 
-    models: hub ids that the recipe holds for, the usual one first. prompts: by name; "passage" is put before a corpus,
-    "query" before queries, others are asked for by name. passage_template: a passage made of several columns.
-    dtype: of the published run. scores: by model and task of lib/tasks, in percent: NDCG@10 of a
-    retrieval task, MAP of a reranking task, as their authors published them, or mteb's results repository has them.
+    models: hub ids that the recipe is for, the usual one first. prompts: by name; "passage" is put before a corpus, "query"
+    before queries, others are chosen by --prompt-name. passage_template: a passage made of several columns.
+    dtype: of the published run. scores: by model and task of evaluation/tasks, in percent: NDCG@10 of a
+    retrieval task, MAP of a reranking task, from their authors or from mteb's results repository.
     """
 
     models: tuple[str, ...]
@@ -78,12 +78,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankRecipe:
-    """What a published reranker fixes.
+    """The values that a published reranker fixes.
 
     segments: a decoder's prompt, stretches tokenised one by one, with {instruction}, {query} and {passage} in them; empty
     for an encoder, whose tokenizer joins the pair. answers: the tokens whose logit, or difference of logits, is the
-    score; empty for a classifier. activation: "none" | "sigmoid", as published; None leaves what the files say. beyond:
-    texts whose tokens a pair may have on top of max_tokens, as some implementations count. scores: as a Recipe's.
+    score; empty for a classifier. activation: "none" | "sigmoid", as published; None leaves the value of the files. beyond:
+    texts whose tokens a pair may have on top of max_tokens, as some implementations count. scores: as in Recipe.
     """
 
     models: tuple[str, ...]
@@ -99,30 +99,30 @@ class RerankRecipe:
 
 
 def names(kind: type | None = None) -> list[str]:
-    """Of all recipes, or of those of one kind: Recipe or RerankRecipe."""
-    found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
-    return [name for name in found if kind is None or isinstance(_load(name), kind)]
+    """Names of all recipes, or of those of one kind: Recipe or RerankRecipe."""
+    files = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return [name for name in files if kind is None or isinstance(_load(name), kind)]
 
 
 def stages() -> dict[str, str]:
-    """Stages of training by name, each with the recipe that it is in."""
+    """Names of all stages of training, each with the name of its recipe."""
     return {stage.name: name for name in names() for stage in _load(name).training}
 
 
 def stage(name: str) -> tuple[str, Stage]:
-    """The recipe that the stage is in, and the stage. Raises UsageError naming those there are."""
+    """The name of a stage's recipe, and the stage. Raises UsageError that names all stages."""
     known = stages()
     if name not in known:
         raise UsageError(f"no training recipe {name!r}. There are {', '.join(known)}")
     return known[name], next(stage for stage in _load(known[name]).training if stage.name == name)
 
 
-def load(name: str) -> "Recipe | RerankRecipe":
-    """The recipe `NAME`, of the file `NAME.py` (dashes or underscores). Raises UsageError naming those there are."""
+def load(name: str) -> Recipe | RerankRecipe:
+    """The recipe `NAME`, of the file `NAME.py` (dashes or underscores). Raises UsageError that names all recipes."""
     if name.replace("_", "-") not in names():
         raise UsageError(f"no recipe {name!r}. Recipes: {', '.join(names())}")
     return _load(name)
 
 
-def _load(name: str) -> "Recipe | RerankRecipe":
+def _load(name: str) -> Recipe | RerankRecipe:
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}").RECIPE

@@ -1,4 +1,4 @@
-"""Qwen3-Reranker (Qwen, Apache-2.0): a causal language model asked for yes or no; score = softmax over the two, of yes.
+"""Qwen3-Reranker (Qwen, Apache-2.0): a causal language model that answers yes or no; score = softmax(no, yes), of yes.
 
 Sources: mteb's wrapper and the model card. softmax([no, yes])[yes] is the sigmoid of the difference of the two logits, so
 one folded row of the output matrix is enough. Verified here on a tiny random Qwen3 only.

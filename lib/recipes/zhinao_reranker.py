@@ -1,9 +1,9 @@
 """360Zhinao-1.8B-Reranking (Qihoo 360, their own licence): a LLaMA-like decoder with one scalar a pair.
 
-Source: Reranking/flag_models.py of the 360zhinao repository, which tokenises piece by piece, with an empty system message,
+Source: Reranking/flag_models.py of the 360zhinao repository, which tokenises segment by segment, with an empty system message,
 and leaves 64 of 1024 tokens to the template. The released checkpoint runs through its own code; `jobs/convert_reranker.py`
-writes it as transformers' LLaMA classifier, which is the same network, and holds 100 scores against the original. Which
-token the scalar is read at is in that code alone: the conversion finds it out. Verified here on a tiny checkpoint of the
+writes it as transformers' LLaMA classifier, which is the same network, and compares 100 scores with the original's. The
+token at which the scalar is read is in that code alone: the conversion detects it. Verified here on a tiny checkpoint of the
 same shape with code written for the test; the real weights were out of reach.
 """
 

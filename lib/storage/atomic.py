@@ -27,6 +27,7 @@ def protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether the filesystem is that of this machine."""
     return "file" in protocols(fs)
 
 

@@ -31,6 +31,7 @@ class Folder:
         return filesystem(self.url, self.options)
 
     def path(self, name: str) -> str:
+        """The URL of an object in the folder."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def below(self, name: str) -> "Folder":

@@ -80,6 +80,7 @@ class _Scope:
         return place.removeprefix(self.root).strip("/") or place.rpartition("/")[2]
 
     def contains(self, place: str) -> bool:
+        """Whether the path or pattern matches a file at this place, or a folder above it."""
         below = place == self.root or place.startswith(f"{self.root.rstrip('/')}/")
         if not below or any(part.startswith(HIDDEN) for part in self.name(place).split("/")):
             return False

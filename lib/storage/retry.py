@@ -60,7 +60,7 @@ def final_reason(error: Exception) -> str | None:
     if "NoCredentials" in text or "Unable to locate credentials" in text or "PartialCredentials" in text:
         return "no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or --storage-option anon=true"
     if code == "NoSuchBucket" or "bucket does not exist" in text:
-        return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL says which server is asked"
+        return "no such bucket. Create it, or correct the URL; AWS_ENDPOINT_URL names the server"
     denied = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "401", "403")
     if isinstance(error, PermissionError) or code in denied or text.startswith("OSError: Forbidden"):
         return f"access denied ({code or error}). Check the access key, the secret and the bucket's policy"

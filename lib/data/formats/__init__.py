@@ -3,11 +3,11 @@
 A format module has
 
     SUFFIXES                                    endings of names it reads, as (".csv", ".tsv")
-    measure(file, columns, options) -> Measure  how long the file is, in units it can be cut by
+    measure(file, columns, options) -> Measure  the length of the file, in the units by which it can be cut
     read(path, start, stop, columns, options)   tables of the rows whose unit lies in [start, stop)
 
-Tables that `read` yields hold the asked columns, `_position` (int64: row number or byte offset, names the row within
-its file) and `_error` (string: why the row could not be read, else null). A row is never left out.
+`read` yields tables of those columns, `_position` (int64: row number or byte offset, the name of the row in its file) and
+`_error` (string: the reason of an unreadable row, else null). A row is never left out.
 """
 
 import importlib
@@ -22,19 +22,19 @@ from ...errors import InputError
 from ...storage.listing import InputFile
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-MAX_LINE = 256 << 20  # bytes; a longer line is a row with an error, so that one file cannot take a worker's memory
+MAX_LINE = 256 << 20  # bytes; a longer line is a row with a reason, so that one file cannot take all memory of a worker
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Length of one file in units (rows, lines or bytes); `breaks` are the places where a cut is cheap."""
+    """The length of one file in units (rows, lines or bytes). breaks: the units at which a cut is cheap."""
 
     units: int
     unit_rows: float  # rows a unit: 1.0 where units are rows, an estimate where they are bytes
-    exact: bool  # whether units are rows one to one, so that the plan knows how many rows will come
-    row_bytes: float  # average, uncompressed, of the asked columns
+    exact: bool  # whether a unit is a row, so that the plan knows the number of rows
+    row_bytes: float  # average, uncompressed, of the columns to read
     schema: pa.Schema
-    complete: bool = True  # whether `schema` names every column, and not only those of a sample
+    complete: bool = True  # whether `schema` has every column, and not only those of a sample
     breaks: tuple[int, ...] = ()
 
     @property
@@ -43,6 +43,8 @@ class Measure:
 
 
 class Format(Protocol):
+    """The functions of a format module; see above."""
+
     SUFFIXES: tuple[str, ...]
 
     def measure(self, file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure: ...
@@ -64,6 +66,7 @@ def format_of(path: str) -> Format | None:
 
 
 def known_suffixes() -> str:
+    """The endings of all formats, for error messages."""
     return " ".join(sorted(suffix for format in _formats() for suffix in format.SUFFIXES))
 
 
@@ -73,7 +76,7 @@ def compression_of(path: str) -> str | None:
 
 
 def error_table(count: int, reason: str, columns: Sequence[str], first_position: int = 0) -> pa.Table:
-    """`count` rows that could not be read: every asked column null, the reason beside them."""
+    """A table of `count` unreadable rows: every column null, and the reason."""
     data = {name: pa.nulls(count, pa.large_string()) for name in columns}
     data["_position"] = pa.array(range(first_position, first_position + count), pa.int64())
     data["_error"] = pa.array([reason] * count, pa.string())
@@ -81,11 +84,13 @@ def error_table(count: int, reason: str, columns: Sequence[str], first_position:
 
 
 def check_columns(schema: pa.Schema, columns: Sequence[str], path: str) -> None:
+    """Raise InputError for the first column that is missing."""
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(schema.names)}")
 
 
 def _formats() -> list[Format]:
+    """The format modules: every file of this folder whose name does not begin with `_`."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     return [importlib.import_module(f"{__name__}.{name}") for name in names]  # type: ignore[misc]

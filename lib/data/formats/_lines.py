@@ -11,12 +11,12 @@ from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 from . import MAX_LINE, Measure, compression_of
 
-SAMPLE_BYTES = 1 << 20
-BLOCK = 1 << 20
+SAMPLE_BYTES = 1 << 20  # of a file, for the average length of its lines and for its columns
+BLOCK = 1 << 20  # bytes read at once
 
 
 def open_bytes(path: str, options: Mapping[str, Any]) -> io.BufferedReader:
-    """A buffered reader of the uncompressed bytes."""
+    """Open a buffered reader of the uncompressed bytes."""
     raw = open_file(path, options)
     codec = compression_of(path)
     if codec is None:
@@ -25,7 +25,7 @@ def open_bytes(path: str, options: Mapping[str, Any]) -> io.BufferedReader:
 
 
 def read_lines(path: str, start: int, stop: int, options: Mapping[str, Any]) -> Iterator[tuple[int, bytes | None]]:
-    """(position, line without its end) for every line that begins in [start, stop); None for one over MAX_LINE."""
+    """Read (position, line without its end) of every line that begins in [start, stop); None for a line over MAX_LINE."""
     with open_bytes(path, options) as file:
         if compression_of(path):
             position = 0
@@ -47,7 +47,7 @@ def read_lines(path: str, start: int, stop: int, options: Mapping[str, Any]) -> 
 
 
 def count_lines(file: InputFile, options: Mapping[str, Any]) -> int:
-    """Lines of a compressed file. Costs one pass over it."""
+    """Count the lines of a compressed file, in one pass over it."""
     with open_bytes(file.path, options) as stream:
         lines, last = 0, b"\n"
         while block := stream.read(BLOCK):
@@ -58,7 +58,7 @@ def count_lines(file: InputFile, options: Mapping[str, Any]) -> int:
 def measure_lines(
     file: InputFile, options: Mapping[str, Any], schema: pa.Schema, lines: list[bytes], complete: bool
 ) -> Measure:
-    """A plain file in bytes, a compressed one in lines; neither tells its rows before it is read."""
+    """The length of a plain file in bytes, of a compressed one in lines; the rows of neither are known before it is read."""
     row_bytes = max(1.0, (sum(map(len, lines)) + len(lines)) / max(len(lines), 1))
     if compression_of(file.path):
         return Measure(count_lines(file, options), 1.0, False, row_bytes, schema, complete)
@@ -66,33 +66,33 @@ def measure_lines(
 
 
 def sample(file: InputFile, options: Mapping[str, Any]) -> list[bytes]:
-    """The first lines of a file, about a megabyte of them, and at least one whole."""
+    """Read the first lines of a file, about SAMPLE_BYTES, at least one complete line."""
     with open_bytes(file.path, options) as stream:
-        whole = stream.read(SAMPLE_BYTES)
-        return (whole + stream.readline(MAX_LINE)).splitlines()
+        first = stream.read(SAMPLE_BYTES)
+        return (first + stream.readline(MAX_LINE)).splitlines()
 
 
 def _seek_line(file: io.BufferedReader, start: int) -> int:
-    """Go to the first line that begins at or after `start`; the place it begins at."""
+    """Seek the first line that begins at or after `start`; returns its position."""
     if start == 0:
         return 0
     file.seek(start - 1)
     position = start - 1
     while True:
-        piece = file.readline(MAX_LINE)
-        position += len(piece)
-        if not piece or piece.endswith(b"\n"):
+        part = file.readline(MAX_LINE)
+        position += len(part)
+        if not part or part.endswith(b"\n"):
             return position
 
 
 def _next_line(file: io.BufferedReader) -> tuple[bytes | None, int]:
-    """The line and the bytes it took, its end included; (b"", 0) at the end of the file."""
+    """The next line, and its length in bytes with its end; (b"", 0) at the end of the file."""
     line = file.readline(MAX_LINE)
     length = len(line)
     if length < MAX_LINE or line.endswith(b"\n"):
         return line.rstrip(b"\r\n"), length
-    while piece := file.readline(BLOCK):
-        length += len(piece)
-        if piece.endswith(b"\n"):
+    while part := file.readline(BLOCK):
+        length += len(part)
+        if part.endswith(b"\n"):
             break
     return None, length

@@ -1,5 +1,5 @@
-"""CSV and TSV with a header line, every value a string. CSV's quoted values may hold line ends, so files are cut by
-record number, and planning reads each file once to count its records."""
+"""CSV and TSV with a header line, every value a string. CSV's quoted values may contain line ends: files are cut by
+record number, and the plan reads each file once to count its records."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from . import Measure
 from ._lines import open_bytes
 
 SUFFIXES = (".csv", ".tsv")
-ROWS_PER_TABLE = 10_000
+ROWS_PER_TABLE = 10_000  # Python strings, until they are an Arrow table
 OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
 csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
 
@@ -44,16 +44,16 @@ def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapp
 
 
 def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
-    """Records without blank lines, and whether one ends only because the file does, inside a quote never closed.
+    """Read the records without blank lines, each with whether it ends with the file inside a quote that is never closed.
 
-    Bytes that are not UTF-8 come as lone surrogates, told apart in `_error`.
+    Bytes that are not UTF-8 become lone surrogates, which `_error` detects.
     """
     ended = False
 
     def lines(stream: io.TextIOWrapper) -> Iterator[str]:
         nonlocal ended
         yield from stream
-        ended = True  # csv asks for a line after the last one only inside a quote, or when all is read
+        ended = True  # csv reads beyond the last line only inside a quote, or after the last record
 
     with io.TextIOWrapper(open_bytes(path, options), "utf-8-sig", errors="surrogateescape", newline="") as stream:
         tabs = ".tsv" in path.lower().rsplit("/", 1)[-1]
@@ -77,6 +77,7 @@ def _table(
 
 
 def _error(record: list[str], fields: int) -> str | None:
+    """The reason why a record is bad, or None."""
     if len(record) != fields:
         return f"{len(record)} fields where the header has {fields}"
     if any(not value.isascii() and _clean(value) is None for value in record):
@@ -85,6 +86,7 @@ def _error(record: list[str], fields: int) -> str | None:
 
 
 def _clean(value: str) -> str | None:
+    """The value, or None where it is not UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
 """JSON Lines: one object a line. Plain files are cut by byte range, compressed ones by line number.
 
-Values reach the output exactly: a string as it stands ("00123" stays "00123"), anything else as its JSON text.
+Values reach the output exactly: a string unchanged ("00123" stays "00123"), anything else as its JSON text.
 """
 
 import json
@@ -14,7 +14,7 @@ from . import MAX_LINE, Measure
 from ._lines import measure_lines, read_lines, sample
 
 SUFFIXES = (".jsonl", ".ndjson", ".json")
-ROWS_PER_TABLE = 10_000
+ROWS_PER_TABLE = 10_000  # Python values, until they are an Arrow table
 
 
 def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
@@ -52,6 +52,7 @@ def _table(rows: dict[str, list[Any]]) -> pa.Table:
 
 
 def _parse(line: bytes | None) -> tuple[dict[str, Any], str | None]:
+    """The object of a line, or an empty one and the reason."""
     if line is None:
         return {}, f"line over {MAX_LINE >> 20} MiB"
     try:
@@ -66,6 +67,7 @@ def _parse(line: bytes | None) -> tuple[dict[str, Any], str | None]:
 
 
 def _text(value: Any) -> str | None:
+    """The value as text: a string unchanged, anything else as JSON."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -73,7 +75,7 @@ def _text(value: Any) -> str | None:
 
 
 def _lone_surrogate(text: str) -> bool:
-    """JSON may escape half a surrogate pair, which no UTF-8 column can hold."""
+    """Whether the text has half a surrogate pair, which JSON can escape and UTF-8 cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Parquet, cut by rows: at row-group borders where they are near, inside a row group where one is too long."""
+"""Parquet, cut by rows: at a border of row groups where one is near, else inside a long row group."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -13,8 +13,8 @@ from ...storage.retry import is_damage
 from . import Measure, check_columns, error_table
 
 SUFFIXES = (".parquet", ".pq")
-ROWS_PER_TABLE = 8192
-BUFFER = 4 << 20  # bytes read ahead a column; keeps memory flat over a row group of any size
+ROWS_PER_TABLE = 8192  # decoded at once
+BUFFER = 4 << 20  # bytes read ahead a column: memory then does not grow with the row group
 
 
 def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
@@ -42,11 +42,11 @@ def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapp
 def _read_group(
     parquet: pq.ParquetFile, group: int, start: int, stop: int, first: int, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """Rows [start, stop) of the file, all within `group`, which begins at row `first`."""
+    """Read rows [start, stop) of the file, all within `group`, which begins at row `first`."""
     done = start
     try:
         position = first
-        at_once = min(ROWS_PER_TABLE, stop - first)  # of a short range nothing behind it is decoded
+        at_once = min(ROWS_PER_TABLE, stop - first)  # nothing behind a short range is decoded
         for batch in parquet.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False):
             begin, end = max(start, position), min(stop, position + len(batch))
             if begin < end:
@@ -57,7 +57,7 @@ def _read_group(
                 return
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
-            raise  # the disk or the network failed: the shard is tried again
+            raise  # the disk or the network failed: the shard is retried
         yield error_table(stop - done, f"unreadable row group {group}: {str(error)[:200]}", columns, done)
 
 
@@ -68,6 +68,7 @@ def _table(table: pa.Table, first: int) -> pa.Table:
 
 
 def _group_bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+    """Uncompressed bytes of the columns in a row group."""
     chunks = (group.column(i) for i in range(group.num_columns))
     return sum(
         c.total_uncompressed_size for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns

@@ -10,7 +10,7 @@ from . import MAX_LINE, Measure
 from ._lines import measure_lines, read_lines, sample
 
 SUFFIXES = (".txt", ".text")
-ROWS_PER_TABLE = 10_000
+ROWS_PER_TABLE = 10_000  # Python strings, until they are an Arrow table
 SCHEMA = pa.schema([("text", pa.large_string())])
 
 
@@ -29,6 +29,7 @@ def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapp
 
 
 def _row(position: int, line: bytes | None) -> tuple[str | None, int, str | None]:
+    """Text, position and error of a line."""
     if line is None:
         return None, position, f"line over {MAX_LINE >> 20} MiB"
     try:
