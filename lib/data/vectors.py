@@ -49,7 +49,7 @@ def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1])
 
 
-def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike = None) -> np.ndarray:
+def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike | None = None) -> np.ndarray:
     """[n, width]: the vectors of a column without nulls; not copied where they lie together and have the type already.
 
     dtype: of the result; None keeps that of the column's numbers. A column of fixed-size binary values, which has none of
