@@ -21,7 +21,9 @@ def main(config: IndexConfig) -> int:
         click.echo("\n".join(forecast(config)))
         return 0
     card = build(config)
-    click.echo(f"{card['vectors']:,} vectors, {card['bytes_per_vector']:.1f} bytes each: {config.output}/README.md")
+    click.echo(
+        f"{card['vectors']:,} vectors, {card['bytes_per_vector']:.1f} bytes each: {config.output.rstrip('/')}/README.md"
+    )
     return 0
 
 
