@@ -24,6 +24,7 @@ import fsspec
 from tests.real.proxy import FaultProxy
 from tests.real.s3 import Ceph, Server, Swift
 from tests.support.messages import silence  # noqa: F401
+from tests.support.trained import train_here  # noqa: F401
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:

@@ -1,40 +1,35 @@
-"""Fine-tune a model: plan the data, train in legs, evaluate after each, keep the best, and say what was done."""
+"""The driver of a fine-tuning: plan the data, train in intervals, evaluate after each, keep the best, write the report."""
 
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..engine.cluster import connect
+import pyarrow as pa
+
+from ..cli.options import flat
 from ..engine.lease import ALL, hold_lease
+from ..engine.nodes import largest_node, parse_labels
 from ..engine.run_config import check_same_settings, create_run_config, read_run_config
-from ..engine.workers import WorkerOptions, beside, largest_node, parse_labels, plan_workers, require_explicit_sizes
+from ..engine.workers import WorkerRequest, connect_for, require_explicit_sizes
 from ..errors import UsageError
 from ..storage import directory
-from ..storage.filesystem import absolute, parse_options
 from ..storage.folder import Folder
 from .config import FinetuneConfig, FinetunePlan, plan_finetune
 from .data.batch_reader import BatchReader
-from .data.job import DataOptions, Planned, plan
-from .loop import EXPORTS, TrainRun
+from .data.job import DataOptions, TrainingPlan, plan
 from .losses import TEXT, describe
-from .losses.m3_unified import M3Unified
 from .metrics import read_metrics, tensorboard
 from .model_card import write_card
-from .models.bge_m3 import BgeM3Trainable
-from .models.embedder import EmbedderTrainable
-from .models.reranker import RerankerTrainable
-from .models.retromae import RetroMAETrainable
 from .preflight import try_largest_batch
 from .ray_train import Pool, environment
 from .report import page
-from .step.optimizer import Optimization
-from .step.trainable import ALL_LINEAR, Adapters, Trainable
 from .train_and_evaluate import best_of, check_evaluation, train_and_evaluate
+from .train_run import TrainRun, make_train_run
 
 log = logging.getLogger("shoal")
 
@@ -46,7 +41,7 @@ VERSIONS = ("ray", "torch", "transformers", "pyarrow", "numpy")
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What came of a run. best: the step whose model is kept; scores: by step, the main measure on the held-out queries."""
+    """The end of a training. best: the step whose model is kept; scores: by step, the main measure on the held-out queries."""
 
     model: str
     steps: int
@@ -56,44 +51,42 @@ class Finetuned:
 
 
 def finetune(config: FinetuneConfig) -> Finetuned:
-    """Do the run, or what is left of it. Raises ShoalError before anything scales, for what cannot work."""
-    output = Folder(absolute(config.output), parse_options(config.storage_option))
-    choice = plan_finetune(config)
-    output.probe()
-    with hold_lease(output, ALL) as still_held:
-        return _finetune(config, choice, output, still_held)
+    """Do the training, or the rest of it. Raises ShoalError before anything scales, for what cannot work."""
+    resolved = plan_finetune(config)
+    config.folder.probe()
+    with hold_lease(config.folder, ALL) as check_lease:
+        return _finetune(config, resolved, check_lease)
 
 
-def _finetune(
-    config: FinetuneConfig, choice: FinetunePlan, output: Folder, still_held: Callable[[], None]
-) -> Finetuned:
-    settings = _settings(config, choice)
-    found = read_run_config(output)
-    if found is not None:
-        check_same_settings(output, found["settings"], settings)
-    check_evaluation(config, choice)
+def _finetune(config: FinetuneConfig, resolved: FinetunePlan, check_lease: Callable[[], None]) -> Finetuned:
+    output, settings = config.folder, _settings(config, resolved)
+    stored = read_run_config(output)
+    if stored is not None:
+        check_same_settings(output, stored["settings"], settings)
+    check_evaluation(config, resolved)
     environment()
-    planned = plan(_data(config, choice), config.output, config.storage_option)
-    _tell(planned)
-    order = BatchReader(planned.url, output.options)
-    _check_names(config, order)
-    try_largest_batch(order, choice.losses, choice.spec.dim, config.learn_temperature)
-    connect()
-    pool = _pool(config, choice)
+    data = plan(_data_options(config, resolved), output, config.workers)
+    _log_counts(data)
+    reader = BatchReader(data.url, output.options)
+    _check_names(config, reader)
+    try_largest_batch(reader, resolved.losses, resolved.spec.dim, config.loss.learn_temperature)
+    connect_for(config.workers)
+    pool = _pool(config, resolved)
     about = {name: version(name) for name in VERSIONS}
-    record = found or create_run_config(output, {"settings": settings, "about": about} | _decided(config, pool))
-    check_same_settings(output, record["settings"], settings)
-    course = _course(config, choice, planned, output, pool, record)
-    scores = train_and_evaluate(config, choice, course, _at_most(pool, record["virtual_ranks"]), still_held)
-    still_held()
-    return _finish(config, choice, planned, course, record, scores)
+    new = {"settings": settings, "about": about} | _decide(config, pool)
+    run_config = stored or create_run_config(output, new)
+    check_same_settings(output, run_config["settings"], settings)
+    run = make_train_run(config, resolved, data, run_config, pool.threads or None)
+    scores = train_and_evaluate(config, resolved, run, _at_most(pool, run.virtual_ranks), check_lease)
+    check_lease()
+    return _Finish(config, resolved, data, run, run_config, scores).write()
 
 
-def _tell(planned: Planned) -> None:
-    """What of the data is trained on, and what is not, with reasons."""
-    counts = planned.counts
+def _log_counts(data: TrainingPlan) -> None:
+    """Log how many rows are trained on, and why others are not."""
+    counts = data.counts
     log.info(
-        f"data: {counts.usable:,} of {counts.rows:,} rows usable, {planned.steps:,} steps, {counts.left_over:,} left over"
+        f"data: {counts.usable:,} of {counts.rows:,} rows usable, {data.steps:,} steps, {counts.left_over:,} left over"
     )
     for kind, bad in counts.bad.items():
         log.info(f"data: {bad.count:,} rows left out, {kind}; the first is {bad.first}: {bad.reason}")
@@ -101,69 +94,74 @@ def _tell(planned: Planned) -> None:
         log.info(f"data: {note}")
 
 
-def _check_names(config: FinetuneConfig, order: BatchReader) -> None:
-    """Raises UsageError for a loss of a dataset that there is not."""
-    there = list(order.first_steps())
-    for text in config.dataset_loss:
+def _check_names(config: FinetuneConfig, reader: BatchReader) -> None:
+    """Raises UsageError for a loss of an unknown dataset."""
+    known = list(reader.first_steps())
+    for text in config.loss.dataset_loss:
         name = text.partition("=")[0]
-        if name not in there:
+        if name not in known:
             raise UsageError(
-                f"--dataset-loss names {name!r}, and the datasets are {', '.join(there)}. Name one of them"
+                f"--dataset-loss names {name!r}, and the datasets are {', '.join(known)}. Name one of them"
             )
 
 
-def _decided(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
-    """What depends on the machines at hand, and is kept for the whole run."""
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
-    budget = config.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET)
+def _decide(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
+    """Values that depend on the machines at hand, and are kept for the whole run."""
+    compute = config.compute
+    dtype = compute.dtype if compute.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
+    budget = compute.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET)
     return {"virtual_ranks": pool.maximum, "dtype": dtype, "token_budget": budget}
 
 
-def _settings(config: FinetuneConfig, choice: FinetunePlan) -> dict[str, Any]:
-    """What fixes every loss and every weight, but the data, which its plan holds to the same."""
-    names = ["data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel"]
-    names += ["evaluate_on", "evaluate_steps"]
-    found = {name: getattr(config, name) for name in names}
-    found |= {f"stage {name}": value for name, value in asdict(choice.stage).items() if name not in ("note", "chosen")}
-    found |= {"model": choice.spec.name, "revision": choice.spec.revision, "prompts": choice.prompts}
-    found |= {"tokens": choice.tokens, "dtype": config.dtype, "token_budget": config.token_budget}
-    return found | {"pooling": choice.spec.pooling, "checkpoint_steps": config.checkpoint_steps}
+def _settings(config: FinetuneConfig, resolved: FinetunePlan) -> dict[str, Any]:
+    """What fixes every loss and every weight, but the data, which its plan fixes."""
+    names = ["data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel", "dtype", "token_budget"]
+    names += ["evaluate_on", "evaluate_steps", "checkpoint_steps"]
+    options = flat(config)
+    settings = {name: options[name] for name in names}
+    settings |= {
+        f"stage {name}": value for name, value in asdict(resolved.stage).items() if name not in ("note", "chosen")
+    }
+    settings |= {"model": resolved.spec.name, "revision": resolved.spec.revision, "prompts": resolved.prompts}
+    return settings | {"tokens": resolved.tokens, "pooling": resolved.spec.pooling}
 
 
-def _data(config: FinetuneConfig, choice: FinetunePlan) -> DataOptions:
-    stage = choice.stage
+def _data_options(config: FinetuneConfig, resolved: FinetunePlan) -> DataOptions:
+    stage, pairs = resolved.stage, config.pairs
     return DataOptions(
-        data=config.data,
-        weight=config.weight,
+        data=pairs.data,
+        weight=pairs.weight,
         global_batch=stage.batch,
-        group=1 if choice.of == TEXT else stage.group,
+        group=1 if resolved.kind == TEXT else stage.group,
         epochs=stage.epochs,
-        max_steps=config.max_steps,
-        seed=config.seed,
-        **beside(config),
+        max_steps=pairs.max_steps,
+        seed=pairs.seed,
     )
 
 
-def _pool(config: FinetuneConfig, choice: FinetunePlan) -> Pool:
+def _pool(config: FinetuneConfig, resolved: FinetunePlan) -> Pool:
     """Workers that the cluster has room for. Raises UsageError for a number that does not divide the batch."""
-    batch, asked = choice.stage.batch, config.max_workers or config.min_workers
-    if asked and batch % asked:
-        near = max(count for count in range(1, asked + 1) if batch % count == 0)
-        raise UsageError(f"{asked} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
-    require_explicit_sizes(config, choice.spec.weight_bytes)
-    labels = parse_labels(config.worker_label)
-    cores = None if config.gpus_per_worker else largest_node(labels)  # None where there are GPUs
-    options = WorkerOptions(
-        min_workers=config.min_workers or config.max_workers,
-        max_workers=config.max_workers,
-        cpus_per_worker=config.cpus_per_worker or (max(1.0, cores // (asked or 1)) if cores else None),
-        gpus_per_worker=config.gpus_per_worker,
-        worker_label=config.worker_label,
+    batch, options = resolved.stage.batch, config.workers
+    wanted = options.max_workers or options.min_workers
+    if wanted and batch % wanted:
+        near = max(count for count in range(1, wanted + 1) if batch % count == 0)
+        raise UsageError(f"{wanted} workers do not divide a batch of {batch}. Take {near} workers, or another --batch")
+    if options.is_local:
+        workers = WorkerRequest(options).resolve()
+        return Pool(1, 1, workers.cpus, workers.gpus, 0 if workers.gpus else workers.threads, in_process=True)
+    require_explicit_sizes(options, resolved.spec.weight_bytes)
+    cores = (
+        None if options.gpus_per_worker else largest_node(parse_labels(options.worker_label))
+    )  # None: there are GPUs
+    sized = replace(
+        options,
+        min_workers=options.min_workers or options.max_workers,
+        cpus_per_worker=options.cpus_per_worker or (max(1.0, cores // (wanted or 1)) if cores else None),
     )
-    workers = plan_workers(options, STATES * choice.spec.weight_bytes)
-    room = config.max_workers or workers.initial
+    workers = WorkerRequest(sized, STATES * resolved.spec.weight_bytes).resolve()
+    room = options.max_workers or workers.initial
     most = max(count for count in range(1, room + 1) if batch % count == 0)
-    least = min(config.min_workers or most, most)
+    least = min(options.min_workers or most, most)
     return Pool(least, most, workers.cpus, workers.gpus, 0 if workers.gpus else workers.threads, workers.labels)
 
 
@@ -172,81 +170,59 @@ def _at_most(pool: Pool, virtual_ranks: int) -> Pool:
     return replace(pool, minimum=min(pool.minimum, virtual_ranks), maximum=min(pool.maximum, virtual_ranks))
 
 
-def _course(
-    config: FinetuneConfig, choice: FinetunePlan, planned: Planned, output: Folder, pool: Pool, record: dict[str, Any]
-) -> TrainRun:
-    stage = choice.stage
-    return TrainRun(
-        subject=_subject(choice, config.seed),
-        losses=choice.losses,
-        plan=Folder(planned.url, output.options),
-        output=output,
-        steps=planned.steps,
-        until=planned.steps,
-        epoch_steps=planned.epoch_steps,
-        global_batch=stage.batch,
-        virtual_ranks=record["virtual_ranks"],
-        seed=config.seed,
-        optimization=Optimization(
-            stage.learning_rate, stage.schedule, stage.warmup, stage.weight_decay, stage.beta2, clip=config.clip
-        ),
-        dtype=record["dtype"],
-        parallel=config.parallel,
-        token_budget=record["token_budget"],
-        gradient_checkpointing=stage.gradient_checkpointing,
-        learn_temperature=config.learn_temperature,
-        checkpoint_steps=config.checkpoint_steps,
-        threads=pool.threads or None,
-    )
+@dataclass(frozen=True)
+class _Finish:
+    """The files of a finished training: the best model with its card, the curves, the page."""
 
+    config: FinetuneConfig
+    resolved: FinetunePlan
+    data: TrainingPlan
+    run: TrainRun
+    run_config: Mapping[str, Any]
+    scores: list[dict[str, Any]]
 
-def _subject(choice: FinetunePlan, seed: int) -> Trainable:
-    """What the losses train. Adapters where a rank is given."""
-    stage, adapters = choice.stage, None
-    if stage.lora_rank:
-        adapters = Adapters(
-            stage.lora_rank, stage.lora_alpha or 2 * stage.lora_rank, 0.0, stage.lora_targets or ALL_LINEAR
-        )
-    if choice.of == TEXT:
-        return RetroMAETrainable(choice.spec, choice.tokens[1], seed)
-    if choice.reranker is not None:
-        return RerankerTrainable(choice.reranker, adapters)
-    of_tokens = any(isinstance(loss, M3Unified) for loss in choice.losses.values())
-    return (BgeM3Trainable if of_tokens else EmbedderTrainable)(choice.spec, choice.prompts, choice.tokens, adapters)
+    def write(self) -> Finetuned:
+        """Write all of them; the summary of the run."""
+        metrics = read_metrics(self.run.output.below("metrics"))
+        evaluations = [
+            {"step": row["step"], row["measure"]: row[row["measure"]]} for row in self.scores if "measure" in row
+        ]
+        self._write_model()
+        self._write_page(metrics, evaluations)
+        tensorboard(self.run.output.below("tensorboard"), metrics, evaluations)
+        last = metrics["loss"][-1].as_py() if metrics.num_rows else float("nan")
+        return Finetuned(self._model.url, self.run.steps, self._best, last, tuple(self.scores))
 
+    @property
+    def _best(self) -> int:
+        return best_of(self.scores)["step"]
 
-def _finish(
-    config: FinetuneConfig,
-    choice: FinetunePlan,
-    planned: Planned,
-    course: TrainRun,
-    record: dict[str, Any],
-    scores: list[dict[str, Any]],
-) -> Finetuned:
-    """The best model with its card, the curves, and the page."""
-    output, best = course.output, best_of(scores)
-    metrics = read_metrics(output.below("metrics"))
-    target = output.below(MODEL)
-    facts = {
-        "model": choice.spec.name,
-        "recipe": config.recipe or "none",
-        "steps": course.steps,
-        "rows a step": course.global_batch,
-        "rows": f"{planned.counts.usable:,} usable of {planned.counts.rows:,}",
-        "kept": f"the model of step {best['step']}",
-        "losses": json.dumps({name or "all": describe(loss) for name, loss in course.losses.items()}),
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = directory.download_directory(output.below(f"{EXPORTS}/step-{best['step']:07d}"), Path(temporary))
-        write_card(folder, config, choice, facts, planned, scores, record["about"])
-        directory.upload_directory(folder, target)
-    measured = [row for row in scores if "measure" in row]
-    evaluations = [{"step": row["step"], row["measure"]: row[row["measure"]]} for row in measured]
-    measure = measured[0]["measure"] if measured else "ndcg_at_10"
-    html = page(
-        f"Fine-tuning {choice.spec.name}", facts, metrics, evaluations, record["settings"], record["about"], measure
-    )
-    output.publish(PAGE, html.encode())
-    tensorboard(output.below("tensorboard"), metrics, evaluations)
-    last = metrics["loss"][-1].as_py() if metrics.num_rows else float("nan")
-    return Finetuned(target.url, course.steps, best["step"], last, tuple(scores))
+    @property
+    def _model(self) -> Folder:
+        return self.run.output.below(MODEL)
+
+    def _facts(self) -> dict[str, Any]:
+        counts = self.data.counts
+        return {
+            "model": self.resolved.spec.name,
+            "recipe": self.config.recipe or "none",
+            "steps": self.run.steps,
+            "rows a step": self.run.global_batch,
+            "rows": f"{counts.usable:,} usable of {counts.rows:,}",
+            "kept": f"the model of step {self._best}",
+            "losses": json.dumps({name or "all": describe(loss) for name, loss in self.run.losses.items()}),
+        }
+
+    def _write_model(self) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = directory.download_directory(self.run.export(self._best), Path(temporary))
+            about = self.run_config["about"]
+            write_card(folder, self.config, self.resolved, self._facts(), self.data, self.scores, about)
+            directory.upload_directory(folder, self._model)
+
+    def _write_page(self, metrics: pa.Table, evaluations: list[dict[str, Any]]) -> None:
+        measure = next((row["measure"] for row in self.scores if "measure" in row), "ndcg_at_10")
+        title = f"Fine-tuning {self.resolved.spec.name}"
+        settings, about = self.run_config["settings"], self.run_config["about"]
+        html = page(title, self._facts(), metrics, evaluations, settings, about, measure)
+        self.run.output.publish(PAGE, html.encode())

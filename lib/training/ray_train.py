@@ -1,4 +1,4 @@
-"""One leg of a course on Ray Train: from the last checkpoint to a step, on as many workers as there are."""
+"""One interval of a training on Ray Train: from the last checkpoint to a step, on as many workers as there are."""
 
 import os
 import threading
@@ -12,18 +12,18 @@ from .. import errors
 from ..errors import RunError, ShoalError, StorageError
 from ..storage.filesystem import filesystem
 from ..storage.folder import Folder
-from .loop import TrainRun
-from .loop import work as work_here
+from .loop import work
+from .train_run import TrainRun
 
-# Ray Train's own, where the user has not set them. A report is taken once a poll; a group that does not come up with what
-# was there before a node was lost is asked for again after the second time (`training.md` has the measurements).
+# Ray Train's own variables, where the user has not set them. A report is taken once a poll; a worker group that does not come
+# up with the nodes of before a loss is requested again after the timeout.
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 FAILURES = 1000  # restarts; spot machines go often, and each restart begins at the last checkpoint
-IDLE_STARTS = 6  # in a row without a step, after which it is no machine's fault
+IDLE_STARTS = 6  # in a row without a step; more are no machine's fault
 POLL_SECONDS = 0.5
 OUT_OF_MEMORY = (
     "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
@@ -35,8 +35,8 @@ RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers of a run, at least and at most, and what each takes. threads: that a worker computes with, on CPUs. labels:
-    of the nodes that they may run on."""
+    """The fewest and the most workers of a training, and the resources of each. threads: of a worker on CPUs. labels: of the
+    nodes that they may run on."""
 
     minimum: int
     maximum: int
@@ -44,6 +44,7 @@ class Pool:
     gpus: float
     threads: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    in_process: bool = False  # one worker, the driver itself
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
@@ -56,19 +57,19 @@ def environment() -> None:
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
 
 
-def run_interval(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-    """Train to `course.until`. heard: called with the steps that are done, a few at a time.
+def run_interval(run: TrainRun, pool: Pool, keep: int, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+    """Train to `run.until`. keep: checkpoints. report: gets the metrics of finished steps, a few at a time.
 
-    Raises RunError when the workers cannot run, and what a worker raised of ShoalError.
+    Raises RunError when the workers cannot run, and a ShoalError that a worker raised.
     """
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    fs, path = filesystem(course.output.url, _patient(course.output))
+    fs, path = filesystem(run.output.url, _retrying_options(run.output))
     board, scaling = _board(), _typeless(train.ScalingConfig)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"course": course, "board": board},
+        train_loop_config={"run": run, "board": board},
         torch_config=TorchConfig(backend=None if pool.gpus else "gloo"),
         scaling_config=scaling(
             num_workers=pool.maximum if pool.minimum == pool.maximum else (pool.minimum, pool.maximum),
@@ -85,16 +86,16 @@ def run_interval(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Seque
             checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
         ),
     )
-    with _Listener(board, heard):
+    with _Listener(board, report):
         try:
             trainer.fit()
-        except Exception as error:  # Ray Train wraps whatever befell the workers in types of its own
+        except Exception as error:  # Ray Train wraps every error of the workers in types of its own
             raise _plain(error) from error
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """In every worker. What trying again cannot mend is written on the board and raised; the workers that Ray then starts
-    see it there and leave, which ends the run. One that left alone would let the others wait for it."""
+    """Run the loop in one worker. An error that a restart cannot mend is written on the board and raised; the workers that Ray
+    then starts read it there and return, which ends the run. One that returned alone would let the others wait for it."""
     import ray
     from ray import train
 
@@ -103,8 +104,8 @@ def _worker(settings: dict[str, Any]) -> None:
     if ray.get(board.begin.remote() if first else board.failed.remote()):
         return
     try:
-        work_here(settings["course"], lambda rows: board.add.remote(rows) if rows else None)
-    except StorageError as error:  # a store that was away longer than we waited: worth another start
+        work(settings["run"], lambda rows: board.add.remote(rows) if rows else None)
+    except StorageError as error:  # a store that was away longer than the retries: worth another start
         board.note.remote(str(error))
         raise
     except ShoalError as error:
@@ -113,7 +114,7 @@ def _worker(settings: dict[str, Any]) -> None:
     except torch.OutOfMemoryError:
         ray.get(board.fail.remote("RunError", OUT_OF_MEMORY))
         raise
-    except Exception as error:  # of a rank that died, or a mistake of ours: the board tells which, by counting
+    except Exception as error:  # of a rank that died, or a mistake of ours: the board counts starts to tell them apart
         board.note.remote(f"{type(error).__name__}: {error}")
         raise
 
@@ -124,28 +125,31 @@ def _typeless(kind: Any) -> Any:
 
 
 def _board() -> Any:
-    """An actor that keeps what the first rank tells until the driver asks."""
+    """An actor that keeps the metrics of the first rank until the driver takes them."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as we do
+    this_node = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # lives as long as the driver
     kind: Any = ray.remote(_Board)
-    return kind.options(num_cpus=0, scheduling_strategy=here).remote()
+    return kind.options(num_cpus=0, scheduling_strategy=this_node).remote()
 
 
 class _Board:
-    """rows: steps that nobody has taken yet. idle: starts since the last step that was done."""
+    """rows: metrics that were not taken yet. idle: starts since the last finished step."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.failure: tuple[str, str] | None = None
-        self.idle, self.last = 0, "no word"
+        self.idle, self.last = 0, "none"
 
     def begin(self) -> tuple[str, str] | None:
         self.idle += 1
         if self.idle > IDLE_STARTS and self.failure is None:
             self.fail(
-                "RunError", f"the workers died {IDLE_STARTS} times without a step between. Their last word: {self.last}"
+                "RunError",
+                f"the workers died {IDLE_STARTS} times without a step between. Their last error: {self.last}",
             )
         return self.failure
 
@@ -168,10 +172,10 @@ class _Board:
 
 
 class _Listener:
-    """Asks the board in a thread, and once more at the end; then raises what a worker wrote down."""
+    """Polls the board in a thread, and once more at the end; then raises the error that a worker wrote there."""
 
-    def __init__(self, board: Any, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-        self.board, self.heard = board, heard
+    def __init__(self, board: Any, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+        self.board, self.report = board, report
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._listen, daemon=True)
 
@@ -187,7 +191,7 @@ class _Listener:
         self._take()
         failure = ray.get(self.board.failed.remote())
         ray.kill(self.board)
-        if failure:  # it says more than what Ray Train makes of it
+        if failure:  # it says more than Ray Train's error
             raise getattr(errors, failure[0], RunError)(failure[1])
 
     def _listen(self) -> None:
@@ -199,11 +203,11 @@ class _Listener:
 
         rows = ray.get(self.board.take.remote())
         if rows:
-            self.heard(rows)
+            self.report(rows)
 
 
-def _patient(output: Folder) -> dict[str, Any]:
-    """Options of a filesystem that tries again by itself: what Ray uploads does not go through our own retries."""
+def _retrying_options(output: Folder) -> dict[str, Any]:
+    """Options of a filesystem that retries by itself: Ray's uploads do not go through our own retries."""
     if not output.url.startswith(("s3://", "s3a://")):
         return output.options
     return output.options | {"config_kwargs": {"retries": {"total_max_attempts": UPLOAD_ATTEMPTS, "mode": "standard"}}}

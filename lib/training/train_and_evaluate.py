@@ -1,24 +1,25 @@
-"""The legs of a training: up to each evaluation, the score of what came of it, and of all models the best."""
+"""The intervals of a training, each up to an evaluation: train, score, keep the best model."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..engine.workers import beside
+from ..cli.options import configure, flat
 from ..errors import RunError
 from ..evaluation.config import EvaluateConfig
-from ..evaluation.job import evaluate, ready
+from ..evaluation.job import evaluate, resolve
 from ..models.files import cache_folder
 from ..models.spec import flops_per_token
 from ..storage import directory
 from ..storage.folder import Folder
+from . import local_train, ray_train
 from .config import FinetuneConfig, FinetunePlan, recipe_of
-from .loop import EXPORTS, FAILURE, TrainRun
 from .losses import RERANKING
 from .metrics import TrainingProgress, read_metrics
-from .ray_train import Pool, run_interval
+from .ray_train import Pool
+from .train_run import FAILURE, TrainRun
 
 log = logging.getLogger("shoal")
 
@@ -27,89 +28,94 @@ BACKWARD = 3  # FLOP of a training step over those of a forward pass
 
 
 def train_and_evaluate(
-    config: FinetuneConfig, choice: FinetunePlan, course: TrainRun, pool: Pool, still_held: Callable[[], None]
+    config: FinetuneConfig, plan: FinetunePlan, run: TrainRun, pool: Pool, check_lease: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """Every leg that is not done, and what its model scores. still_held: raises when another driver has taken the run over."""
-    output = course.output
+    """Train every interval that is not done, and score its model. check_lease: raises when another driver has taken the run over."""
+    output, every = run.output, config.evaluation.evaluate_steps if config.evaluation.evaluate_on else None
     scores = _read_scores(output)
     done = {row["step"] for row in scores}
-    log.info(f"train {choice.spec.name}, {course.steps:,} steps of {course.global_batch:,} rows, {pool}")
-    watch = TrainingProgress(course.steps, BACKWARD * flops_per_token(choice.spec, sum(choice.tokens) // 4))
-    for until in _legs(course.steps, config.evaluate_steps if config.evaluate_on else None):
+    log.info(f"train {plan.spec.name}, {run.steps:,} steps of {run.global_batch:,} rows, {pool}")
+    progress = TrainingProgress(run.steps, BACKWARD * flops_per_token(plan.spec, sum(plan.tokens) // 4))
+    for until in _evaluated_steps(run.steps, every):
         if until in done:
             continue
-        export = output.below(f"{EXPORTS}/step-{until:07d}")
-        if not directory.is_complete(export):
-            _leg(course, until, pool, config.keep, watch)
-        still_held()
+        if not directory.is_complete(run.export(until)):
+            _train_until(replace(run, until=until), pool, config.keep, progress)
+        check_lease()
         row: dict[str, Any] = {"step": until}
-        if config.evaluate_on:
-            row |= _score(config, choice, export, until)
+        if config.evaluation.evaluate_on:
+            row |= _score(config, plan, run.export(until), until)
         scores.append(row)
-        still_held()
+        check_lease()
         output.publish(SCORES, json.dumps(scores, indent=1).encode())
-        _drop_worse(output, scores)
+        _drop_worse(run, scores)
     return scores
 
 
-def _leg(course: TrainRun, until: int, pool: Pool, keep: int, watch: TrainingProgress) -> None:
-    """Train to a step. Raises RunError naming step, rows and last checkpoint when the loss is no number any more."""
-    output = course.output
+def _train_until(run: TrainRun, pool: Pool, keep: int, progress: TrainingProgress) -> None:
+    """Train one interval. Raises RunError naming step, rows and last checkpoint when the loss is not finite."""
+    output = run.output
     if output.exists(FAILURE):
         output.publish(FAILURE, b"")
-    watch.start()
+    progress.start()
     try:
-        run_interval(replace(course, until=until), pool, keep, watch.add)
+        if pool.in_process:
+            local_train.run_interval(run, progress.add)
+        else:
+            ray_train.run_interval(run, pool, keep, progress.add)
     finally:
-        watch.stop()
-    failure = output.read(FAILURE) if output.exists(FAILURE) else b""
-    if failure:
-        said = json.loads(failure)
-        done = read_metrics(output.below("metrics"))["step"]  # they are kept with every checkpoint
-        last = done[-1].as_py() if len(done) else 0
-        good = f"the checkpoint of step {last} is the last good one" if last else "there is no checkpoint before it"
-        raise RunError(
-            f"step {said['step']}: the loss is {said['loss']}, the norm of the gradients {said['gradient_norm']}. Its "
-            f"{said['count']} rows of {said['dataset']} begin with {', '.join(said['rows'])}; {good}, in {output.url}. "
-            "Look at those rows, or lower --learning-rate, and start with a new --output"
-        )
+        progress.stop()
+    if failure := output.read(FAILURE) if output.exists(FAILURE) else b"":
+        raise RunError(_explain(json.loads(failure), output))
 
 
-def _score(config: FinetuneConfig, choice: FinetunePlan, export: Folder, step: int) -> dict[str, Any]:
-    """The main measure of an exported model on the held-out queries, by the evaluate verb."""
+def _explain(failure: Mapping[str, Any], output: Folder) -> str:
+    steps = read_metrics(output.below("metrics"))["step"]  # published with every checkpoint
+    last = steps[-1].as_py() if len(steps) else 0
+    good = f"the checkpoint of step {last} is the last good one" if last else "there is no checkpoint before it"
+    return (
+        f"step {failure['step']}: the loss is {failure['loss']}, the norm of the gradients {failure['gradient_norm']}. Its "
+        f"{failure['count']} rows of {failure['dataset']} begin with {', '.join(failure['rows'])}; {good}, in {output.url}. "
+        "Look at those rows, or lower --learning-rate, and start with a new --output"
+    )
+
+
+def _score(config: FinetuneConfig, plan: FinetunePlan, export: Folder, step: int) -> dict[str, Any]:
+    """The main measure of an exported model on the held-out queries, by the evaluate job."""
     model = (
         export.url
-        if export.is_local or not config.storage_option
+        if export.is_local or not config.storage.storage_option
         else str(directory.download_directory(export, cache_folder()))
     )
-    (result,) = evaluate(_evaluation(config, choice, model, f"step-{step:07d}"))
+    (result,) = evaluate(_evaluation(config, plan, model, f"step-{step:07d}"))
     log.info(f"step {step}: {result.main_score} {result.main:.4f}")
     return {"measure": result.main_score, result.main_score: result.main}
 
 
-def check_evaluation(config: FinetuneConfig, choice: FinetunePlan) -> None:
+def check_evaluation(config: FinetuneConfig, plan: FinetunePlan) -> None:
     """Read the held-out data as an evaluation would, before anything is trained. Raises ShoalError as it would."""
-    if config.evaluate_on:
-        ready(_evaluation(config, choice, choice.spec.name, "step-0000000"))
+    if config.evaluation.evaluate_on:
+        resolve(_evaluation(config, plan, plan.spec.name, "step-0000000"))
 
 
-def _evaluation(config: FinetuneConfig, choice: FinetunePlan, model: str, name: str) -> EvaluateConfig:
-    of: dict[str, Any] = {"model": model}
-    if choice.of == RERANKING:
-        of = {"reranker": model, "reranker_recipe": recipe_of(config)}
-    return EvaluateConfig(
-        **of,
+def _evaluation(config: FinetuneConfig, plan: FinetunePlan, model: str, name: str) -> EvaluateConfig:
+    trained: dict[str, Any] = {"model": model}
+    if plan.kind == RERANKING:
+        trained = {"reranker": model, "reranker_recipe": recipe_of(config)}
+    return configure(
+        EvaluateConfig,
+        **trained,
         output=f"{config.output.rstrip('/')}/evaluation",
-        dataset=config.evaluate_on,
+        dataset=config.evaluation.evaluate_on,
         name=name,
-        dtype="float32" if config.dtype == "auto" else config.dtype,
-        storage_option=config.storage_option,
-        **(beside(config) | {"gpus_per_worker": config.gpus_per_worker, "cpus_per_worker": config.cpus_per_worker}),
+        dtype="float32" if config.compute.dtype == "auto" else config.compute.dtype,
+        **flat(config.storage),
+        **flat(replace(config.workers, min_workers=None)),
     )
 
 
-def _legs(steps: int, every: int | None) -> list[int]:
-    """Steps at which training stops to evaluate: every so many, and the last one."""
+def _evaluated_steps(steps: int, every: int | None) -> list[int]:
+    """Steps at which training stops to evaluate: every `every` steps, and the last one."""
     return sorted({*(range(every, steps, every) if every else ()), steps})
 
 
@@ -122,9 +128,9 @@ def best_of(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(scores, key=lambda row: (row.get(row.get("measure", ""), 0.0), row["step"]))
 
 
-def _drop_worse(output: Folder, scores: Sequence[dict[str, Any]]) -> None:
-    """Of the exported models the best is kept."""
+def _drop_worse(run: TrainRun, scores: Sequence[dict[str, Any]]) -> None:
+    """Remove all exported models but the best."""
     best = best_of(scores)["step"]
     for row in scores:
         if row["step"] != best:
-            directory.remove_directory(output.below(f"{EXPORTS}/step-{row['step']:07d}"))
+            directory.remove_directory(run.export(row["step"]))

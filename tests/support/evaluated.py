@@ -1,4 +1,4 @@
-"""A small dataset, the evaluate job on it in this process, and the plain way to the same scores."""
+"""A small dataset, the evaluate job on it in this process, and reference scores by sentence-transformers and pytrec_eval."""
 
 import json
 
@@ -20,12 +20,12 @@ QRELS = {f"q{i}": {f"p{(7 * i + 13 * j) % 160}": (j % 4) for j in range(1 + i % 
 QUERIES = [" ".join(PASSAGES[int(list(QRELS[f"q{i}"])[-1][1:])].split()[:4]) for i in range(24)]
 TWINS = [p for p in range(160) if not any(f"p{p}" in grades for grades in QRELS.values())][
     :2
-]  # alike, judged by nobody
+]  # equal texts without judgments
 CUTS = "1,3,5,10,20,100,1000"
 
 
 def write_data(folder):
-    """A BEIR folder in which two passages are alike, one is empty and a query has the id of a passage."""
+    """Write a BEIR folder: two passages have equal texts, one is empty, and a query has the id of a passage."""
     texts = [*PASSAGES[:-1], ""]
     texts[TWINS[1]] = texts[TWINS[0]]
     write_jsonl(folder / "corpus.jsonl", [{"_id": f"p{i}", "text": text} for i, text in enumerate(texts)])
@@ -37,14 +37,14 @@ def write_data(folder):
 
 
 def run(data, **changes):
-    said = listen()
-    settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "max_workers": 1}
+    messages = listen()
+    settings = {"dataset": str(data), "output": str(data.parent / "out"), "dtype": "float32", "executor": "local"}
     results = evaluate(configure(EvaluateConfig, **(settings | changes)))
-    return {result.task: result for result in results}, said
+    return {result.task: result for result in results}, messages
 
 
 def candidates_of(data):
-    """30 passages for each query, in which the empty one and one that is not there are."""
+    """Write 30 candidates for each query, among them the empty passage and an unknown id."""
     rows = [(f"q{i}", f"p{(i * 11 + 5 * j) % 160}") for i in range(24) for j in range(30)]
     write_tsv(data / "candidates.tsv", [*rows, ("q0", "gone")], "query-id\tcorpus-id")
     urls = {
@@ -56,14 +56,14 @@ def candidates_of(data):
     return {"dataset": None} | {name: str(data / path) for name, path in urls.items()}, rows
 
 
-def scored(run, lost=("lost",)):
-    """pytrec_eval's averages of a run over all judged queries; those it lacks count as 0."""
-    qrels = QRELS | {"p7": {"p7": 1, "p8": 1}} | {query: {"p1": 1} for query in lost}
+def reference_measures(run, without_text=("lost",)):
+    """pytrec_eval's averages of a run over all judged queries; queries that are not in the run count as 0."""
+    qrels = QRELS | {"p7": {"p7": 1, "p8": 1}} | {query: {"p1": 1} for query in without_text}
     measures = {f"{name}.{CUTS}" for name in ("ndcg_cut", "map_cut", "recall", "P")}
-    found = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    by_query = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
     names = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision"}
     return {
-        f"{ours}_at_{cut}": sum(each[f"{theirs}_{cut}"] for each in found.values()) / len(qrels)
+        f"{ours}_at_{cut}": sum(each[f"{theirs}_{cut}"] for each in by_query.values()) / len(qrels)
         for theirs, ours in names.items()
         for cut in CUTS.split(",")
     }
@@ -76,12 +76,12 @@ def reference_vectors(model, texts, prompt, normalize):
     return encoder.encode(texts, prompt=prompt, normalize_embeddings=normalize)
 
 
-def plain_run(data, model, identical=True, prompts=("", ""), normalize=True):
-    """sentence-transformers and numpy over every passage that has a text. prompts: of queries and of passages."""
+def reference_run(data, model, identical=True, prompts=("", ""), normalize=True):
+    """The run of sentence-transformers and numpy over every passage with a text. prompts: of queries and of passages."""
     corpus, queries = ([json.loads(line) for line in (data / f"{n}.jsonl").open()] for n in ("corpus", "queries"))
     corpus = [row for row in corpus if row["text"]]
-    asked = reference_vectors(model, [query["text"] for query in queries], prompts[0], normalize)
-    scores = asked @ reference_vectors(model, [passage["text"] for passage in corpus], prompts[1], normalize).T
+    query_vectors = reference_vectors(model, [query["text"] for query in queries], prompts[0], normalize)
+    scores = query_vectors @ reference_vectors(model, [passage["text"] for passage in corpus], prompts[1], normalize).T
     return {
         query["_id"]: {
             passage["_id"]: float(score)
@@ -92,9 +92,9 @@ def plain_run(data, model, identical=True, prompts=("", ""), normalize=True):
     }
 
 
-def close(result, wanted):
-    """Every measure is the one wanted; one passage out of its place moves one by more."""
-    for name, value in wanted.items():
+def assert_scores(result, expected):
+    """Every measure is the expected one. The tolerance is smaller than the change by one misplaced passage."""
+    for name, value in expected.items():
         assert result.scores[name] == pytest.approx(value, abs=1e-6), name
 
 
@@ -104,18 +104,18 @@ def reference_scores(model, pairs):
     return CrossEncoder(model, device="cpu").predict(pairs)
 
 
-def reranked(data, model, pairs):
-    """CrossEncoder's scores of pairs of ids whose passage has a text."""
+def reference_reranking(data, model, pairs):
+    """The run of CrossEncoder over pairs of ids whose passage has a text."""
     texts = {
         row["_id"]: row["text"] for n in ("corpus", "queries") for row in map(json.loads, (data / f"{n}.jsonl").open())
     }
     pairs = [pair for pair in pairs if texts.get(pair[1])]
-    found: dict[str, dict[str, float]] = {}
+    run: dict[str, dict[str, float]] = {}
     for (query, passage), score in zip(
         pairs, reference_scores(model, [(texts[q], texts[p]) for q, p in pairs]), strict=True
     ):
-        found.setdefault(query, {})[passage] = float(score)
-    return found
+        run.setdefault(query, {})[passage] = float(score)
+    return run
 
 
 def lines(path):

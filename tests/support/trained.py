@@ -1,24 +1,16 @@
-"""Fine-tuning in the test's own process: the loop, the export and the driver's verb, without Ray and in one rank."""
+"""Fine-tuning in the process of the test, by the local executor."""
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-import torch
 
 from lib.cli.options import configure
-from lib.training import checkpoint
 from lib.training.config import FinetuneConfig
 from lib.training.job import Finetuned, finetune
-from lib.training.loop import TrainRun, advance, export, start
-from lib.training.metrics import publish_metrics
-from lib.training.ray_train import Pool
-from lib.training.step.collectives import Rank
-from tests.support.here import ONE
 
 WORDS = [
     "a",
@@ -60,31 +52,11 @@ def write_pairs(file: Path, rows: int = 60, negatives: int = 3, seed: int = 0, *
     return file
 
 
-def leg_here(course: TrainRun, pool: Pool, keep: int, heard: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-    """What launch.run_leg does, in one rank here; its checkpoints are kept in a folder of the run."""
-    run = start(course, Rank(0, 1, course.virtual_ranks, course.global_batch), torch.device("cpu"))
-    folder = Path(course.output.url) / "here"
-    if folder.exists():
-        run.step = checkpoint.load(folder, run.trained, run.optimizer)
-    for row in advance(run):
-        heard([row])
-        if "seconds" not in row:
-            return
-    checkpoint.save(folder, run.step, run.trained, run.optimizer)
-    publish_metrics(course.output.below("metrics"), pa.Table.from_pylist(run.metrics))
-    export(run)
-
-
 @pytest.fixture
-def train_here(monkeypatch):
-    """train(**options) -> Finetuned"""
-    monkeypatch.setattr("lib.training.job.connect", lambda: None)
-    monkeypatch.setattr("lib.training.job.check_said", lambda options, weight_bytes: None)
-    monkeypatch.setattr("lib.training.job.decide", lambda options, weight_bytes: ONE)
-    monkeypatch.setattr("lib.training.job.largest_node", lambda labels: 1.0)
-    monkeypatch.setattr("lib.training.train_and_evaluate.run_leg", leg_here)
+def train_here() -> Callable[..., Finetuned]:
+    """train(**options) -> Finetuned, in this process."""
 
     def train(**options: Any) -> Finetuned:
-        return finetune(configure(FinetuneConfig, **options))
+        return finetune(configure(FinetuneConfig, **({"executor": "local", "cpus_per_worker": 2} | options)))
 
     return train

@@ -132,7 +132,7 @@ def test_the_same_command_again_does_nothing(tmp_path, model, train_here, monkey
     """A finished run is taken up as it is; other settings in its place are refused with the difference."""
     given = options(tmp_path, model)
     first = train_here(**given)
-    monkeypatch.setattr("lib.training.train_and_evaluate.run_leg", None)
+    monkeypatch.setattr("lib.training.local_train.run_interval", None)
 
     assert train_here(**given) == first
     with pytest.raises(RunError, match="learning_rate"):
@@ -180,7 +180,7 @@ def test_bad_input_is_told_before_workers_start(wrong, error, said, tmp_path, mo
     def never(*_):
         raise AssertionError("workers were started")
 
-    monkeypatch.setattr("lib.training.train_and_evaluate.run_leg", never)
+    monkeypatch.setattr("lib.training.local_train.run_interval", never)
     with pytest.raises(error, match=said):
         train_here(**options(tmp_path, model, **wrong))
 
