@@ -18,7 +18,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "examples").glob("*.sh"))
 RECORDING = (
     r'python() { printf "%s\0" "$@" "" >> "$COMMANDS"; }; export -f python; exec bash "$@"'  # two NULs end a command
 )
-LOCAL = {"jobs/compare_models.py": [], "jobs/finetune_model.py": []}  # they have no executor to choose
+LOCAL = {"jobs/compare_models.py": []}  # it has no executor to choose
 TEXTS = [f"fish number {i} swims in shoal {i % 7}" for i in range(60)]
 
 
@@ -72,7 +72,7 @@ def write_dataset(folder: Path) -> str:
     return str(folder)
 
 
-def test_embed_folder(cluster, run, model, tmp_path, capfd):
+def test_embed_folder(run, model, tmp_path, capfd):
     """A vector for each document of a folder, and a line that counts them."""
     write_documents(tmp_path / "docs" / "a.jsonl")
     run("embed_folder.sh", str(tmp_path / "docs"), str(tmp_path / "vectors"), MODEL=model)
@@ -82,7 +82,7 @@ def test_embed_folder(cluster, run, model, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("server", ["swift" if Ceph.missing() else "ceph"], indirect=True)
-def test_embed_to_s3_and_index(cluster, run, model, tmp_path, bucket):
+def test_embed_to_s3_and_index(run, model, tmp_path, bucket):
     """Vectors, an index and its card, in the bucket."""
     documents = write_documents(tmp_path / "a.jsonl")
     Folder(f"{bucket}/corpus").publish("a.jsonl", Path(documents).read_bytes())
@@ -92,7 +92,7 @@ def test_embed_to_s3_and_index(cluster, run, model, tmp_path, bucket):
     assert b"recall" in Folder(f"{bucket}/runs/index").read("README.md")
 
 
-def test_search_and_rerank(cluster, run, model, reranker, tmp_path):
+def test_search_and_rerank(run, model, reranker, tmp_path):
     """Ten ranked passages for each query."""
     documents = write_documents(tmp_path / "docs.jsonl")
     queries = write_rows(tmp_path / "queries.jsonl", [{"id": f"q{i}", "text": TEXTS[i]} for i in range(5)])
@@ -105,9 +105,9 @@ def test_search_and_rerank(cluster, run, model, reranker, tmp_path):
     assert {row["rank"] for row in ranked} == set(range(1, 11))
 
 
-def test_finetune_and_compare(cluster, run, model, tmp_path):
+def test_finetune_and_compare(run, model, tmp_path):
     """A trained model, and a comparison of it with the one before."""
-    pairs = [{"query": f"fish number {i}", "pos": text} for i, text in enumerate(TEXTS)] * 3
+    pairs = [{"query": f"where is fish {i}", "pos": f"number {i} is in river {i}"} for i in range(70)]
     data, heldout = write_rows(tmp_path / "pairs.jsonl", pairs), write_dataset(tmp_path / "heldout")
     run("finetune_and_compare.sh", data, heldout, str(tmp_path / "out"), MODEL=model, STEPS="1")
 
@@ -115,7 +115,7 @@ def test_finetune_and_compare(cluster, run, model, tmp_path):
     assert "after" in (tmp_path / "out" / "scores" / "comparison.md").read_text()
 
 
-def test_evaluate_beir(cluster, run, model, reranker, tmp_path):
+def test_evaluate_beir(run, model, reranker, tmp_path):
     """Results without and with the reranker, side by side."""
     out = tmp_path / "out"
     run("evaluate_beir.sh", write_dataset(tmp_path / "data"), str(out), MODEL=model, RERANKER=reranker)

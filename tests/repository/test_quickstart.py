@@ -18,7 +18,7 @@ BLOCKS = re.compile(r"^```sh quickstart\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def run_here(words: Sequence[str]) -> None:
-    """`python FILE WORDS`, in this process and on its Ray: seconds sooner than in a process of its own."""
+    """`python FILE WORDS`, in this process: seconds sooner than in a process of its own."""
     file, *rest = words
     if file.startswith("jobs/"):
         code = runpy.run_path(str(ROOT / file))["main"].main(list(rest), prog_name=file, standalone_mode=False)
@@ -32,7 +32,7 @@ def run_here(words: Sequence[str]) -> None:
 @pytest.fixture
 def models(tmp_path, monkeypatch) -> None:
     """Tiny models in folders that have the names of the hub's: a name that is a folder here is that folder."""
-    build("bert", tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
+    build("bert", tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2", max_seq_length=128, positions=128)
     build_reranker("bert", tmp_path / "cross-encoder" / "ms-marco-MiniLM-L6-v2")
     monkeypatch.chdir(tmp_path)
 
@@ -41,7 +41,7 @@ def rows(folder: Path) -> list[dict]:
     return ds.dataset(sorted(map(str, folder.glob("part-*.parquet")))).to_table().to_pylist()
 
 
-def test_every_command_of_the_page_works(cluster, models, tmp_path):
+def test_every_command_of_the_page_works(models, tmp_path):
     """Each command ends well; 1,000 documents have vectors of both models, 200 queries have 5 scores; the comparison names both."""
     lines = [line for block in BLOCKS.findall(PAGE.read_text()) for line in block.splitlines()]
     for line in lines:
