@@ -130,14 +130,14 @@ def test_every_training_command_can_be_meant(page, words):
     options = parsed(FINETUNE, words)
     stage = recipes.stage(options["recipe"])[1] if options["recipe"] else None
     data = parse_data(options["data"])
-    of = {losses.parse(options["loss"] or (stage.loss if stage else ("infonce",))).of}
+    kinds = {losses.parse(options["loss"] or (stage.loss if stage else ("infonce",))).kind}
     for word in options["dataset_loss"]:
         name, _, loss = word.partition("=")
-        of.add(losses.parse((loss,)).of)
+        kinds.add(losses.parse((loss,)).kind)
         assert name in data
     named = {word.partition("=")[0] for word in (stage.dataset_loss if stage else ())}
 
-    assert len(of) == 1
+    assert len(kinds) == 1
     assert set(parse_weights(options["weight"])) <= set(data)
     assert named <= set(data), f"{page}: {options['recipe']} has losses of datasets named {', '.join(named)}"
     assert all(int(dim) > 0 for dim in options["matryoshka"])
