@@ -1,4 +1,4 @@
-"""A task's data in memory: queries, qrels, candidates; the corpus stays where it is."""
+"""A task's data in memory: queries, qrels, candidates. The corpus is not read."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ from ..data.texts import as_text
 from ..engine.parts import parquet_bytes
 from ..errors import InputError
 from ..storage.folder import Folder
-from .dataset_layouts import Tables
+from .dataset_layouts import TableUrls
 
 IDS = ("_id", "id", "docid", "doc_id", "pid", "qid")  # columns that may name a row
 QUERY_IDS = ("query-id", "query_id", "qid")
@@ -27,13 +27,13 @@ GRADES = ("score", "relevance", "label", "grade")
 LISTS = ("positive", "negative")
 TEXTS = ("text", "query", "contents")
 ROWS_AT_ONCE = 100_000
-NAMED = 3  # odd ids that are named; all are counted
+NAMED = 3  # ids or reasons that a note names; it counts all
 LISTED_PASSAGES = "passages.parquet"
 
 
 @dataclass(frozen=True)
 class Passages:
-    """A corpus where it lies: URL, the column of its ids, the template of its texts."""
+    """A corpus in place: URL, the column of its ids, the template of its texts."""
 
     url: str
     id_column: str
@@ -42,8 +42,11 @@ class Passages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """queries: id, text (large_string), all those that are judged, and have a row. qrels: by query. candidates: query_id,
-    passage_id; None where the whole corpus is searched. notes: sentences on what is odd, for the report."""
+    """The data of a task.
+
+    queries: id, text (large_string), those with judgments and a row. qrels: grades of passages, by query. candidates: query_id,
+    passage_id; None where the whole corpus is searched. notes: sentences on irregular rows, for the report.
+    """
 
     passages: Passages
     queries: pa.Table
@@ -52,11 +55,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def read_dataset(tables: Tables, split: str, passage_template: str | None, folder: Folder) -> Dataset:
-    """The dataset in these tables. passage_template: over the corpus's own, which is title and text, or text.
+def read_dataset(tables: TableUrls, split: str, passage_template: str | None, folder: Folder) -> Dataset:
+    """The dataset in these tables.
 
-    folder: where passages go that come only as lists of positives and negatives. Raises InputError for what cannot be
-    scored: columns that are missing, ids that come twice, judgments of nothing that is there.
+    passage_template: takes precedence over the corpus's own template: title and text, or text. folder: for passages that come
+    only as lists of positives and negatives. Raises InputError for tables that cannot be scored: missing columns, repeated ids,
+    judgments of unknown queries.
     """
     storage = folder.options
     if set(LISTS) <= set(columns_at(tables.judgments, storage)):
@@ -75,7 +79,7 @@ def read_dataset(tables: Tables, split: str, passage_template: str | None, folde
 
 
 def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> pa.Table:
-    """Columns of all rows in memory. Raises InputError for a row that cannot be read."""
+    """Read columns of all rows into memory. Raises InputError for a row that cannot be read."""
     tables = list(tables_at(url, columns, storage))
     if not tables:
         raise InputError(f"{url} has no rows")
@@ -93,13 +97,14 @@ def tables_at(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> I
         yield read_rows(shard, columns, corpus.schema, storage)
 
 
-def _column(url: str, there: Sequence[str], names: Iterable[str], what: str) -> str:
-    found = next((name for name in names if name in there), None)
-    if found is None:
+def _column(url: str, columns: Sequence[str], names: Iterable[str], what: str) -> str:
+    """The first of `names` among the columns."""
+    column = next((name for name in names if name in columns), None)
+    if column is None:
         raise InputError(
-            f"no column with the {what} in {url}: looked for {', '.join(names)}, there are {', '.join(there)}"
+            f"no column with the {what} in {url}: looked for {', '.join(names)}, there are {', '.join(columns)}"
         )
-    return found
+    return column
 
 
 def ids_of(table: pa.Table, name: str, url: str) -> pa.Array:
@@ -112,30 +117,30 @@ def ids_of(table: pa.Table, name: str, url: str) -> pa.Array:
 
 
 def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    there = columns_at(url, storage)
+    columns = columns_at(url, storage)
     names = [
-        _column(url, there, known, what)
+        _column(url, columns, known, what)
         for known, what in ((QUERY_IDS, "query's id"), (PASSAGE_IDS, "passage's id"), (GRADES, "grade"))
     ]
     table = read_table(url, names, storage)
     queries, passages = (ids_of(table, name, url).to_pylist() for name in names[:2])
     grades = _grades(table, names[2], url)
     qrels: dict[str, dict[str, int]] = {}
-    again = []
+    pairs = []
     for query, passage, grade in zip(queries, passages, grades, strict=True):
-        known = qrels.setdefault(query, {})
-        if known.setdefault(passage, grade) != grade:
+        judged = qrels.setdefault(query, {})
+        if judged.setdefault(passage, grade) != grade:
             raise InputError(
-                f"{url}: query {query!r} and passage {passage!r} have the grades {known[passage]} and {grade}"
+                f"{url}: query {query!r} and passage {passage!r} have the grades {judged[passage]} and {grade}"
             )
-        again.append((query, passage))
-    twice = [f"{query} {passage}" for (query, passage), count in Counter(again).items() if count > 1]
-    odd = note(twice, "judgments come more than once, with one grade")
-    return qrels, [odd] if odd else []
+        pairs.append((query, passage))
+    repeated = [f"{query} {passage}" for (query, passage), count in Counter(pairs).items() if count > 1]
+    message = note(repeated, "judgments come more than once, with one grade")
+    return qrels, [message] if message else []
 
 
 def _grades(table: pa.Table, name: str, url: str) -> list[int]:
-    """Whole numbers, in whatever type they are written."""
+    """Whole numbers, written as any type."""
     try:
         numbers = table[name].cast(pa.float64())
     except pa.ArrowInvalid as error:
@@ -148,9 +153,9 @@ def _grades(table: pa.Table, name: str, url: str) -> list[int]:
 
 
 def _queries(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> pa.Table:
-    """Those that are judged, in the order of the file."""
-    there = columns_at(url, storage)
-    names = [_column(url, there, IDS + QUERY_IDS, "query's id"), _column(url, there, TEXTS, "query's text")]
+    """The judged queries, in the order of the file."""
+    columns = columns_at(url, storage)
+    names = [_column(url, columns, IDS + QUERY_IDS, "query's id"), _column(url, columns, TEXTS, "query's text")]
     table = read_table(url, names, storage)
     queries = pa.table({"id": ids_of(table, names[0], url), "text": as_text(table[names[1]])[0]})
     judged = queries.filter(pc.is_in(queries["id"], value_set=pa.array(qrels, pa.large_string())))
@@ -161,10 +166,10 @@ def _queries(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> 
 
 def _candidates(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> pa.Table:
     """Pairs of judged queries, each once."""
-    there = columns_at(url, storage)
+    columns = columns_at(url, storage)
     names = [
-        _column(url, there, QUERY_IDS, "query's id"),
-        _column(url, there, PASSAGE_IDS + MANY_PASSAGE_IDS, "passages' ids"),
+        _column(url, columns, QUERY_IDS, "query's id"),
+        _column(url, columns, PASSAGE_IDS + MANY_PASSAGE_IDS, "passages' ids"),
     ]
     table = read_table(url, names, storage)
     queries = ids_of(table, names[0], url)
@@ -180,19 +185,18 @@ def _candidates(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) 
 
 
 def _passages(url: str, template: str | None, storage: Mapping[str, Any]) -> Passages:
-    there = columns_at(url, storage)
-    id_column = _column(url, there, IDS + PASSAGE_IDS, "passage's id")
-    text = _column(url, there, TEXTS, "passage's text")
-    if template is not None and "{title}" in template and "title" not in there:
+    columns = columns_at(url, storage)
+    id_column = _column(url, columns, IDS + PASSAGE_IDS, "passage's id")
+    text = _column(url, columns, TEXTS, "passage's text")
+    if template is not None and "{title}" in template and "title" not in columns:
         template = None
-    return Passages(url, id_column, template or (f"{{title}} {{{text}}}" if "title" in there else f"{{{text}}}"))
+    return Passages(url, id_column, template or (f"{{title}} {{{text}}}" if "title" in columns else f"{{{text}}}"))
 
 
 def _from_lists(url: str, split: str, folder: Folder) -> Dataset:
-    """Rows of a query with its positives and negatives: every text a passage, each query's own are its candidates.
+    """The dataset of rows with a query, its positives and its negatives: every text is a passage, and a candidate of its query.
 
-    Ids are those that mteb gives, since they break ties; rows without a positive or without a negative are left out, as
-    mteb leaves them out.
+    Ids are those of mteb, since they break ties. Rows without a positive or without a negative are left out, as in mteb.
     """
     table = read_table(url, ["query", *LISTS], folder.options).select(["query", *LISTS])
     rows = [row | {kind: _list(row[kind], url) for kind in LISTS} for row in table.to_pylist()]
@@ -226,7 +230,7 @@ def _text_table(**columns: Sequence[str | None]) -> pa.Table:
 
 
 def _list(value: Any, url: str) -> list[str]:
-    """A list of texts or ids, as Parquet has it, or as the JSON text that other formats leave; a text alone is one."""
+    """A list of texts or ids, from a list as Parquet has it, from JSON text of other formats, or from a single text."""
     if isinstance(value, str):
         try:
             parsed = json.loads(value)
@@ -239,7 +243,7 @@ def _list(value: Any, url: str) -> list[str]:
 
 
 def note(ids: Sequence[str], what: str) -> str | None:
-    """'2 queries are empty; each scores 0 (q1, q7)'; None where there is none."""
+    """A sentence on some ids, as '2 queries are empty; each scores 0 (q1, q7)'; None for no id."""
     if not ids:
         return None
     more = ", ..." if len(ids) > NAMED else ""

@@ -1,4 +1,4 @@
-"""What is odd in a dataset: refused where it makes scores meaningless, else counted and named in the report."""
+"""Irregular rows of a dataset: refused where they make scores meaningless, else counted and named in the report."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,26 +16,28 @@ from .dataset import Dataset, Passages, ids_of, note, tables_at
 NOTES = "notes.json"
 
 
-def checked(dataset: Dataset, folder: Folder) -> Dataset:
-    """With notes on what is odd in it. They are kept in the folder, since making them reads every id of the corpus."""
+def with_notes(dataset: Dataset, folder: Folder) -> Dataset:
+    """The dataset with notes on its irregular rows. The folder keeps the notes: writing them reads every id of the corpus."""
     try:
         notes = json.loads(folder.read(NOTES))
     except FileNotFoundError:
-        notes = check(dataset, folder.options)
+        notes = check_dataset(dataset, folder.options)
         folder.claim(NOTES, json.dumps(notes, ensure_ascii=False).encode())
     return replace(dataset, notes=(*dataset.notes, *notes))
 
 
-def check(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
-    """What is odd: judged or candidate passages that are not in the corpus, queries that cannot score. Raises InputError for
-    an id that comes twice, and where no judged passage is in the corpus."""
+def check_dataset(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
+    """Notes on judged or candidate passages that are not in the corpus, and on queries that cannot score.
+
+    Raises InputError for a repeated id, and where no judged passage is in the corpus.
+    """
     check_unique_ids(lambda: dataset.queries["id"].chunks, "query", "the queries")
     judged = pa.array({passage for grades in dataset.qrels.values() for passage in grades}, pa.large_string())
     wanted = judged
     if dataset.candidates is not None:
         wanted = pa.concat_arrays([judged, dataset.candidates["passage_id"].unique()]).unique()
-    there = _known_ids(dataset.passages, wanted, storage)
-    absent = sorted(set(judged.to_pylist()) - there)
+    known = _known_ids(dataset.passages, wanted, storage)
+    absent = sorted(set(judged.to_pylist()) - known)
     if len(judged) and len(absent) == len(judged):
         raise InputError(
             f"none of the {len(judged):,} judged passages is in {dataset.passages.url}, among them {absent[0]!r}. Corpus and "
@@ -51,27 +53,27 @@ def check(dataset: Dataset, storage: Mapping[str, Any]) -> list[str]:
         note(hopeless, "queries have no relevant passage; each scores 0"),
     ]
     if dataset.candidates is not None:
-        strangers = sorted(set(dataset.candidates["passage_id"].to_pylist()) - there)
+        unknown = sorted(set(dataset.candidates["passage_id"].to_pylist()) - known)
         without = sorted(set(dataset.qrels) - set(dataset.candidates["query_id"].to_pylist()))
-        notes.append(note(strangers, "candidates are not in the corpus; they are left out"))
+        notes.append(note(unknown, "candidates are not in the corpus; they are left out"))
         notes.append(note(without, "queries have no candidates; each scores 0"))
     return [note for note in notes if note]
 
 
 def _known_ids(passages: Passages, wanted: pa.Array, storage: Mapping[str, Any]) -> set[str]:
-    """Of the wanted ids those that the corpus has. Memory: 8 bytes a passage. Raises InputError for one that comes twice."""
-    found: set[str] = set()
+    """The wanted ids that are in the corpus. Memory: 8 bytes a passage. Raises InputError for a repeated id of the corpus."""
+    known: set[str] = set()
 
-    def pieces() -> Iterator[pa.Array]:
-        for ids in _id_pieces(passages, storage):
-            found.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    def chunks() -> Iterator[pa.Array]:
+        for ids in _id_chunks(passages, storage):
+            known.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
             yield ids
 
-    check_unique_ids(pieces, "passage", passages.url)
-    return found
+    check_unique_ids(chunks, "passage", passages.url)
+    return known
 
 
-def _id_pieces(passages: Passages, storage: Mapping[str, Any]) -> Iterator[pa.Array]:
-    """The ids of a corpus; rows that cannot be read have none, get no vector, and are counted by the embed job."""
+def _id_chunks(passages: Passages, storage: Mapping[str, Any]) -> Iterator[pa.Array]:
+    """The ids of a corpus. Rows that cannot be read have none; the embed job counts them."""
     for table in tables_at(passages.url, [passages.id_column], storage):
         yield ids_of(table.filter(pc.is_null(table["_error"])), passages.id_column, passages.url)

@@ -1,4 +1,4 @@
-"""Where a retrieval dataset keeps its tables: a BEIR folder, a Hugging Face dataset of mteb's or C-MTEB's, a hub's copy.
+"""Layouts of retrieval datasets: a BEIR folder, a Hugging Face dataset of mteb's or C-MTEB's, a hub's copy.
 
     BEIR                corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv
     mteb                folders corpus, queries, qrels or default, top_ranked with SPLIT-*.parquet or .jsonl, or the files
@@ -24,8 +24,8 @@ from ..storage.listing import WILDCARDS, find
 from ..storage.retry import retrying
 from .tasks import Task
 
-# A place is a folder and the beginning of its files' names, up to the ending or the number of a part; `/` alone is all of a
-# folder. The first place where there is any file is the one. Judgments are qrels, or lists of positives and negatives.
+# A place is a folder and the beginning of its files' names, up to the ending or the number of a part; with `/` at the end it is the
+# whole folder. The first place with any file counts. Judgments are qrels, or lists of positives and negatives.
 PLACES = {
     "corpus": ("corpus", "corpus/{split}", "corpus/corpus", "corpus/", "data/corpus"),
     "queries": ("queries", "queries/{split}", "queries/queries", "queries/", "data/queries"),
@@ -43,8 +43,11 @@ NO_SPLITS = ("corpus", "queries")
 
 
 @dataclass(frozen=True)
-class Tables:
-    """URLs or globs. judgments: qrels, or lists of positives and negatives, which bring their own queries and passages."""
+class TableUrls:
+    """URLs or globs of a dataset's tables.
+
+    judgments: qrels, or lists of positives and negatives, which bring their own queries and passages.
+    """
 
     judgments: str
     corpus: str | None = None
@@ -52,32 +55,37 @@ class Tables:
     candidates: str | None = None
 
 
-def tables_of(folder: str, split: str, storage: Mapping[str, Any]) -> Tables:
+def tables_of(folder: str, split: str, storage: Mapping[str, Any]) -> TableUrls:
     """The tables of the dataset in a folder. Raises InputError when there is none, UsageError for a split it lacks."""
     files = [file for file in find(folder, storage) if format_of(file.path)]
     names = [file.name for file in files]
-    if not files or files[0].path.endswith(f"/{folder.rstrip('/').rpartition('/')[2]}"):  # nothing, or a file itself
+    if not files or files[0].path.endswith(
+        f"/{folder.rstrip('/').rpartition('/')[2]}"
+    ):  # no file, or the URL of a file
         raise InputError(
             f"no dataset at {folder}. A dataset is corpus.jsonl, queries.jsonl and qrels/{split}.tsv (BEIR), or a copy of "
             "a Hugging Face dataset with Parquet or JSONL in corpus, queries and qrels"
         )
-    found = _from_readme(folder, split, names, storage)
-    for kind in PLACES.keys() - found.keys():
+    urls = _from_readme(folder, split, names, storage)
+    for kind in PLACES.keys() - urls.keys():
         if url := _at_places(folder, PLACES[kind], split, names):
-            found[kind] = url
-    if "judgments" not in found:
+            urls[kind] = url
+    if "judgments" not in urls:
         beside = f"{folder.rstrip('/')}-qrels"
         others = [file.name for file in find(beside, storage) if format_of(file.path)]
         url = _at_places(beside, PLACES["judgments"], split, others)
         if url is None:
             raise _no_split(beside if others else folder, split, others or names)
-        found["judgments"] = url
-    return Tables(**found)
+        urls["judgments"] = url
+    return TableUrls(**urls)
 
 
 def locate(task: Task, dataset: str | None, alone: bool, storage: Mapping[str, Any]) -> str:
-    """The folder of a task's dataset: below `dataset` under the task's name; for a task that is alone `dataset` itself;
-    without one, a copy from the hub. Raises InputError where there is none, with the line that fetches it."""
+    """The folder of a task's dataset: below `dataset` under the task's name; for a task that is alone also `dataset` itself;
+    without one, a copy from the hub.
+
+    Raises InputError where there is none, with the command that fetches it.
+    """
     if dataset is None:
         return _from_hub(task)
     if any(letter in dataset for letter in WILDCARDS):
@@ -87,10 +95,10 @@ def locate(task: Task, dataset: str | None, alone: bool, storage: Mapping[str, A
     places = [f"{dataset.rstrip('/')}/{name}" for name in dict.fromkeys((task.name, task.dataset)) if name]
     if alone:
         places.append(dataset)
-    found = next((place for place in places if find(place, storage)), None)
-    if found is None:
+    folder = next((place for place in places if find(place, storage)), None)
+    if folder is None:
         raise InputError(f"no data of {task.name} in {dataset}: looked for {', '.join(places)}. Put it there")
-    return found
+    return folder
 
 
 def _from_hub(task: Task) -> str:
@@ -114,19 +122,19 @@ def _at_places(folder: str, places: Iterable[str], split: str, names: Sequence[s
         stem = place.replace("{split}", split)
         if stem.endswith("/") and any(name.startswith(stem) for name in names):
             return f"{folder.rstrip('/')}/{stem.rstrip('/')}"
-        found = [name for name in names if re.fullmatch(rf"{re.escape(stem)}({PART}[^/]*)?", _bare(name))]
-        if len(found) > 1 and any(_bare(name) == stem for name in found):
+        files = [name for name in names if re.fullmatch(rf"{re.escape(stem)}({PART}[^/]*)?", _bare(name))]
+        if len(files) > 1 and any(_bare(name) == stem for name in files):
             raise InputError(
-                f"{folder} has {' and '.join(sorted(found))}, and only one can be meant. Move the others away"
+                f"{folder} has {' and '.join(sorted(files))}, and only one can be meant. Move the others away"
             )
-        if found:
+        if files:
             parts = f"{stem}-[0-9][0-9][0-9][0-9][0-9]-of-*"
-            return f"{folder.rstrip('/')}/{found[0] if len(found) == 1 else parts}"
+            return f"{folder.rstrip('/')}/{files[0] if len(files) == 1 else parts}"
     return None
 
 
 def _bare(name: str) -> str:
-    """Without the endings of compression and format."""
+    """The name without the endings of compression and format."""
     for ending in COMPRESSIONS:
         name = name.removesuffix(ending)
     return name.rpartition(".")[0]
@@ -141,14 +149,14 @@ def _no_split(folder: str, split: str, names: Sequence[str]) -> UsageError | Inp
     places = ("qrels", "default", "data", ".")
     bare = [PurePosixPath(_bare(name)) for name in names]
     stems = {re.split(PART, path.name)[0] for path in bare if str(path.parent) in places}
-    there = sorted(stems - set(NO_SPLITS))
-    if there:
-        return UsageError(f"no split {split!r} in {folder}. Splits there: {', '.join(there)}. Choose one with --split")
+    splits = sorted(stems - set(NO_SPLITS))
+    if splits:
+        return UsageError(f"no split {split!r} in {folder}. Splits there: {', '.join(splits)}. Choose one with --split")
     return InputError(f"no qrels in {folder}: qrels/{split}.tsv or another of the known places. Give --qrels URL")
 
 
 def _from_readme(folder: str, split: str, names: Sequence[str], storage: Mapping[str, Any]) -> dict[str, str]:
-    """What the `configs` in the README's head say, of the tables that they name."""
+    """The URLs of the tables that the `configs` in the README's head name."""
     fs, path = filesystem(folder, storage)
     try:
         text = retrying(lambda: fs.cat_file(f"{path}/README.md"), folder).decode("utf-8", errors="replace")
@@ -156,23 +164,23 @@ def _from_readme(folder: str, split: str, names: Sequence[str], storage: Mapping
         return {}
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
-        said = yaml.safe_load(head[1]) if head else None
+        metadata = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError as error:
         raise InputError(f"{folder}/README.md: its head is not YAML ({error}). Mend it, or remove the file") from error
-    listed = said.get("configs") if isinstance(said, dict) else None
+    listed = metadata.get("configs") if isinstance(metadata, dict) else None
     configs = {each.get("config_name"): each for each in listed or [] if isinstance(each, dict)}
-    found = {}
+    urls = {}
     for kind, known in CONFIGS.items():
         config = next((configs[name] for name in known if name in configs), None)
         pattern = _data_files(config.get("data_files"), split, kind) if config else None
         matching = _matching(pattern, names) if pattern else []
         if matching:
-            found[kind] = f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
-    return found
+            urls[kind] = f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
+    return urls
 
 
 def _data_files(files: Any, split: str, kind: str) -> str | None:
-    """The pattern of a config: of the split, or of the one that corpora and queries have instead."""
+    """The pattern of a config: of the split, or of the single split that corpora and queries may have instead."""
     if isinstance(files, str):
         return files
     listed = files if isinstance(files, list) else []

@@ -1,7 +1,7 @@
-"""Retrieval metrics as trec_eval defines them, for each query, and what their averages are worth. numpy and pyarrow only.
+"""Retrieval metrics as trec_eval defines them, for each query, and intervals of their means. numpy and pyarrow only.
 
 NDCG has linear gains. A grade of 1 or more is relevant; an unjudged passage is not. A query without a relevant passage, or
-without any passage found, scores 0.
+without any retrieved passage, scores 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ NAMES = tuple(f"{measure}_at_{cut}" for measure in MEASURES for cut in CUTS)
 Grades = Mapping[str, int]  # of passages, by id
 
 
-def evaluate(qrels: Sequence[Grades], run: pa.Table) -> dict[str, np.ndarray]:
+def evaluate(qrels: Sequence[Grades], ranking: pa.Table) -> dict[str, np.ndarray]:
     """Every measure of NAMES, float64 [queries].
 
-    run: rows in any order, with columns `query` (place in `qrels`), `passage` (id, large_string), `score` (float32).
+    ranking: rows in any order, with columns `query` (place in `qrels`), `passage` (id, large_string), `score` (float32).
     """
-    ranks, ids = rank_ids(run["passage"].combine_chunks())
-    queries, _, places = top_k(run["query"].to_numpy(), run["score"].to_numpy(), ranks, max(CUTS))
+    ranks, ids = rank_ids(ranking["passage"].combine_chunks())
+    queries, _, places = top_k(ranking["query"].to_numpy(), ranking["score"].to_numpy(), ranks, max(CUTS))
     ends = np.searchsorted(queries, np.arange(len(qrels) + 1))
     grades = np.zeros((len(qrels), max(CUTS)), np.int64)
     for row, judged in enumerate(qrels):
@@ -38,8 +38,8 @@ def evaluate(qrels: Sequence[Grades], run: pa.Table) -> dict[str, np.ndarray]:
 def measures(grades: np.ndarray, judged: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Every measure of NAMES, float64 [queries].
 
-    grades: int [queries, max(CUTS)], of the passages found, best first, 0 where there is none. judged: of each query the
-    grades of all its judged passages.
+    grades: int [queries, max(CUTS)], of the retrieved passages, best first, 0 where there is none. judged: the grades of all
+    judged passages of each query.
     """
     width = max(CUTS)
     ranks = np.arange(1, width + 1)
@@ -77,5 +77,5 @@ def _grades(judged: Grades, ids: pa.Array) -> np.ndarray:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, 0 where there is nothing of the whole."""
+    """part / whole, 0 where the whole is 0."""
     return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)

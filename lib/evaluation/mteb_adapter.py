@@ -1,10 +1,10 @@
-"""Models for mteb (extra `mteb`), whose work is done by the engine: mteb drives the same actors as our own evaluation.
+"""Models for mteb (extra `mteb`) that run on the engine: mteb drives the same jobs as the evaluate job.
 
-    config = EvaluateConfig(model="BAAI/bge-m3", output="evaluation/")
+    config = configure(EvaluateConfig, model="BAAI/bge-m3", output="evaluation/")
     mteb.evaluate(MtebSearch(config), mteb.get_tasks(["T2Retrieval"]), cache=None)
 
-MtebSearch retrieves and reranks as `jobs/evaluate_model.py` does, and mteb scores what it finds; MtebEncoder only encodes, and
-mteb searches. Both keep vectors in the config's output, where the same call finds them again.
+MtebSearch retrieves and reranks as `jobs/evaluate_model.py` does, and mteb scores the rankings. MtebEncoder only encodes, and mteb
+searches. Both keep vectors in the config's output, and the same call reuses them.
 """
 
 import hashlib
@@ -16,17 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
+from ..data.vectors import as_matrix
 from ..embedding import job as embed_job
-from ..engine.job import require_complete
+from ..engine.job import require_complete, stage_folder
 from ..engine.parts import parquet_bytes
 from ..engine.stage_log import StageLog
 from ..errors import UsageError
-from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RUN_SCHEMA, SCORE, matrix
-from ..storage.filesystem import absolute, parse_options
+from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RANKING_SCHEMA, SCORE
 from ..storage.folder import Folder
-from .config import EvaluateConfig, EvaluatedModels, TaskData, prompts_of, read_system, refuse_unfit
+from .config import EvaluateConfig, check
 from .dataset import Dataset, Passages
-from .retrieve import MOST, embed_options, rank_queries
+from .models import EvaluatedModels, prompts_of, resolve_models
+from .retrieve import MAX_CUT, embed_config, rank_queries
+from .task_data import TaskData, check_fit
 from .tasks import Task
 
 FILE = "texts.parquet"
@@ -35,16 +37,16 @@ FILE = "texts.parquet"
 class MtebSearch:
     """mteb's SearchProtocol: the config's encoder, reranker, or both in turn.
 
-    Raises what the evaluate job raises; UsageError for a reranker alone where a task has no candidates, and for both where it
-    has some.
+    Raises the errors of the evaluate job; UsageError for a reranker alone where a task has no candidates, and for both where it has
+    some.
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
-        self._config, self._system = config, read_system(config)
-        self.mteb_model_meta = _meta(self._system)
+        self._config, self._models = config, _resolve(config)
+        self.mteb_model_meta = _meta(self._models)
 
     def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **_: Any) -> None:
-        """Take the corpus: columns id, text, perhaps title. It is embedded when it is searched."""
+        """Take the corpus: columns id, text, perhaps title. It is embedded with the first search."""
         names = [name for name in ("id", "title", "text") if name in corpus.column_names]
         self._corpus = _columns(corpus, names)
 
@@ -62,36 +64,37 @@ class MtebSearch:
         """The scores of the `top_k` best passages of every query, of its candidates where mteb gives some."""
         table = _columns(queries, ("id", "text"))
         candidates = None if top_ranked is None else _pairs(top_ranked)
-        if top_k > MOST:
-            raise UsageError(f"top_k={top_k}: the engine searches for {MOST:,} at most. Ask for no more")
-        vectors = _kept(self._config, self._corpus)
-        asked = [each for each in (self._corpus, table, candidates) if each is not None]
+        if top_k > MAX_CUT:
+            raise UsageError(f"top_k={top_k}: the engine searches for {MAX_CUT:,} at most. Ask for no more")
+        vectors = _store(self._config, self._corpus)
+        tables = [each for each in (self._corpus, table, candidates) if each is not None]
         passages = Passages(vectors.path(FILE), "id", self._template())
         task, dataset = _task(task_metadata), Dataset(passages, table, {}, candidates)
-        refuse_unfit(task, dataset, self._system)
-        work = TaskData(task, dataset, _kept(self._config, *asked), vectors, data="")
-        found: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
-        for run in rank_queries(self._config, self._system, work, StageLog()):
-            best = run.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])
-            for query, passage, score in zip(*(best[name].to_pylist() for name in RUN_SCHEMA.names), strict=True):
-                if len(found[query]) < top_k:
-                    found[query][passage] = score
-        return found
+        check_fit(task, dataset, self._models)
+        data = TaskData(task, dataset, _store(self._config, *tables), vectors, digest="")
+        results: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
+        for ranking in rank_queries(self._config, self._models, data, StageLog()):
+            best = ranking.drop_null().sort_by([(SCORE, "descending"), (PASSAGE_ID, "descending")])
+            for query, passage, score in zip(*(best[name].to_pylist() for name in RANKING_SCHEMA.names), strict=True):
+                if len(results[query]) < top_k:
+                    results[query][passage] = score
+        return results
 
     def _template(self) -> str:
-        """The recipe's, or title and text, as mteb joins them."""
-        titled = "title" in self._corpus.column_names
-        asked = self._system.encoder.text_template if self._system.encoder else None
-        return asked if asked and titled else "{title} {text}" if titled else "{text}"
+        """The recipe's template, or title and text, as mteb joins them."""
+        if "title" not in self._corpus.column_names:
+            return "{text}"
+        encoder = self._models.encoder
+        return (encoder.text_template if encoder else None) or "{title} {text}"
 
 
 class MtebEncoder:
     """mteb's EncoderProtocol: float32 vectors [n, dim] by the embed job; a text that cannot be embedded gets zeros."""
 
     def __init__(self, config: EvaluateConfig) -> None:
-        self._config, self._system = config, read_system(config)
-        assert self._system.encoder, "MtebEncoder encodes: give a --model or --recipe"
-        self.mteb_model_meta = _meta(self._system)
+        self._config, self._models = config, _resolve(config)
+        assert self._models.encoder, "MtebEncoder encodes: give a --model or --recipe"
+        self.mteb_model_meta = _meta(self._models)
 
     def encode(
         self,
@@ -103,20 +106,21 @@ class MtebEncoder:
         prompt_type: Any = None,
         **_: Any,
     ) -> np.ndarray:
-        assert self._system.encoder
+        assert self._models.encoder
         texts = [text for batch in inputs for text in batch["text"]]
         rows = pa.table({"id": np.arange(len(texts)), "text": pa.array(texts, pa.large_string())})
-        prompts = prompts_of(self._config, self._system.encoder, _task(task_metadata))
+        prompts = prompts_of(self._config, self._models.encoder, _task(task_metadata))
         prompt = prompts["queries" if getattr(prompt_type, "value", prompt_type) == "query" else "passages"]
-        folder = _kept(self._config, rows)
-        texts_there = Passages(folder.path(FILE), "id", "{text}")
-        options = embed_options(self._config, prompt, texts_there, folder, "vectors")
-        outcome = require_complete(embed_job.embed(options), options.output)
-        vectors = np.zeros((len(texts), self._system.encoder.spec.dim), np.float32)
+        folder = _store(self._config, rows)
+        stored = Passages(folder.path(FILE), "id", "{text}")
+        embedding = embed_config(self._config, prompt, stored, folder, "vectors")
+        output = embedding.run.folder
+        outcome = require_complete(embed_job.embed(embedding), output.url)
+        vectors = np.zeros((len(texts), self._models.encoder.spec.dim), np.float32)
         for part in outcome.parts:
-            with Folder(options.output, folder.options).open(part.part) as file:
+            with output.open(part.part) as file:
                 table = pq.read_table(file, columns=["id", "embedding"]).drop_null()
-            vectors[table["id"].to_numpy()] = matrix(table["embedding"])
+            vectors[table["id"].to_numpy()] = as_matrix(table["embedding"], np.float32)
         return vectors
 
     def similarity(self, left: Any, right: Any) -> np.ndarray:
@@ -130,14 +134,19 @@ class MtebEncoder:
     def _comparable(self, vectors: Any) -> np.ndarray:
         array = np.asarray(vectors, np.float32)
         return (
-            array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12) if self._system.cosine else array
+            array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12) if self._models.cosine else array
         )
 
 
-def _meta(system: EvaluatedModels) -> ModelMeta:
-    name = system.name.replace("__", "/")
-    name = name if name.count("/") == 1 else f"shoal/{system.name}"
-    return ModelMeta.create_empty(overwrites={"name": name, "revision": system.revision})
+def _resolve(config: EvaluateConfig) -> EvaluatedModels:
+    check(config)
+    return resolve_models(config)
+
+
+def _meta(models: EvaluatedModels) -> ModelMeta:
+    name = models.name.replace("__", "/")
+    name = name if name.count("/") == 1 else f"shoal/{models.name}"
+    return ModelMeta.create_empty(overwrites={"name": name, "revision": models.revision})
 
 
 def _task(metadata: Any) -> Task:
@@ -155,10 +164,9 @@ def _pairs(top_ranked: Mapping[str, Sequence[str]]) -> pa.Table:
     return pa.table({n: pa.array(c, pa.large_string()) for n, c in zip((QUERY_ID, PASSAGE_ID), columns, strict=True)})
 
 
-def _kept(config: EvaluateConfig, rows: pa.Table, *others: pa.Table) -> Folder:
-    """The rows in FILE of a folder named after all the tables, so that the same ones find what was made of them."""
-    data = parquet_bytes(rows)
-    digest = hashlib.sha256(b"".join([data, *map(parquet_bytes, others)])).hexdigest()[:12]
-    folder = Folder(f"{absolute(config.output).rstrip('/')}/stages/mteb-{digest}", parse_options(config.storage_option))
-    folder.claim(FILE, data)
+def _store(config: EvaluateConfig, rows: pa.Table, *others: pa.Table) -> Folder:
+    """Write the rows as FILE into a folder named after all the tables, so that the same tables have the same stages."""
+    digests = [hashlib.sha256(parquet_bytes(table)).hexdigest() for table in (rows, *others)]
+    folder = stage_folder(config.folder, "mteb", digests)
+    folder.claim(FILE, parquet_bytes(rows))
     return folder

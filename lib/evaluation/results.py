@@ -1,9 +1,9 @@
 """A result of an evaluation: its scores with their intervals, as files to read and to compare.
 
-results/SYSTEM/TASK.json             every measure, what it was made with, what was odd
-results/SYSTEM/TASK.md               the same to read
+results/SYSTEM/TASK.json             every measure, models and options, notes on the data
+results/SYSTEM/TASK.md               the same as a page
 results/SYSTEM/TASK.queries.parquet  every measure of every query
-mteb/SYSTEM/REVISION/TASK.json       what mteb writes, for its own tools
+mteb/SYSTEM/REVISION/TASK.json       the result in mteb's format, for its own tools
 """
 
 import json
@@ -22,17 +22,18 @@ from .metrics import CUTS, MEASURES, NAMES, intervals
 from .tasks import Task
 
 MTEB_FORMAT = "2.26.24"  # the version whose layout is written
-UNKNOWN_LANGUAGE = (
-    "und-Zyyy"  # of ISO 639 and 15924; mteb averages over languages, and gives no score where there is none
-)
-NAMED = {"model", "reranker"}  # of an identity: where models were found; their revisions tell them apart
+# Undetermined, in ISO 639 and 15924: mteb averages over languages, and has no score for a result without any.
+UNKNOWN_LANGUAGE = "und-Zyyy"
+NAMES_OF_MODELS = {"model", "reranker"}  # keys of an identity that are not compared: the revisions are
 
 
 @dataclass(frozen=True)
 class Result:
-    """scores: mean over the queries, 0 to 1, by measure. intervals: 95 % of each, by bootstrap. identity: what was
-    evaluated, and how; results of one system and task agree in it. counts: queries, of them unranked; passages. seconds: of
-    this run, by stage."""
+    """The scores of one system on one task.
+
+    scores: mean over the queries, 0 to 1, by measure. intervals: 95 % of each, by bootstrap. identity: models, options and data;
+    results of one system and task agree in it. counts: queries, of them unranked; passages. seconds: of this run, by stage.
+    """
 
     system: str
     task: str
@@ -65,7 +66,7 @@ def averaged(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[s
 def write_result(
     folder: Folder, result: Result, task: Task, queries: list[str], values: Mapping[str, np.ndarray]
 ) -> None:
-    """Put the files of a result. Raises RunError when there are some of another identity under its name."""
+    """Write the files of a result. Raises RunError where its name has a result of another identity."""
     name = f"results/{result.system}/{result.task}"
     check_same_results(folder, result.system, result.task, result.identity)
     per_query = {"query_id": pa.array(queries, pa.large_string())} | {name: values[name] for name in NAMES}
@@ -73,26 +74,30 @@ def write_result(
     folder.publish(f"{name}.md", markdown(result).encode())
     revision = str(result.identity["revision"])
     folder.publish(f"mteb/{result.system}/{revision}/{result.task}.json", _json(as_mteb(result, task)))
-    folder.publish(f"{name}.json", _json(asdict(result)))  # last: where it is, the others are
+    folder.publish(f"{name}.json", _json(asdict(result)))  # last: a result with this file has the others
 
 
 def check_same_results(folder: Folder, system: str, task: str, identity: Mapping[str, Any]) -> None:
-    """Raises RunError where the name of the system has a result of the task that is of another identity."""
+    """Raises RunError where the system's name has a result of the task with another identity."""
     try:
-        there = json.loads(folder.read(f"results/{system}/{task}.json"))["identity"]
+        existing = json.loads(folder.read(f"results/{system}/{task}.json"))["identity"]
     except FileNotFoundError:
         return
     mine = json.loads(json.dumps(identity))
-    if differing := sorted(name for name in {*there, *mine} - NAMED if there.get(name) != mine.get(name)):
-        said = "; ".join(f"{name}: there {there.get(name)!r}, now {mine.get(name)!r}" for name in differing)
-        raise RunError(f"{folder.url}/results/{system} holds {task} of another system ({said}). Give this one a --name")
+    if differing := sorted(
+        name for name in {*existing, *mine} - NAMES_OF_MODELS if existing.get(name) != mine.get(name)
+    ):
+        difference = "; ".join(f"{name}: there {existing.get(name)!r}, now {mine.get(name)!r}" for name in differing)
+        raise RunError(
+            f"{folder.url}/results/{system} holds {task} of another system ({difference}). Give this one a --name"
+        )
 
 
 def read_result(text: bytes) -> Result:
     """Raises ValueError, KeyError or TypeError for a text that is no result."""
-    said = json.loads(text)
-    said["intervals"] = {name: tuple(bounds) for name, bounds in said["intervals"].items()}
-    return Result(**said | {"notes": tuple(said["notes"])})
+    values = json.loads(text)
+    values["intervals"] = {name: tuple(bounds) for name, bounds in values["intervals"].items()}
+    return Result(**values | {"notes": tuple(values["notes"])})
 
 
 def as_mteb(result: Result, task: Task) -> dict[str, Any]:

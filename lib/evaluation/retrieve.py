@@ -1,164 +1,163 @@
-"""From a task's data to a ranking of each query: embedded and searched exactly, or reranked, by the jobs' own engine.
+"""A ranking of each query from a task's data: texts are embedded and searched exactly, or pairs reranked, by the engine's jobs.
 
-Every stage has a folder named after what fixes it, below that of the task's data: the same command goes on where it stopped,
-and another evaluation of the same model takes what is there.
+Every stage has a folder named after what fixes it, below that of the task's data: the same command resumes where it stopped, and
+another evaluation of the same model reuses the stages.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..data.corpus import CorpusOptions
 from ..data.ranking import places_in_query
 from ..embedding import job as embed_job
-from ..embedding.mapper import EmbedConfig
+from ..embedding.config import EmbedConfig
+from ..embedding.mapper import NOT_FINITE as VECTOR_NOT_FINITE
 from ..engine.dry_run import Estimate
 from ..engine.executor import Outcome
-from ..engine.job import RunOptions, require_complete
-from ..engine.mapper import NOT_FINITE
+from ..engine.job import RunOptions, require_complete, stage_folder
 from ..engine.parts import parquet_bytes
 from ..engine.stage_log import StageLog
-from ..engine.workers import WorkerOptions
 from ..errors import InputError
 from ..index.exact.job import ExactSearch, retrieve
-from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, read_run
+from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, read_ranking
 from ..reranking import job as rerank_job
-from ..reranking.mapper import RerankConfig
+from ..reranking.config import CandidateOptions, PairOptions, RerankConfig
+from ..reranking.config import settings as rerank_settings
+from ..reranking.mapper import NOT_FINITE as SCORE_NOT_FINITE
 from ..storage.filesystem import absolute
-from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
-from .config import EvaluateConfig, EvaluatedModels, TaskData, encoder_options, prompts_of, reranker_options
+from .config import EvaluateConfig
 from .dataset import NAMED, Passages
 from .metrics import CUTS
+from .models import EvaluatedModels, prompts_of, reranker_options
+from .task_data import TaskData
 
 log = logging.getLogger("shoal")
 
 QUERIES_FILE, CANDIDATES_FILE = "queries.parquet", "candidates.parquet"
-MOST = max(CUTS)  # passages a query that are searched for
+NOT_FINITE = (VECTOR_NOT_FINITE, SCORE_NOT_FINITE)
+MAX_CUT = max(CUTS)  # passages a query that the search returns
 
 
 def rank_queries(
-    config: EvaluateConfig, system: EvaluatedModels, work: TaskData, stages: StageLog
+    config: EvaluateConfig, models: EvaluatedModels, data: TaskData, stages: StageLog
 ) -> Iterator[pa.Table]:
-    """The run, in tables of RUN_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
-    _keep(work)
-    if work.dataset.candidates is not None:
-        stages.counts["candidates"] = len(work.dataset.candidates)
-    if system.encoder is None:
-        return _reranked(config, CANDIDATES_FILE, work, stages)
-    retrieval = _embedded(config, system, work, stages)
-    name = f"best-{config.rerank_top}-of-{retrieval.options.output.rpartition('/')[2]}.parquet"
-    if system.reranker and work.folder.exists(name):
-        return _reranked(config, name, work, stages)
+    """The rankings, in tables of RANKING_SCHEMA that hold whole queries; SCORE is null where a model could not give one."""
+    _store_texts(data)
+    if data.dataset.candidates is not None:
+        stages.counts["candidates"] = len(data.dataset.candidates)
+    if models.encoder is None:
+        return _rerank(config, CANDIDATES_FILE, data, stages)
+    search = _embed(config, models, data, stages)
+    output = stage_folder(data.folder, "search", search.settings())
+    best = f"best-{config.rerank_top}-of-{output.url.rpartition('/')[2]}.parquet"
+    if models.reranker and data.folder.exists(best):
+        return _rerank(config, best, data, stages)
     with stages.timed("search"):
-        run = retrieve(retrieval)
-    if system.reranker is None:
-        return run
-    work.folder.claim(name, parquet_bytes(pa.concat_tables(_first(table, config.rerank_top) for table in run)))
-    return _reranked(config, name, work, stages)
+        rankings = retrieve(search, output)
+    if models.reranker is None:
+        return rankings
+    data.folder.claim(best, parquet_bytes(pa.concat_tables(_first(table, config.rerank_top) for table in rankings)))
+    return _rerank(config, best, data, stages)
 
 
-def estimates(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> Iterator[tuple[str, Estimate]]:
-    """What the models would compute for a task, from samples; not the pairs of what is not retrieved yet."""
-    _keep(work)
-    if system.encoder:
-        for name, options in _embed_configs(config, system, work).items():
-            yield f"embed {name}", embed_job.dry_run(options)
-    elif work.dataset.candidates is not None:
-        yield "rerank candidates", rerank_job.dry_run(_rerank_config(config, CANDIDATES_FILE, work))
+def estimates(config: EvaluateConfig, models: EvaluatedModels, data: TaskData) -> Iterator[tuple[str, Estimate]]:
+    """Size and cost of each stage of a task, from samples; not of pairs that are not retrieved yet."""
+    _store_texts(data)
+    if models.encoder:
+        for name, embedding in _embed_configs(config, models, data).items():
+            yield f"embed {name}", embed_job.dry_run(embedding)
+    elif data.dataset.candidates is not None:
+        yield "rerank candidates", rerank_job.dry_run(_rerank_config(config, CANDIDATES_FILE, data))
 
 
-def embed_options(config: EvaluateConfig, prompt: str, texts: Passages, folder: Folder, name: str) -> EmbedConfig:
-    """How texts are embedded, and where: in a folder `name-KEY` that is named after what fixes their vectors."""
-    rows = {"input": absolute(texts.url), "id_column": texts.id_column, "text_template": texts.template}
-    model = vars(encoder_options(config, prompt=prompt))
-    options = EmbedConfig(**(_shared(config) | model | rows), output=folder.path(f"{name}-0"))
-    _, _, job = embed_job.prepared(options)
-    return replace(options, output=folder.path(f"{name}-{fingerprint(job.settings)}"))
+def embed_config(config: EvaluateConfig, prompt: str, texts: Passages, folder: Folder, name: str) -> EmbedConfig:
+    """The embedding of texts. Its output in `folder` is named after everything that fixes the vectors."""
+    corpus = CorpusOptions(input=absolute(texts.url), id_column=texts.id_column, text_template=texts.template)
+    run = RunOptions(output=stage_folder(folder, name).url, storage=config.storage)
+    draft = EmbedConfig(corpus=corpus, run=run, model=config.model.with_prompt(prompt), workers=config.workers)
+    output = stage_folder(folder, name, embed_job.resolve(draft).job().settings)
+    return replace(draft, run=replace(run, output=output.url))
 
 
-def _embed_configs(config: EvaluateConfig, system: EvaluatedModels, work: TaskData) -> dict[str, EmbedConfig]:
-    assert system.encoder
-    queries = Passages(work.folder.path(QUERIES_FILE), "id", "{text}")
-    texts = {"passages": (work.dataset.passages, work.vectors), "queries": (queries, work.folder)}
-    prompts = prompts_of(config, system.encoder, work.task)
-    return {name: embed_options(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
+def _embed_configs(config: EvaluateConfig, models: EvaluatedModels, data: TaskData) -> dict[str, EmbedConfig]:
+    assert models.encoder
+    queries = Passages(data.folder.path(QUERIES_FILE), "id", "{text}")
+    texts = {"passages": (data.dataset.passages, data.vectors), "queries": (queries, data.folder)}
+    prompts = prompts_of(config, models.encoder, data.task)
+    return {name: embed_config(config, prompt, *texts[name], name) for name, prompt in prompts.items()}
 
 
-def _embedded(config: EvaluateConfig, system: EvaluatedModels, work: TaskData, stages: StageLog) -> ExactSearch:
-    """Embed passages and queries, or find them embedded; what is to be searched."""
-    places = {}
-    for name, options in _embed_configs(config, system, work).items():
-        log.info(f"embedding the {name} of {work.task.name}")
+def _embed(config: EvaluateConfig, models: EvaluatedModels, data: TaskData, stages: StageLog) -> ExactSearch:
+    """Embed passages and queries, unless they are embedded already. Returns the search for them."""
+    outputs = {}
+    for name, embedding in _embed_configs(config, models, data).items():
+        log.info(f"embedding the {name} of {data.task.name}")
+        folder = embedding.run.folder
         with stages.timed(f"embed {name}"):
-            outcome = require_complete(embed_job.embed(options), options.output)
+            outcome = require_complete(embed_job.embed(embedding), folder.url)
         stages.counts[name] = sum(part.rows for part in outcome.parts)
-        _note_errors(name, outcome, Folder(options.output, work.folder.options), stages)
-        places[name] = options.output
-    retrieval = ExactSearch(
-        **places,
-        folder=work.folder,
-        most=MOST,
-        cosine=system.cosine,
-        candidates=CANDIDATES_FILE if work.dataset.candidates is not None else None,
-        options=RunOptions(**_shared(config), input=work.folder.url, output=""),
+        _note_errors(name, outcome, folder, stages)
+        outputs[name] = folder.url
+    return ExactSearch(
+        **outputs,
+        folder=data.folder,
+        k=MAX_CUT,
+        cosine=models.cosine,
+        candidates=CANDIDATES_FILE if data.dataset.candidates is not None else None,
+        workers=config.workers,
     )
-    output = work.folder.path(f"search-{fingerprint(retrieval.settings())}")
-    return replace(retrieval, options=replace(retrieval.options, output=output))
 
 
-def _reranked(config: EvaluateConfig, candidates: str, work: TaskData, stages: StageLog) -> Iterator[pa.Table]:
+def _rerank(config: EvaluateConfig, candidates: str, data: TaskData, stages: StageLog) -> Iterator[pa.Table]:
     """The candidates with the reranker's scores."""
-    options = _rerank_config(config, candidates, work)
-    log.info(f"reranking {candidates.removesuffix('.parquet')} of {work.task.name}")
+    reranking = _rerank_config(config, candidates, data)
+    folder = reranking.run.folder
+    log.info(f"reranking {candidates.removesuffix('.parquet')} of {data.task.name}")
     with stages.timed("rerank"):
-        outcome = require_complete(rerank_job.rerank(options), options.output)
-    folder = Folder(options.output, work.folder.options)
+        outcome = require_complete(rerank_job.rerank(reranking), folder.url)
     _note_errors("pairs", outcome, folder, stages)
-    return (read_run(folder.path(part.part), folder.options) for part in outcome.parts)
+    return (read_ranking(folder.path(part.part), folder.options) for part in outcome.parts)
 
 
-def _rerank_config(config: EvaluateConfig, candidates: str, work: TaskData) -> RerankConfig:
-    passages = work.dataset.passages
-    options = RerankConfig(
-        **(_shared(config) | vars(reranker_options(config))),
-        input=work.folder.path(candidates),
-        output=work.folder.path("rerank-0"),
-        queries=work.folder.path(QUERIES_FILE),
-        corpus=absolute(passages.url),
-        query_column="text",
-        text_template=passages.template,
-        corpus_id_column=passages.id_column,
+def _rerank_config(config: EvaluateConfig, candidates: str, data: TaskData) -> RerankConfig:
+    passages = data.dataset.passages
+    run = RunOptions(output=stage_folder(data.folder, "rerank").url, storage=config.storage)
+    draft = RerankConfig(
+        pairs=PairOptions(input=data.folder.path(candidates), query_column="text", text_template=passages.template),
+        run=run,
+        candidates=CandidateOptions(
+            queries=data.folder.path(QUERIES_FILE),
+            corpus=absolute(passages.url),
+            corpus_id_column=passages.id_column,
+        ),
+        model=reranker_options(config),
+        workers=config.workers,
     )
-    settings = rerank_job.settings(options, rerank_job.checked(options))
-    return replace(options, output=work.folder.path(f"rerank-{fingerprint(settings)}"))
+    output = stage_folder(data.folder, "rerank", rerank_settings(draft, rerank_job.resolve(draft)))
+    return replace(draft, run=replace(run, output=output.url))
 
 
-def _keep(work: TaskData) -> None:
-    """What the models read, beside what they make of it."""
-    work.folder.claim(QUERIES_FILE, parquet_bytes(work.dataset.queries))
-    if work.dataset.candidates is not None:
-        work.folder.claim(CANDIDATES_FILE, parquet_bytes(work.dataset.candidates))
-
-
-def _shared(config: EvaluateConfig) -> dict[str, Any]:
-    """What every stage is told."""
-    names = [each.name for each in fields(WorkerOptions)]
-    return {name: getattr(config, name) for name in (*names, "token_budget", "storage_option")}
+def _store_texts(data: TaskData) -> None:
+    """Write queries and candidates as the input of the jobs."""
+    data.folder.claim(QUERIES_FILE, parquet_bytes(data.dataset.queries))
+    if data.dataset.candidates is not None:
+        data.folder.claim(CANDIDATES_FILE, parquet_bytes(data.dataset.candidates))
 
 
 def _note_errors(what: str, outcome: Outcome, folder: Folder, stages: StageLog) -> None:
-    """Rows without a vector or score, and rows that were cut. Raises InputError where a model gave what is not a number."""
+    """Note rows without a vector or score, and truncated rows. Raises InputError for a vector or score that is not finite."""
     reasons: Counter[str] = Counter()
     for part in outcome.parts:
         if part.errors:
             with folder.open(part.part) as file:
                 reasons.update(pq.read_table(file, columns=["error"])["error"].drop_null().to_pylist())
-    if broken := [reason for reason in reasons if NOT_FINITE in reason]:
+    if broken := [reason for reason in reasons if reason in NOT_FINITE]:
         raise InputError(
             f"{reasons[broken[0]]:,} {what}: {broken[0]}, so there is no fair score. Try --dtype float32; else mend the model"
         )
@@ -171,7 +170,7 @@ def _note_errors(what: str, outcome: Outcome, folder: Folder, stages: StageLog) 
         stages.notes.append(f"{truncated:,} {what} were cut to the model's length")
 
 
-def _first(table: pa.Table, most: int) -> pa.Table:
-    """The first rows of each query; a run has a query's rows together, best first."""
+def _first(table: pa.Table, count: int) -> pa.Table:
+    """The first rows of each query. A ranking has a query's rows together, best first."""
     queries = table[QUERY_ID].combine_chunks().dictionary_encode().indices.to_numpy()
-    return table.filter(pa.array(places_in_query(queries) < most)).select([QUERY_ID, PASSAGE_ID])
+    return table.filter(pa.array(places_in_query(queries) < count)).select([QUERY_ID, PASSAGE_ID])

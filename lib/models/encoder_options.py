@@ -31,8 +31,8 @@ class EncoderOptions:
     token_budget: int | None = option("Tokens a batch. Default: 1024 on CPUs, by model size on GPUs.", None, min=1)
     pooling: Pooling | None = option("Pooling. Default: the model's, else mean.", None)
 
-    def with_prompt(self, prompt: str) -> "ModelOptions":
-        """The same encoder, for texts with this prompt."""
+    def with_prompt(self, prompt: str | None) -> "ModelOptions":
+        """The same encoder, for texts with this prompt; None selects the default one."""
         return ModelOptions(**vars(self), prompt=prompt)
 
 

@@ -1,4 +1,4 @@
-"""The retrieval tasks that figures are measured on: the same everywhere, with honest qrels."""
+"""The retrieval tasks of the benchmarks: the same bytes on every machine, with consistent qrels."""
 
 import re
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_built_twice_it_is_the_same(kind, tmp_path):
     assert not list(tmp_path.rglob(".building-*"))
 
 
-def test_what_was_changed_is_built_anew(tmp_path):
+def test_a_changed_folder_is_built_again(tmp_path):
     """A folder with a file that is not as pinned is not used; it is replaced by the right one."""
     if reason := missing(tmp_path):
         pytest.skip(reason)
@@ -71,7 +71,7 @@ def test_what_was_changed_is_built_anew(tmp_path):
 
 
 def test_another_package_version_is_named(tmp_path, monkeypatch):
-    """What comes out otherwise than pinned is refused, with the version wanted, the one found, and the files that differ."""
+    """A build that differs from the pinned one is refused, with the pinned version, the installed one, and the files that differ."""
     if reason := missing(tmp_path):
         pytest.skip(reason)
     pinned = replace(MANZH, version="9.9-1", files=MANZH.files | {"qrels/test.tsv": "0" * 64})
@@ -98,7 +98,7 @@ def test_train_and_test_share_nothing(task):
     assert len(set(corpus.values())) == len(corpus)
 
 
-def test_qrels_name_what_is_there(task):
+def test_qrels_name_known_ids(task):
     """Every id of the qrels is in corpus or queries, every query is in a part, no pair is there twice."""
     corpus, queries = texts(task / "corpus.jsonl"), texts(task / "queries.jsonl")
     pairs = qrels(task, "train") + qrels(task, "test")

@@ -1,4 +1,4 @@
-"""The evaluate job: what its scores are, for encoders, rerankers and both; resumed, reused, refused. Without Ray."""
+"""The evaluate job: its scores for encoders, rerankers and both; resume, reuse of stages, refusals. Without Ray."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel
 
 from lib.cli.options import configure
-from lib.engine.job import RunOptions
+from lib.engine.workers import WorkerOptions
 from lib.errors import InputError, ModelError, RunError, UsageError
 from lib.evaluation.compare import CompareConfig, compare
 from lib.evaluation.config import EvaluateConfig
@@ -26,13 +26,13 @@ from tests.support.evaluated import (
     PASSAGES,
     QRELS,
     QUERIES,
+    assert_scores,
     candidates_of,
-    close,
     lines,
-    plain_run,
-    reranked,
+    reference_measures,
+    reference_reranking,
+    reference_run,
     run,
-    scored,
     write_data,
 )
 
@@ -52,57 +52,56 @@ def data(tmp_path):
     return write_data(tmp_path / "data")
 
 
-def test_an_encoder_scores_as_plain_search_does(data, encoder):
+def test_scores_of_an_encoder_are_those_of_plain_search(data, encoder):
     """Every measure is that of sentence-transformers, numpy and pytrec_eval; a judged query without a text scores 0 and is
-    counted, an empty passage is never found, and both are told. The same evaluation again gives the same to the last digit
-    and computes nothing; so does one that begins after its results were lost."""
-    results, said = run(data, model=encoder)
+    counted, an empty passage is never retrieved, and notes name both. The same evaluation, after its results were deleted, gives
+    equal scores to the last digit and computes nothing."""
+    results, _ = run(data, model=encoder)
     (result,) = results.values()
-    close(result, scored(plain_run(data, encoder)))
+    assert_scores(result, reference_measures(reference_run(data, encoder)))
 
     assert result.counts == {"passages": 160, "queries": 26, "unranked": 1}
     assert "1 judged queries have no text; each scores 0 (lost)" in result.notes
     assert any(note.startswith("1 passages could not be computed") for note in result.notes)
     assert all(low <= result.scores[name] <= high for name, (low, high) in result.intervals.items())
     out = data.parent / "out"
-    parts = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.parquet")}
+    parts = {path: path.stat().st_mtime_ns for path in (out / "_stages").rglob("*.parquet")}
     shutil.rmtree(out / "results")
-    again, said = run(data, model=encoder)
+    again, messages = run(data, model=encoder)
     assert again["data"].scores == result.scores
     assert again["data"].intervals == result.intervals
-    assert {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.parquet")} == parts
-    assert sum("nothing to do" in line for line in said) == 3
+    assert {path: path.stat().st_mtime_ns for path in (out / "_stages").rglob("*.parquet")} == parts
+    assert sum("nothing to do" in line for line in messages) == 3
 
 
 def test_many_blocks_and_ranges_give_one_ranking(data, encoder, monkeypatch):
-    """Queries in blocks of 7 and vectors in ranges of 50 merge into the ranking of all, cut to the same length, whether the
-    corpus is searched or candidates are scored."""
+    """Queries in blocks of 7 and vectors in ranges of 50 give the ranking of one block and range, cut to the same length, for a
+    search of the corpus and for candidates."""
     urls, _ = candidates_of(data)
-    monkeypatch.setattr("lib.evaluation.retrieve.MOST", 20)
-    asked = ({}, urls)
-    whole = [one for more in asked for one in run(data, model=encoder, **more)[0].values()]
+    monkeypatch.setattr("lib.evaluation.retrieve.MAX_CUT", 20)
+    cases = ({}, urls)
+    whole = [one for more in cases for one in run(data, model=encoder, **more)[0].values()]
     monkeypatch.setattr("lib.index.exact.job.QUERY_BLOCK", 7)
     monkeypatch.setattr("lib.index.exact.job.RANGE_BYTES", 50 * 4 * tiny.HIDDEN)
-    for more, wanted in zip(asked, whole, strict=True):
-        (found,), said = (
-            found.values() if isinstance(found, dict) else found for found in run(data, model=encoder, **more)
-        )
-        assert any("of 16 shards to do" in line for line in said)
-        assert any("merging the ranges, 4 of 4 shards" in line for line in said)
-        close(found, wanted.scores)
-        assert found.counts == wanted.counts
-        assert found.scores["recall_at_1000"] == found.scores["recall_at_20"] > 0
+    for more, expected in zip(cases, whole, strict=True):
+        results, messages = run(data, model=encoder, **more)
+        (result,) = results.values()
+        assert any("of 16 shards to do" in line for line in messages)
+        assert any("merging the ranges, 4 of 4 shards" in line for line in messages)
+        assert_scores(result, expected.scores)
+        assert result.counts == expected.counts
+        assert result.scores["recall_at_1000"] == result.scores["recall_at_20"] > 0
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_vectors_are_compared_as_the_model_says(data, tmp_path, similarity):
-    """Vectors that are not normalised: by cosine, or by their product where the model's files name it; what is neither is
-    refused."""
+    """Vectors that are not normalised are compared by cosine, or by inner product where the model's files name it; another function
+    is refused."""
     model = tiny.build("bert", tmp_path / "model", pooling="mean", normalize=False)
     head = json.loads((model / "config_sentence_transformers.json").read_text())
     (model / "config_sentence_transformers.json").write_text(json.dumps(head | {"similarity_fn_name": similarity}))
     result = run(data, model=str(model))[0]["data"]
-    close(result, scored(plain_run(data, str(model), normalize=similarity == "cosine")))
+    assert_scores(result, reference_measures(reference_run(data, str(model), normalize=similarity == "cosine")))
 
     (model / "config_sentence_transformers.json").write_text(json.dumps(head | {"similarity_fn_name": "manhattan"}))
     with pytest.raises(ModelError, match=r"'manhattan'\. Here: cosine or dot"):
@@ -113,22 +112,24 @@ def test_prompts_are_the_models_the_tasks_or_the_commands(data, tmp_path):
     """Queries and passages take the model's prompts by name, a task's own over `query`, the command's over both."""
     prompts = {"query": "swim ", "document": "group ", "T2Retrieval": "fish "}
     model = str(tiny.build("bert", tmp_path / "model", prompts=prompts))
-    close(run(data, model=model)[0]["data"], scored(plain_run(data, model, prompts=("swim ", "group "))))
-    given = run(data, model=model, name="given", query_prompt="none ", passage_prompt="")[0]["data"]
-    close(given, scored(plain_run(data, model, prompts=("none ", ""))))
+    assert_scores(
+        run(data, model=model)[0]["data"], reference_measures(reference_run(data, model, prompts=("swim ", "group ")))
+    )
+    command = run(data, model=model, name="command", query_prompt="none ", passage_prompt="")[0]["data"]
+    assert_scores(command, reference_measures(reference_run(data, model, prompts=("none ", ""))))
     known = run(data, model=model, name="task", task=("T2Retrieval",), split="test")[0]["T2Retrieval"]
-    close(known, scored(plain_run(data, model, identical=False, prompts=("fish ", "group "))))
+    assert_scores(known, reference_measures(reference_run(data, model, identical=False, prompts=("fish ", "group "))))
 
 
 def test_files_of_a_result(data, encoder):
-    """The results file, the report, every query's measures, mteb's layout: all of one and the same scores."""
+    """The results file, the report, every query's measures and mteb's file have the same scores."""
     result = run(data, model=encoder, name="a tiny one")[0]["data"]
     out = data.parent / "out"
-    told = json.loads((out / "results/a_tiny_one/data.json").read_text())
+    stored = json.loads((out / "results/a_tiny_one/data.json").read_text())
     queries = pq.read_table(out / "results/a_tiny_one/data.queries.parquet")
     (mteb,) = (out / "mteb/a_tiny_one").rglob("data.json")
 
-    assert told["scores"] == result.scores
+    assert stored["scores"] == result.scores
     assert queries["query_id"].to_pylist() == [*QRELS, "p7", "lost"]
     for name in NAMES:
         assert np.mean(queries[name].to_numpy()) == pytest.approx(result.scores[name], abs=1e-12)
@@ -140,9 +141,9 @@ def test_files_of_a_result(data, encoder):
 
 
 def test_a_passage_with_its_querys_id_may_not_count(data, encoder):
-    """--ignore-identical-ids takes it out of the ranking, after the search, as mteb does."""
+    """--ignore-identical-ids removes it from the ranking, after the search, as mteb does."""
     result = run(data, model=encoder, ignore_identical_ids=True)[0]["data"]
-    close(result, scored(plain_run(data, encoder, identical=False)))
+    assert_scores(result, reference_measures(reference_run(data, encoder, identical=False)))
     with pytest.raises(RunError, match="ignore_identical_ids: there True, now False"):
         run(data, model=encoder)
     assert result.scores != run(data, model=encoder, name="other")[0]["data"].scores
@@ -153,12 +154,12 @@ def test_candidates_alone_are_ranked(data, encoder):
     queries without candidates, are counted."""
     urls, rows = candidates_of(data)
     result = run(data, model=encoder, **urls)[0]["custom"]
-    everything = plain_run(data, encoder)
-    wanted = {query: {} for query, _ in rows}
+    everything = reference_run(data, encoder)
+    expected = {query: {} for query, _ in rows}
     for query, passage in rows:
         if passage in everything[query]:
-            wanted[query][passage] = everything[query][passage]
-    close(result, scored(wanted))
+            expected[query][passage] = everything[query][passage]
+    assert_scores(result, reference_measures(expected))
 
     assert result.main_score == "map_at_1000"
     assert "1 candidates are not in the corpus; they are left out (gone)" in result.notes
@@ -166,27 +167,32 @@ def test_candidates_alone_are_ranked(data, encoder):
 
 
 def test_a_reranker_alone_orders_candidates(data, reranker):
-    """Its scores are CrossEncoder's; pairs that could not be scored are told."""
+    """Scores are CrossEncoder's; a note counts the pairs that could not be scored."""
     urls, rows = candidates_of(data)
     result = run(data, reranker=reranker, **urls)[0]["custom"]
-    close(result, scored(reranked(data, reranker, rows)))
+    assert_scores(result, reference_measures(reference_reranking(data, reranker, rows)))
     assert "5 pairs could not be computed (passage: empty text: 4; no passage with the id gone: 1)" in str(result.notes)
 
 
 def test_what_was_retrieved_is_reranked(data, encoder, reranker):
-    """Both: the encoder's best N of each query, in the reranker's order; what was below N is not found."""
+    """With both models, the encoder's best N of each query come in the reranker's order, and no passage below rank N."""
     result = run(data, model=encoder, reranker=reranker, rerank_top=12)[0]["data"]
     first = {
-        query: sorted(found, key=lambda passage: (found[passage], passage), reverse=True)[:12]
-        for query, found in plain_run(data, encoder).items()
+        query: sorted(scores, key=lambda passage: (scores[passage], passage), reverse=True)[:12]
+        for query, scores in reference_run(data, encoder).items()
     }
-    close(result, scored(reranked(data, reranker, [(q, p) for q, found in first.items() for p in found])))
+    assert_scores(
+        result,
+        reference_measures(
+            reference_reranking(data, reranker, [(q, p) for q, passages in first.items() for p in passages])
+        ),
+    )
     assert result.scores["recall_at_1000"] == result.scores["recall_at_20"]
     assert result.identity["rerank_top"] == 12
 
 
-def test_what_is_not_a_number_raises(data, tmp_path, encoder):
-    """A model that gives NaN for a text, and vectors of NaN from elsewhere, have no fair score: told, with what to do."""
+def test_a_number_that_is_not_finite_raises(data, tmp_path, encoder):
+    """A model that gives NaN for a text, and vectors of NaN from elsewhere, are refused with the next action."""
     model = tiny.build("bert", tmp_path / "model")
     network = AutoModel.from_pretrained(model)
     with torch.no_grad():
@@ -200,9 +206,9 @@ def test_what_is_not_a_number_raises(data, tmp_path, encoder):
         table = {"id": ["a", "b", "c"], "embedding": column, "error": pa.nulls(3, pa.string())}
         write_table(tmp_path / "vectors" / name / "part-000000.parquet", table)
     places = [str(tmp_path / "vectors" / name) for name in ("queries", "passages")]
-    options = RunOptions(input=str(tmp_path), output=str(tmp_path / "run"))
+    search = ExactSearch(*places, Folder(str(tmp_path)), 2, False, None, WorkerOptions(executor="local"))
     with pytest.raises(InputError, match="a vector of the passages is not finite"):
-        retrieve(ExactSearch(*places, Folder(str(tmp_path)), 2, False, None, options), print)
+        retrieve(search, Folder(str(tmp_path / "run")))
 
 
 def write_table(path, columns):
@@ -210,18 +216,18 @@ def write_table(path, columns):
     pq.write_table(pa.table(columns), path)
 
 
-def test_another_split_takes_the_vectors_that_are_there(data, encoder):
-    """Vectors of passages depend on the corpus alone: other judgments of it cost only their own queries."""
+def test_another_split_reuses_the_vectors_of_the_corpus(data, encoder):
+    """Vectors of passages depend on the corpus alone: an evaluation with other judgments embeds only its queries."""
     run(data, model=encoder)
     write_tsv(data / "qrels" / "dev.tsv", [("q1", "p1", 1)])
-    _, said = run(data, model=encoder, split="dev", name="dev")
-    place = said.index("embedding the passages of data")
-    assert said[place + 1].startswith("nothing to do")
-    assert not said[said.index("embedding the queries of data") + 1].startswith("nothing to do")
+    _, messages = run(data, model=encoder, split="dev", name="dev")
+    place = messages.index("embedding the passages of data")
+    assert messages[place + 1].startswith("nothing to do")
+    assert not messages[messages.index("embedding the queries of data") + 1].startswith("nothing to do")
 
 
 def test_any_column_of_ids_is_joined(data, reranker):
-    """A corpus whose ids are in `docid`, with a column `passage_id` of something else, is reranked by its ids."""
+    """A corpus with ids in `docid`, and other values in a column `passage_id`, is reranked by its ids."""
     urls, rows = candidates_of(data)
     renamed = [
         {"docid": row["_id"], "passage_id": i, "text": row["text"]}
@@ -229,13 +235,13 @@ def test_any_column_of_ids_is_joined(data, reranker):
     ]
     write_parquet(data / "renamed.parquet", renamed)
     result = run(data, reranker=reranker, **(urls | {"corpus": str(data / "renamed.parquet")}))[0]["custom"]
-    close(result, scored(reranked(data, reranker, rows)))
+    assert_scores(result, reference_measures(reference_reranking(data, reranker, rows)))
 
 
-def test_dry_run_tells_tokens_and_cost(data, encoder, reranker):
-    """--dry-run prices passages, queries, or the pairs of given candidates, and counts those that are not retrieved yet;
-    nothing is computed for good."""
-    out = {"output": str(data.parent / "out"), "price_per_hour": 2.0}
+def test_dry_run_estimates_tokens_and_cost(data, encoder, reranker):
+    """--dry-run estimates passages, queries, or pairs of given candidates, and counts pairs that are not retrieved yet; no part is
+    written."""
+    out = {"output": str(data.parent / "out"), "price_per_hour": 2.0, "executor": "local"}
     both = configure(EvaluateConfig, dataset=str(data), model=encoder, reranker=reranker, rerank_top=12, **out)
     text = "\n".join(dry_run(both))
     for line in ("data: embed passages\n  plan      160 rows", "data: embed queries\n  plan      25 rows", "$"):
@@ -247,7 +253,7 @@ def test_dry_run_tells_tokens_and_cost(data, encoder, reranker):
 
 
 def test_a_known_task_is_found_by_its_name(tmp_path, data, encoder):
-    """Split, main score, identical ids and the prompt of the recipe are the task's; several tasks in one go."""
+    """Split, main score, identical ids and the prompt of the recipe are the task's; one command takes several tasks."""
     lists = [
         {"query": QUERIES[i], "positive": PASSAGES[i : i + 2], "negative": PASSAGES[40 : 40 + i]} for i in range(1, 6)
     ]
@@ -260,12 +266,12 @@ def test_a_known_task_is_found_by_its_name(tmp_path, data, encoder):
         "T2Retrieval": "ndcg_at_10",
         "T2Reranking": "map_at_1000",
     }
-    close(results["T2Retrieval"], scored(plain_run(data, encoder, identical=False)))
+    assert_scores(results["T2Retrieval"], reference_measures(reference_run(data, encoder, identical=False)))
     assert results["T2Reranking"].counts["queries"] == 5
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({}, "no --model or --recipe"),
         ({"dataset": None}, "no --task. Known: CMedQAv1-reranking"),
@@ -297,22 +303,24 @@ def test_a_known_task_is_found_by_its_name(tmp_path, data, encoder):
         ({"task": ("T2Retrieval", "DuRetrieval")}, "no data of T2Retrieval in"),
     ],
 )
-def test_a_wrong_command_is_told_at_once(data, encoder, reranker, changes, said):
+def test_a_wrong_command_is_refused_at_once(data, encoder, reranker, changes, message):
     """Models, tasks, splits and inputs that cannot go together are named before anything is computed."""
-    places = {"RERANKER": reranker} | (candidates_of(data)[0] if "candidates" in said or "no part" in said else {})
+    places = {"RERANKER": reranker} | (
+        candidates_of(data)[0] if "candidates" in message or "no part" in message else {}
+    )
     changes = {
         name: places.get(name if value == "DATA" else value, value) if isinstance(value, str) else value
         for name, value in changes.items()
     }
-    base = {} if said.startswith("no --model") else {"model": encoder}
-    with pytest.raises((UsageError, InputError), match=said):
+    base = {} if message.startswith("no --model") else {"model": encoder}
+    with pytest.raises((UsageError, InputError), match=message):
         run(data, **(base | changes))
     assert not list((data.parent / "out").rglob("part-*"))
 
 
 def test_results_of_another_system_are_not_overwritten(data, encoder):
-    """The same name for other settings, or for other data of the same name, is refused, with what differs, before anything
-    is computed; the same data at another place is the same."""
+    """The same name with other settings, or with other data of the same name, is refused with the difference, before anything is
+    computed; the same data at another place is accepted."""
     run(data, model=encoder, name="mine")
     other = shutil.copytree(data, data.parent / "copy" / "data")
     run(other, model=encoder, name="mine", output=str(data.parent / "out"))
@@ -329,17 +337,17 @@ def test_results_of_another_system_are_not_overwritten(data, encoder):
 
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_an_evaluation_lives_in_an_object_store(bucket, data, encoder):
-    """Data and output at s3:// URLs: the scores of the same evaluation on the local disk, to the last digit, and the same
-    files; the second time nothing is computed."""
+    """With data and output at s3:// URLs, scores equal those of the local disk to the last digit, and the files are the same; the
+    second run computes nothing."""
     local = run(data, model=encoder, name="tiny")[0]["data"]
     fs, path = filesystem(bucket, {})
     fs.put(f"{data}/", f"{path}/sets/data/", recursive=True)
     settings = {"dataset": f"{bucket}/sets/data", "output": f"{bucket}/out", "model": encoder, "name": "tiny"}
     remote = run(data, **settings)[0]["data"]
-    _, said = run(data, **settings)
+    _, messages = run(data, **settings)
 
     assert remote.scores == local.scores
-    assert sum("nothing to do" in line for line in said) == 3
+    assert sum("nothing to do" in line for line in messages) == 3
     files = {place.removeprefix(f"{path}/out/results/") for place in fs.find(f"{path}/out/results")}
     assert files == {"tiny/data.json", "tiny/data.md", "tiny/data.queries.parquet"}
     text, _ = compare(CompareConfig(input=f"{bucket}/out"))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.engine.job import RunOptions
+from lib.engine.workers import WorkerOptions
 from lib.index.exact.job import ExactSearch, retrieve
 from lib.storage.folder import Folder
 from tests.scale.memory import memory_watched
@@ -24,13 +24,18 @@ def test_a_thousand_nearest_of_100_000_within_4_gb(cluster, tmp_path):
     for name, vectors, parts in (("passages", passages, PARTS), ("queries", queries, 2)):
         for number, piece in enumerate(np.array_split(np.arange(len(vectors)), parts)):
             _write(tmp_path / name / f"part-{number:06d}.parquet", name[0], piece, vectors[piece])
-    options = RunOptions(input=str(tmp_path), output=str(tmp_path / "run"))
     search = ExactSearch(
-        str(tmp_path / "queries"), str(tmp_path / "passages"), Folder(str(tmp_path)), MOST, True, None, options
+        queries=str(tmp_path / "queries"),
+        passages=str(tmp_path / "passages"),
+        folder=Folder(str(tmp_path)),
+        k=MOST,
+        cosine=True,
+        candidates=None,
+        workers=WorkerOptions(),
     )
     began = time.monotonic()
     with memory_watched() as seen:
-        run = pa.concat_tables(retrieve(search, print))
+        run = pa.concat_tables(retrieve(search, Folder(str(tmp_path / "run"))))
     seconds = time.monotonic() - began
     began = time.monotonic()
     index = faiss.IndexFlatIP(DIM)

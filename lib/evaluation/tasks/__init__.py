@@ -1,4 +1,4 @@
-"""Benchmark tasks, one file each, found by the file's name: which data, how it is scored.
+"""Benchmark tasks, one file each, with their data and main score. A task's name leads to its file.
 
 A task module has a docstring and `TASK`. `T2Retrieval` is `t2retrieval.py`; dashes are underscores.
 """
@@ -14,11 +14,11 @@ MAIN = {"retrieval": "ndcg_at_10", "reranking": "map_at_1000"}  # mteb's main sc
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a benchmark fixes.
+    """A task of a benchmark.
 
-    kind: "retrieval" searches the whole corpus, "reranking" orders candidates that are given. dataset, revision: on the
-    Hugging Face hub; empty for data of one's own.
-    ignore_identical_ids: a passage with its query's own id does not count as found. languages: as mteb writes them.
+    kind: "retrieval" searches the whole corpus, "reranking" orders given candidates. dataset, revision: on the Hugging Face hub;
+    empty for data of one's own. ignore_identical_ids: a passage with its query's own id does not count. languages: as mteb
+    writes them.
     """
 
     name: str
@@ -39,7 +39,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Task | None:
-    """The task of that name; None where no file has it."""
+    """The task of that name; None where there is no such file."""
     module = name.lower().replace("-", "_")
     return _load(module) if module in _modules() else None
 
