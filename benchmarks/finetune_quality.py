@@ -111,7 +111,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def ranked(queries: list[str], passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and places of all passages by the base model, best first: [queries, passages] each."""
-    from lib.index.exact.topk import nearest
+    from lib.index.exact.topk import exact_top_k
     from lib.models.encoder import Encoder
     from lib.models.spec_reader import read_spec
     from lib.models.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def ranked(queries: list[str], passages: list[str]) -> tuple[np.ndarray, np.ndar
     threads, spec = len(os.sched_getaffinity(0)), read_spec(minilm())
     encoder, tokenizer = Encoder(spec, dtype="float32", device="cpu", threads=threads), Tokenizer(spec)
     asked, held = (encoder.encode(tokenizer(texts)) for texts in (queries, passages))
-    search, places = nearest("cpu", threads), np.arange(len(held))
+    search, places = exact_top_k("cpu", threads), np.arange(len(held))
     starts = range(0, len(asked), MINED_AT_ONCE)
     found = [search(asked[start : start + MINED_AT_ONCE], held, places, len(held)) for start in starts]
     scores, order = zip(*found, strict=True)

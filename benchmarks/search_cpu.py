@@ -73,9 +73,9 @@ def _filled(passages: np.ndarray, threads: int):
 
 
 def _shoal(passages: np.ndarray, threads: int):
-    from lib.index.exact.topk import nearest
+    from lib.index.exact.topk import exact_top_k
 
-    search, ranks = nearest("cpu", threads), np.random.default_rng(1).permutation(len(passages))
+    search, ranks = exact_top_k("cpu", threads), np.random.default_rng(1).permutation(len(passages))
     return lambda queries, most: search(queries, passages, ranks, most)[0]
 
 

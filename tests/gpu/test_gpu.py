@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lib.index.exact.topk import nearest
+from lib.index.exact.topk import exact_top_k
 from lib.models import attention
 from lib.models.encoder import Encoder
 from lib.models.packing import length_groups, offsets_of
@@ -133,8 +133,8 @@ def test_the_nearest_are_those_of_the_cpu() -> None:
     rng = np.random.default_rng(0)
     queries, passages = (rng.standard_normal((n, 64)).astype(np.float32) for n in (300, 200_000))
     ranks_of = np.arange(len(passages))
-    scores, found = nearest("cuda", 1)(queries, passages, ranks_of, 100)
-    expected, order = nearest("cpu", 4)(queries, passages, ranks_of, 100)
+    scores, found = exact_top_k("cuda", 1)(queries, passages, ranks_of, 100)
+    expected, order = exact_top_k("cpu", 4)(queries, passages, ranks_of, 100)
 
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     assert (found == order).mean() > 0.999

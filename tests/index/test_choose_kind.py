@@ -1,4 +1,4 @@
-"""Which kind of index, with how many lists and how much effort: what was asked for, or what memory and the wanted recall allow."""
+"""The choice of a kind, its lists and its search parameter: as requested, or by memory and the wanted recall."""
 
 import pytest
 
@@ -6,30 +6,29 @@ from lib.cli.units import parse_bytes
 from lib.errors import UsageError
 from lib.index.build.card import _advice
 from lib.index.build.choose_kind import choose, default_lists, size_of
-from lib.index.build.recall import Measured, enough
+from lib.index.build.recall import RecallPoint, advised_point
 from lib.index.kinds import ID_BYTES, names, parse, search_parameter_values, to_spec
 from tests.support.indexed import DIM, built, clustered, write_many
 
 ROWS = 3000
 
 
-def test_advice_is_the_least_effort_that_is_enough():
-    """The first with the recall that was asked for; where none has it, the first that comes near the most there is, and the
-    most is what the card tells."""
+def test_advice_is_the_least_parameter_with_enough_recall():
+    """The first value with the wanted recall; where none has it, the first near the best recall, and the card names the best."""
 
-    def rows(*recalls: float) -> list[Measured]:
-        return [Measured(2**place, {10: (recall, 0, 1)}, 0.0) for place, recall in enumerate(recalls)]
+    def rows(*recalls: float) -> list[RecallPoint]:
+        return [RecallPoint(2**place, {10: (recall, 0, 1)}, 0.0) for place, recall in enumerate(recalls)]
 
-    assert enough(rows(0.5, 0.8975, 0.902, 0.95), 0.9).effort == 4
-    assert enough(rows(0.5, 0.8975, 0.902), 0.9).effort == 4
-    assert enough(rows(0.5, 0.79, 0.8), 0.9).effort == 4
-    assert enough(rows(0.5, 0.797, 0.8), 0.9).effort == 2
+    assert advised_point(rows(0.5, 0.8975, 0.902, 0.95), 0.9).value == 4
+    assert advised_point(rows(0.5, 0.8975, 0.902), 0.9).value == 4
+    assert advised_point(rows(0.5, 0.79, 0.8), 0.9).value == 4
+    assert advised_point(rows(0.5, 0.797, 0.8), 0.9).value == 2
     assert _advice(rows(0.5, 0.8975, 0.902), 0.9) == []
     assert "0.8000 at most" in _advice(rows(0.5, 0.797, 0.8), 0.9)[0]
 
 
 def test_auto_keeps_to_memory_and_recall():
-    """The smallest kind that is expected to reach the recall, else the most precise that fits, with that said."""
+    """The smallest kind expected to reach the recall; else the most precise that fits, with a note."""
     million = 1_000_000
 
     def pick(memory: str | None, recall: float) -> str:
@@ -48,7 +47,7 @@ def test_auto_keeps_to_memory_and_recall():
         assert choice.bytes <= parse_bytes(text)
 
 
-def test_the_size_that_is_said_is_the_size_that_is_built(tmp_path):
+def test_the_estimated_size_is_the_size_of_the_files(tmp_path):
     """The estimate of memory is within 15 % of the files for every kind, codebooks and rotations of a fixed size apart."""
     source = write_many(tmp_path / "vectors", clustered(ROWS))
     for name in names():
@@ -63,21 +62,21 @@ def test_lists_grow_with_the_root_of_the_rows():
     assert [default_lists(rows) for rows in (1, 1000, 2e6, 1e9)] == [1, 16, 4096, 131_072]
 
 
-def test_efforts_are_a_ladder_to_an_eighth_of_the_lists():
-    """nprobe in powers of two; few lists are probed all."""
+def test_search_parameters_go_to_an_eighth_of_the_lists():
+    """nprobe in powers of two; where there are few lists, to all of them."""
     assert search_parameter_values(parse("ivf-flat"), 16) == (1, 2, 4, 8, 16)
     assert search_parameter_values(parse("ivf-flat"), 4096)[-1] == 512
     assert search_parameter_values(parse("hnsw"), 0) == (16, 32, 64, 128, 256, 512)
 
 
 def test_kinds_name_themselves():
-    """Every kind is parsed from its own description."""
+    """Every kind is parsed from its own text."""
     for name in names():
         assert parse(to_spec(parse(name))) == parse(name)
 
 
-def test_memory_counts_the_centroids_of_every_piece():
-    """Of 1e9 x 1024 they are a third. --memory refuses what does not fit with them, and tells what --merge would take."""
+def test_memory_counts_the_centroids_of_every_segment():
+    """For 1e9 x 1024 they are a third. --memory refuses an index that is too large with them, and names the size with --merge."""
     words = ("ivf-rabitq", None, 1e9, 1024)
     whole, merged = choose(*words, None, 0.9).bytes, choose(*words, None, 0.9, merge=1).bytes
 
@@ -91,14 +90,14 @@ def test_memory_counts_the_centroids_of_every_piece():
 
 
 @pytest.mark.parametrize("text", ["1.2.3GB", ".", "", "GB", "-1GB", "1e3"])
-def test_sizes_that_are_none(text):
+def test_texts_that_are_no_size(text):
     """A wrong --memory is named."""
     with pytest.raises(UsageError, match=r"is no size. Write it as 64GB"):
         parse_bytes(text)
 
 
-def test_a_large_graph_is_warned_of():
-    """hnsw of more vectors than a graph is for is built as asked, with that said."""
+def test_a_large_graph_has_a_warning():
+    """hnsw of more vectors than a graph suits is allowed, with a warning."""
     assert any("an ivf kind is for so many" in why for why in choose("hnsw", None, 1e9, DIM, None, 0.9).why)
     assert len(choose("hnsw", None, 1e6, DIM, None, 0.9).why) == 1
 
@@ -108,7 +107,7 @@ def test_a_large_graph_is_warned_of():
     [("ivf-pq", 384, 48), ("ivf-pq", 100, 10), ("ivf-opq", 300, 30), ("ivf-pq-fastscan", 100, 10)],
 )
 def test_product_quantizers_take_groups_that_divide(kind, dim, size):
-    """By default as many as there may be with 8 dimensions a byte, or a few more where the dimensions do not divide so."""
+    """By default a byte for 8 dimensions, or for a few more where 8 do not divide them."""
     parse(kind).check(dim)
     assert parse(kind).bytes(dim) == size
 
@@ -131,6 +130,6 @@ def test_product_quantizers_take_groups_that_divide(kind, dim, size):
     ],
 )
 def test_groups_that_do_not_divide(kind, dim, words):
-    """The kind that was asked for is named, and what divides."""
+    """The error names the requested kind and the divisors."""
     with pytest.raises(UsageError, match=words):
         parse(kind).check(dim)

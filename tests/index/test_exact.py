@@ -1,4 +1,4 @@
-"""Exact search in memory: the right passages in the right order, ties too, by either library."""
+"""Exact top-k in memory: the right passages in the right order, ties too, by faiss and by torch."""
 
 from functools import partial
 
@@ -8,25 +8,25 @@ import pytest
 
 from lib.data.ranking import keys, rank_ids, split, top_k
 from lib.index.exact import topk as module
-from lib.index.exact.topk import nearest
+from lib.index.exact.topk import exact_top_k
 
 
 @pytest.fixture(params=["faiss", "torch"])
 def search(request, monkeypatch):
     """The function of a CPU worker, and that of a GPU worker on this CPU, in blocks smaller than the test's data."""
     if request.param == "faiss":
-        return nearest("cpu", 2)
+        return exact_top_k("cpu", 2)
     monkeypatch.setattr(module, "CUDA_BLOCK", (7, 100))
     return partial(module.ranked, module._torch("cpu"))
 
 
 def by_full_sort(queries, passages, ranks, k):
-    """Every score, in float64 sums of float32, sorted whole."""
+    """The specification: every score, in float64 sums, sorted."""
     scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
     return split(np.sort(keys(scores, ranks), axis=1)[:, ::-1][:, :k])
 
 
-def test_the_nearest_come_in_order(search):
+def test_passages_come_in_order(search):
     """Scores equal those of a full sort, for k below and above the number of passages; passages too, where scores differ."""
     random = np.random.default_rng(0)
     queries, passages = (random.standard_normal((n, 24)).astype(np.float32) for n in (30, 500))

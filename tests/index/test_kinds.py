@@ -6,7 +6,7 @@ import pytest
 
 from lib.errors import RunError
 from lib.index.build.codec import Coder, fill, rotate
-from lib.index.build.train import give_centroids
+from lib.index.build.train import set_centroids
 from lib.index.kinds import Metric, empty_index, faiss_codes, ivf_rabitq, lists_of, parse
 from tests.support.indexed import clustered
 
@@ -16,7 +16,7 @@ LISTS, ROWS = 16, 3000
 def trained(bits: int, metric: Metric, vectors: np.ndarray) -> faiss.Index:
     index = empty_index(parse(f"ivf-rabitq:bits={bits}"), vectors.shape[1], LISTS, metric)
     faiss.downcast_VectorTransform(index.chain.at(0)).train(vectors)
-    give_centroids(index, vectors[:LISTS])
+    set_centroids(index, vectors[:LISTS])
     index.is_trained = lists_of(index).is_trained = True
     return index
 

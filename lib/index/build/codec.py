@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kinds import FaissIndex, FaissIvf, IndexKind, centroids_of, lists_of
+from ..kinds import FaissIvf, IndexKind, centroids_of, lists_of
 from .nearest_centroid import Centroids
 from .threads import Rotation, as_tensor
 
@@ -21,7 +21,7 @@ def load_index(data: bytes | memoryview) -> Any:
     return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
-def save_index(index: FaissIndex) -> bytes:
+def save_index(index: Any) -> bytes:
     """The bytes of an index's file."""
     import faiss
 

@@ -50,9 +50,8 @@ PAIR_AND_ROTATION = {"amx": (512, 12), "bfloat16": (256, 2), "float32": (48, 1)}
 DENSE = 40  # above one candidate in so many centroids a whole float32 product is quicker than single pairs
 # The greatest relative error of one rounding; of float32 that of a whole sum, which is as good in practice.
 ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}
-NORM_ERROR = (
-    1e-5  # of a squared length, at most, lost where two float32 sums are subtracted and the axes are float32 themselves
-)
+# The greatest share of a squared length that is lost where two float32 sums are subtracted and the axes are float32 themselves.
+NORM_ERROR = 1e-5
 SLACK = 1.03  # over the margin: for roundings of roundings, of lengths, and of sums in float32
 
 

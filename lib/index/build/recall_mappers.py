@@ -15,7 +15,7 @@ from ...engine.mapper import FusedMapper, Result
 from ...storage.filesystem import download
 from ...storage.folder import Folder
 from ...storage.scratch import Scratch
-from ..exact.topk import nearest
+from ..exact.topk import exact_top_k
 from ..kinds import IndexKind, Metric, scores_of, set_search_parameter
 from .codec import open_segment
 from .layout import NUMBER, VECTOR
@@ -43,7 +43,7 @@ class GroundTruthMapper(FusedMapper):
     threads: int
 
     def load(self) -> Callable[[Shard], Result]:
-        search = nearest("cpu", self.threads)
+        search = exact_top_k("cpu", self.threads)
         vectors, own = read_queries(self.folder)
         center = vectors.mean(axis=0)
         queries = as_products(vectors, center, self.metric, queries=True)

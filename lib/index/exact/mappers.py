@@ -18,7 +18,7 @@ from ...engine.mapper import FusedMapper, Result
 from ...errors import InputError
 from ...storage.filesystem import open_file
 from ...storage.folder import Folder
-from .topk import nearest
+from .topk import exact_top_k
 
 QUERIES, PASSAGES = "queries", "passages"  # sources of a shard's ranges
 QUERY_ID, PASSAGE_ID, SCORE = "query_id", "passage_id", "score"  # columns of a ranking
@@ -73,7 +73,7 @@ class ExactSearchMapper(FusedMapper):
     device: str
 
     def load(self) -> Callable[[Shard], Result]:
-        search = nearest(self.device, self.threads)
+        search = exact_top_k(self.device, self.threads)
 
         def work(shard: Shard) -> Result:
             began = time.perf_counter()

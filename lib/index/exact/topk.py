@@ -21,10 +21,10 @@ CPU_BLOCK = 1024, 4096
 CUDA_BLOCK = 4096, 131_072  # the same on a GPU: 2 GiB of scores
 
 Top = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+ExactTopK = Callable[[np.ndarray, np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def nearest(device: str, threads: int) -> Nearest:
+def exact_top_k(device: str, threads: int) -> ExactTopK:
     """A function of queries [q, dim], passages [n, dim] (float32), ranks of the passages' ids (int [n]) and k.
 
     It returns scores (float32) and ranks (int64), both [q, min(k, n)], best first.
