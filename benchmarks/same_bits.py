@@ -13,7 +13,7 @@ the whole file counts. Options that a restructuring renames stand in RENAMED; th
 
 One worker with one thread does each case (--max-workers 1, --cpus-per-worker 1, OMP_NUM_THREADS=1), and the arithmetic is
 float32. So two runs on one machine are equal to the bit. On another kind of processor BLAS rounds otherwise: run both trees on the
-same one. The training runs do not reproduce on a GPU, hence GPUs are hidden. The sample that an index is trained on is drawn with
+same one. GPUs are hidden: only the CPU is compared. The sample that an index is trained on is drawn with
 seeds from path, size and time of the input files: the work folder is the same for both trees (so one run at a time), and the inputs'
 time is fixed. Of the index of embedded texts the recall is left out: its input is a part, whose size hangs on its metadata.
 """
