@@ -35,10 +35,10 @@ def configure(config: type[C], **values: Any) -> C:
 
     Raises TypeError for a name that is no option of the config, or a required one that is missing.
     """
-    made, rest = _compose(config, values)
+    composed, rest = _compose(config, values)
     if rest:
         raise TypeError(f"{config.__name__} has no option {', '.join(sorted(rest))}")
-    return made
+    return composed
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Who works on a run, or on a slice of its shards: one driver at a time.
+"""The lease of a run, or of a slice of its shards: one driver at a time.
 
-    _holders/2-2-of-4-0007.json     created once, by the eighth driver of slice 2/4; it changes the object every BEAT seconds
+    _holders/2-2-of-4-0007.json     created once, by the eighth driver of slice 2/4, which rewrites it every BEAT seconds
 
-Whoever finds such an object watches it. If it changes, its driver lives, and the newcomer is told who that is. If it stands
-still for DEAD seconds of the watcher's own clock, the driver is dead, and the next number is claimed: of two watchers one
-gets it. Two drivers at once, were that ever to happen, would waste work and spoil nothing: a shard has one name.
+A new driver that sees such an object watches it. If it changes, its driver lives, and the new one is refused. If it does not
+change for DEAD seconds of the watcher's own clock, its driver is dead, and the watcher creates the object of the next number:
+of two watchers one gets it. Two drivers at once would waste work and spoil nothing: a shard has one name.
 """
 
 import json
@@ -30,12 +30,12 @@ log = logging.getLogger("shoal")
 HOLDERS = "_holders"
 BEAT = 5.0  # seconds; three small requests each
 DEAD = 30.0  # seconds without a beat
-LOOK = 1.0  # seconds between two looks at another's beat
+LOOK = 1.0  # seconds between two reads of another driver's object
 
 
 @dataclass(frozen=True)
 class ShardSlice:
-    """The shards that a driver does: those whose number modulo `of`, counted from 1, is `first` to `last`."""
+    """The shards of one driver: those whose number modulo `of`, counted from 1, is `first` to `last`."""
 
     first: int = 1
     last: int = 1
@@ -66,20 +66,21 @@ def parse_slice(text: str | None) -> ShardSlice:
     """`2/4` or `1-3/4`; None is the whole. Raises UsageError."""
     if text is None:
         return ALL
-    if found := re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text):
-        first, last, of = (int(digits) for digits in found.groups(default=found[1]))
+    if match := re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text):
+        first, last, of = (int(digits) for digits in match.groups(default=match[1]))
         if 1 <= first <= last <= of:
             return ShardSlice(first, last, of)
     raise UsageError(f"--slice {text}: write I/N or I-J/N with 1 <= I <= J <= N, as in 2/4 or 1-3/4")
 
 
 @contextmanager
-def hold_lease(run: Folder, share: ShardSlice) -> Iterator[Callable[[], None]]:
-    """Hold a share of the run in `run` from here on; yields what raises RunError once another driver has taken it over.
+def hold_lease(run: Folder, shard_slice: ShardSlice) -> Iterator[Callable[[], None]]:
+    """Hold the lease of a slice while the block runs; yields a function that raises RunError once another driver has it.
 
-    Raises RunError when a living driver holds some of it. A dead one is waited for, some DEAD seconds.
+    Raises RunError when a living driver holds a lease of some of the same shards. The lease of a dead driver ends after some
+    DEAD seconds.
     """
-    lease = _take(_quick(run.below(HOLDERS)), share)
+    lease = _take(_quick(run.below(HOLDERS)), shard_slice)
     beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
     beating.start()
     try:
@@ -90,15 +91,15 @@ def hold_lease(run: Folder, share: ShardSlice) -> Iterator[Callable[[], None]]:
 
 
 def _quick(folder: Folder) -> Folder:
-    """With timeouts well under DEAD: one connection that hangs must not look like a death."""
+    """The folder with timeouts well under DEAD: one connection that hangs must not look like a death."""
     is_s3 = folder.url.startswith(("s3://", "s3a://"))
     return replace(folder, options=PROBE_OPTIONS | folder.options) if is_s3 else folder
 
 
 class _Lease:
-    def __init__(self, folder: Folder, share: ShardSlice, generation: int):
-        self.folder, self.share, self.generation = folder, share, generation
-        self.name = _name(share, generation)
+    def __init__(self, folder: Folder, shard_slice: ShardSlice, generation: int):
+        self.folder, self.shard_slice, self.generation = folder, shard_slice, generation
+        self.name = _name(shard_slice, generation)
         self.key = uuid.uuid4().hex  # a later driver's object may have the same name
         self.beats = 0
         self.lost = False
@@ -110,15 +111,15 @@ class _Lease:
     def check(self) -> None:
         if self.lost:
             raise RunError(
-                f"another driver has taken over {self.share} of {_run(self.folder)}: nothing was heard of this one for "
+                f"another driver has taken over {self.shard_slice} of {_run(self.folder)}: nothing was heard of this one for "
                 f"{DEAD:.0f} s. What it did is kept; the other goes on"
             )
 
     def beat(self) -> None:
-        """Until the end, which removes the object; whatever goes wrong, the next beat tries again."""
+        """Rewrite the object until the lease ends, and remove it then. After an error the next beat tries again."""
         while not self.ended.wait(BEAT) and not self.lost:
             with suppress(Exception):
-                self.lost = not self.is_mine() or self.folder.exists(_name(self.share, self.generation + 1))
+                self.lost = not self.is_mine() or self.folder.exists(_name(self.shard_slice, self.generation + 1))
                 self.beats += 1
                 if not self.lost and not self.ended.is_set():
                     self.folder.publish(self.name, self.words())
@@ -134,22 +135,24 @@ class _Lease:
             self.folder.remove(self.name)
 
 
-def _take(folder: Folder, share: ShardSlice) -> _Lease:
+def _take(folder: Folder, shard_slice: ShardSlice) -> _Lease:
     while True:
-        there = _holders(folder, share)
-        _outlive(folder, there)
-        generation = 1 + max((number for other, number in there.values() if other == share), default=-1)
-        lease = _Lease(folder, share, generation)
+        holders = _holders(folder, shard_slice)
+        _wait_until_dead(folder, holders)
+        generation = 1 + max((number for other, number in holders.values() if other == shard_slice), default=-1)
+        lease = _Lease(folder, shard_slice, generation)
         if not _claim(lease):
             continue  # another was as quick, and will be seen to live
-        if rivals := _holders(folder, share).keys() - there.keys() - {lease.name}:
+        if rivals := _holders(folder, shard_slice).keys() - holders.keys() - {lease.name}:
             lease.remove()
             if lease.name > min(rivals):
-                raise RunError(f"another driver has begun at the same moment with some of {share} of {_run(folder)}")
+                raise RunError(
+                    f"another driver has begun at the same moment with some of {shard_slice} of {_run(folder)}"
+                )
             continue  # it gives way, or has been at work before us
-        for name in there:
+        for name in holders:
             folder.remove(name)
-        folder.sweep(done={*there, lease.name})
+        folder.sweep(done={*holders, lease.name})
         return lease
 
 
@@ -159,12 +162,12 @@ def _claim(lease: _Lease) -> bool:
     return False
 
 
-def _outlive(folder: Folder, there: dict[str, tuple[ShardSlice, int]]) -> None:
-    """Return once none of these holders lives. Raises RunError for one that does."""
-    seen = {name: words for name in there if (words := _read(folder, name)) and not _ended(words)}
+def _wait_until_dead(folder: Folder, holders: dict[str, tuple[ShardSlice, int]]) -> None:
+    """Return when none of these holders is alive. Raises RunError for one that is."""
+    seen = {name: words for name in holders if (words := _read(folder, name)) and not _ended(words)}
     if seen:
         who = _who(next(iter(seen.values())))
-        log.info(f"held by {who}: looking for some {DEAD:.0f} s whether it lives")
+        log.info(f"held by {who}: waiting for some {DEAD:.0f} s to see whether it is alive")
     for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
         if not seen:
             return
@@ -175,7 +178,7 @@ def _outlive(folder: Folder, there: dict[str, tuple[ShardSlice, int]]) -> None:
                 del seen[name]
             elif now != words:
                 raise RunError(
-                    f"{there[name][0]} of {_run(folder)} is held by {_who(now)}, which is at work. Wait for it, end it, or "
+                    f"{holders[name][0]} of {_run(folder)} is held by {_who(now)}, which is at work. Wait for it, end it, or "
                     "take another --slice or --output"
                 )
 
@@ -184,14 +187,14 @@ def _run(folder: Folder) -> str:
     return folder.url.removesuffix("/" + HOLDERS)
 
 
-def _holders(folder: Folder, share: ShardSlice) -> dict[str, tuple[ShardSlice, int]]:
-    """Holders of some of the share: by name, what each holds, and its number."""
-    found = {name: _parsed(name) for name in folder.list()}
-    return {name: holding for name, holding in found.items() if holding[0].meets(share)}
+def _holders(folder: Folder, shard_slice: ShardSlice) -> dict[str, tuple[ShardSlice, int]]:
+    """Leases of some of the same shards: by name, the slice and number of each."""
+    parsed = {name: _parsed(name) for name in folder.list()}
+    return {name: holding for name, holding in parsed.items() if holding[0].meets(shard_slice)}
 
 
-def _name(share: ShardSlice, generation: int) -> str:
-    return f"{share.first}-{share.last}-of-{share.of}-{generation:04d}.json"
+def _name(shard_slice: ShardSlice, generation: int) -> str:
+    return f"{shard_slice.first}-{shard_slice.last}-of-{shard_slice.of}-{generation:04d}.json"
 
 
 def _parsed(name: str) -> tuple[ShardSlice, int]:
@@ -217,7 +220,7 @@ def _processes() -> str:
 
 
 def _ended(words: dict[str, Any]) -> bool:
-    """Whether it ran on this machine and is no more; of another machine only waiting tells."""
+    """Whether the process ran on this machine and has ended; for another machine only waiting can tell."""
     if words["processes"] != _processes():
         return False
     try:

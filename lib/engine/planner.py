@@ -113,7 +113,7 @@ class FixedPlanner:
     workers: WorkerRequest
 
     @cached_property
-    def made(self) -> tuple[pa.Table, pa.Schema]:
+    def _plan_and_columns(self) -> tuple[pa.Table, pa.Schema]:
         self.workers.resolve()
         return self.make()
 
@@ -121,10 +121,10 @@ class FixedPlanner:
         """Nothing is listed."""
 
     def describe(self) -> dict[str, Any]:
-        return {"columns": schema_text(self.made[1]), "id_column": None, "shard_rows": 0}
+        return {"columns": schema_text(self._plan_and_columns[1]), "id_column": None, "shard_rows": 0}
 
     def plan(self, run_config: Mapping[str, Any]) -> pa.Table:
-        return self.made[0]
+        return self._plan_and_columns[0]
 
     def extension(self, run_config: Mapping[str, Any], planned: pa.Table) -> pa.Table | None:
         return None

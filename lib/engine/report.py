@@ -16,9 +16,9 @@ def exit_code(outcome: Outcome) -> int:
 
 def report(outcome: Outcome, output: str) -> str:
     """Several lines, without a line end."""
-    lines = _there(outcome.parts, output) if outcome.parts else []
+    lines = _output(outcome.parts, output) if outcome.parts else []
     if outcome.progress.rows:
-        lines += _done(outcome.progress)
+        lines += _this_run(outcome.progress)
     lines += [f"note      {note}" for note in outcome.notes]
     if outcome.elsewhere:
         lines.append(
@@ -31,7 +31,7 @@ def report(outcome: Outcome, output: str) -> str:
     return "\n".join(lines)
 
 
-def _there(parts: Sequence[Part], output: str) -> list[str]:
+def _output(parts: Sequence[Part], output: str) -> list[str]:
     """What is in the output. Tokens, and texts that were cut, only where there were texts."""
     totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "errors", "truncated", "tokens")}
     kept = f"{totals['errors']:,} kept with an error"
@@ -42,7 +42,7 @@ def _there(parts: Sequence[Part], output: str) -> list[str]:
     return [*lines, f"{rows} ({kept}, {totals['truncated']:,} truncated)", f"tokens    {totals['tokens']:,}"]
 
 
-def _done(progress: Progress) -> list[str]:
+def _this_run(progress: Progress) -> list[str]:
     """What this driver did, and where the time went."""
     elapsed = max(time.monotonic() - progress.began, 1e-9)
     took, rate = f"{format_duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"

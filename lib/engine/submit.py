@@ -166,7 +166,7 @@ class _Jobs:
         away, refused = False, 0.0  # when it was first
         while time.monotonic() < self.until:
             try:
-                found = _within(seconds, lambda: question(_client(self.config.address)))
+                answer = _within(seconds, lambda: question(_client(self.config.address)))
             except (OSError, TimeoutError) as error:  # ConnectionError among them
                 self._refuse_unknown(error)
                 if not away:
@@ -180,7 +180,7 @@ class _Jobs:
                 if away:
                     log.info(f"{self.config.address} is back")
                 self.answered = True
-                return found
+                return answer
             time.sleep(POLL_SECONDS)
         raise RunError(f"not done in {self.config.hours:g} hours. Start the same command again to go on")
 

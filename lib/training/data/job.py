@@ -34,7 +34,7 @@ from .batches import BatchesMapper, EntryShards, Set
 from .pairs import PartitionPairs
 from .schedule import Stream, make_order, passes_of
 from .sources import Entry, open_entry, parse_data, parse_weights
-from .stats import Counts, check_batches, check_pairs, count, merged
+from .stats import Counts, check_batches, check_pairs, count, merge_facts
 
 MAX_BATCH = 65_536  # rows
 SHARD_ROWS = 100_000
@@ -140,7 +140,7 @@ class _Planning:
         return self.folder.below(f"pairs-{entry.name}")
 
     def partition(self, entry: Entry) -> dict[str, Any]:
-        """The first map over one entry; the facts of its rows, see stats.merged."""
+        """The first map over one entry; the facts of its rows, see stats.merge_facts."""
         options, storage, folder = self.options, self.folder.options, self.pairs_of(entry)
         buckets = entry.buckets(options.global_batch)
 
@@ -155,7 +155,7 @@ class _Planning:
             entry.options, storage, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS), self.workers
         )
         parts = require_complete(run_job(job, folder, planner), folder.url).parts
-        return merged(read_facts(folder, parts))
+        return merge_facts(read_facts(folder, parts))
 
     def order(
         self,

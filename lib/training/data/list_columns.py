@@ -115,12 +115,12 @@ def _parsed(
         if text is None:
             continue
         try:
-            found = parse(text, name)
+            parsed = parse(text, name)
         except _UnfitError as unfit:
             reasons[row] = str(unfit)
             continue
-        counts[row] = len(found)
-        values += found
+        counts[row] = len(parsed)
+        values += parsed
     absent = texts.is_null().to_numpy(zero_copy_only=False)
     return ListColumn(_array(values, kind), counts, absent, pa.array(reasons, pa.string()))
 

@@ -145,9 +145,9 @@ def _each_alone(texts: pa.Array) -> ListColumn:
 
 def _texts_of(table: pa.Table, names: tuple[str, ...]) -> ListColumn:
     """Lists of stripped texts from the first of the columns that has some in a row."""
-    found = [text_lists(table[name], name) for name in names if name in table.column_names]
-    lists = found[0] if found else no_lists(table.num_rows, pa.large_string())
-    for other in found[1:]:
+    columns = [text_lists(table[name], name) for name in names if name in table.column_names]
+    lists = columns[0] if columns else no_lists(table.num_rows, pa.large_string())
+    for other in columns[1:]:
         lists = _either(lists, other)
     return ListColumn(pc.utf8_trim_whitespace(lists.values), lists.counts, lists.absent, lists.reasons)
 
@@ -235,8 +235,8 @@ def summary(pairs: pa.Table) -> dict[str, Any]:
 def count_reason(into: dict[str, list[Any]], reason: str, count: int, source: str) -> None:
     """Add `count` rows to a table of [count, first source, its whole reason] by what a reason begins with."""
     kind = reason.split(":")[0]
-    held = into.setdefault(kind, [0, source, reason])
-    held[0] += count
+    entry = into.setdefault(kind, [0, source, reason])
+    entry[0] += count
 
 
 @dataclass(frozen=True)

@@ -139,32 +139,32 @@ def open_entry(name: str, url: str, output: str, storage: Mapping[str, Any]) -> 
 def _needed(corpus: Corpus) -> tuple[str, ...]:
     """The columns that every file must have: NEEDED, or ALONE where they are of single texts. Raises InputError."""
     measured = zip(corpus.files, corpus.measures, strict=True)
-    found = {f.path: m for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)}
-    names = {path: [*dict.fromkeys((*m.schema.names, *hive_keys(path)))] for path, m in found.items()}
-    pairs = [path for path, there in names.items() if not {*NEEDED}.isdisjoint(there)]
-    alone = [path for path, there in names.items() if ALONE[0] in there and {*NEEDED}.isdisjoint(there)]
+    measures = {f.path: m for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)}
+    names = {path: [*dict.fromkeys((*m.schema.names, *hive_keys(path)))] for path, m in measures.items()}
+    pairs = [path for path, own in names.items() if not {*NEEDED}.isdisjoint(own)]
+    alone = [path for path, own in names.items() if ALONE[0] in own and {*NEEDED}.isdisjoint(own)]
     if pairs and alone:
         raise InputError(
             f"{alone[0]} has single texts and {pairs[0]} pairs. {FORMS}: give each kind as a --data of its own"
         )
     needed = ALONE if alone else NEEDED
-    for path, measure in found.items():
-        there = names[path] if measure.complete else corpus.schema.names
-        if missing := [name for name in needed if name not in there]:
-            raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(there)}. {FORMS}")
+    for path, measure in measures.items():
+        known = names[path] if measure.complete else corpus.schema.names
+        if missing := [name for name in needed if name not in known]:
+            raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(known)}. {FORMS}")
     return needed
 
 
 def _common(corpus: Corpus, optional: Sequence[str]) -> list[str]:
-    """Optional columns that every file has, where files tell their columns."""
-    told = [m for m in corpus.measures if isinstance(m, Measure) and m.units]
-    if not all(measure.complete for measure in told):
+    """Optional columns that every file has, where measuring names all columns."""
+    measures = [m for m in corpus.measures if isinstance(m, Measure) and m.units]
+    if not all(measure.complete for measure in measures):
         return []
-    return [name for name in optional if told and all(name in measure.schema.names for measure in told)]
+    return [name for name in optional if measures and all(name in measure.schema.names for measure in measures)]
 
 
 def _own(path: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
-    """What a file has of the wanted columns, by its own types; where only reading tells, all of them."""
+    """The wanted columns that a file has, by its own types; all of them where only reading can name its columns."""
     keys = hive_keys(path)
     fields = []
     for name in wanted:

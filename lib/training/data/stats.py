@@ -1,4 +1,4 @@
-"""What a training plan is made of, from what its parts say in their footers; and what of it makes training pointless."""
+"""Counts of a training plan, from the facts of its parts; and refusals of data that cannot be trained on."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,31 +45,33 @@ class Counts:
     notes: tuple[str, ...]
 
 
-def merged(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summaries of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
+def merge_facts(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of an entry's parts as one; `sets` by (dataset, in_batch): [rows, rows with negatives]."""
     total: dict[str, Any] = {"rows": 0, "dropped": 0, "bad": {}, "sets": {}}
-    for each in summaries:
+    for each in facts:
         total["rows"] += each["rows"]
         total["dropped"] += each["dropped"]
         for kind, (count, source, reason) in each["bad"].items():
             count_reason(total["bad"], reason if kind == reason.split(":")[0] else kind, count, source)
-        for dataset, in_batch, rows, having in each["sets"]:
-            held = total["sets"].setdefault((dataset, in_batch), [0, 0])
-            held[0] += rows
-            held[1] += having
+        for dataset, in_batch, rows, negatives in each["sets"]:
+            counts = total["sets"].setdefault((dataset, in_batch), [0, 0])
+            counts[0] += rows
+            counts[1] += negatives
     return total
 
 
 def check_pairs(name: str, pairs: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
-    pairs: what `merged` makes of its parts' summaries.
+    pairs: what `merge_facts` makes of its parts' summaries.
     """
     usable = sum(rows for rows, _ in pairs["sets"].values())
     if not usable:
         ranked = sorted(pairs["bad"].items(), key=lambda item: -item[1][0])
-        said = "; ".join(f"{n:,} rows: {why} (first {first})" for _, (n, first, why) in ranked[:SHOWN])
-        raise InputError(f"--data {name}: none of its {pairs['rows']:,} rows can be used: {said}. Mend or leave it out")
+        reasons = "; ".join(f"{n:,} rows: {why} (first {first})" for _, (n, first, why) in ranked[:SHOWN])
+        raise InputError(
+            f"--data {name}: none of its {pairs['rows']:,} rows can be used: {reasons}. Mend or leave it out"
+        )
     most = max(rows for rows, _ in pairs["sets"].values())
     if most < global_batch:
         many = len(pairs["sets"]) > 1
@@ -95,7 +97,7 @@ def check_batches(name: str, streams: Iterable[Stream], pairs: Mapping[str, Any]
 def count(
     pairs: Mapping[str, Mapping[str, Any]], batched: Sequence[Mapping[str, Any]], streams: Sequence[Stream], size: int
 ) -> Counts:
-    """Everything that the summaries of both maps tell. pairs: by entry, merged; batched: one a part; size: global batch."""
+    """The counts of both maps. pairs: facts by entry; batched: facts of each part; size: global batch."""
     bad: dict[str, list[Any]] = {}
     rows: dict[str, int] = {}
     for entry in pairs.values():
@@ -105,11 +107,11 @@ def count(
             rows[dataset] = rows.get(dataset, 0) + usable
     left_over = 0
     for part in batched:
-        for found in part["sets"] if part["pass"] == 0 else []:
-            left_over += found["left_over"]
-            if found["left_out"]:
-                count_reason(bad, NO_NEGATIVES, found["left_out"], found["first"])
-                rows[found["dataset"]] -= found["left_out"]
+        for each in part["sets"] if part["pass"] == 0 else []:
+            left_over += each["left_over"]
+            if each["left_out"]:
+                count_reason(bad, NO_NEGATIVES, each["left_out"], each["first"])
+                rows[each["dataset"]] -= each["left_out"]
     batches = dict.fromkeys(rows, 0)
     for stream in streams:
         batches[stream.dataset] += len(stream.batches(0))
@@ -122,7 +124,7 @@ def count(
     return Counts(
         rows=sum(entry["rows"] for entry in pairs.values()),
         usable=sum(rows.values()),
-        bad={kind: Bad(*held) for kind, held in sorted(bad.items())},
+        bad={kind: Bad(*entry) for kind, entry in sorted(bad.items())},
         dropped_negatives=sum(entry["dropped"] for entry in pairs.values()),
         left_over=left_over,
         datasets={name: DatasetCounts(rows[name], batches[name]) for name in sorted(rows)},

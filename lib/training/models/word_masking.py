@@ -67,11 +67,11 @@ def read_word_vocabulary(spec: ModelSpec, size: int) -> WordVocabulary:
         raise ModelError(
             f"The tokenizer of {spec.name} has no mask token, which RetroMAE needs. Choose a masked language model."
         )
-    pieces = {number: piece for piece, number in tokenizer.get_vocab().items() if number < size}
-    family = next((mark for mark in ("##", "▁") if any(p.startswith(mark) for p in pieces.values())), "")
+    tokens = {number: token for token, number in tokenizer.get_vocab().items() if number < size}
+    family = next((mark for mark in ("##", "▁") if any(token.startswith(mark) for token in tokens.values())), "")
     continues, special = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
-    for number, piece in pieces.items():
-        continues[number], special[number] = _continues(piece, family), False
+    for number, token in tokens.items():
+        continues[number], special[number] = _continues(token, family), False
     special[[number for number in tokenizer.all_special_ids if number < size]] = True
     return WordVocabulary(continues & ~special, special, int(tokenizer.mask_token_id))
 
