@@ -1,4 +1,4 @@
-"""jobs/build_index.py: what is built is what faiss builds, found again whatever happened, and measured as it is."""
+"""jobs/build_index.py: the index equals one that faiss builds in one process, and its card tells the measured recall."""
 
 import json
 import os
@@ -12,19 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.cli.options import configure
 from lib.data.corpus import Corpus
 from lib.data.formats import Measure
+from lib.data.vectors import as_matrix
 from lib.errors import UsageError
-from lib.index.build.codec import Coder, fill, load_index, open_merged, open_piece, quantization_error
-from lib.index.build.config import IndexConfig
+from lib.index.build.codec import Coder, fill, load_index, open_merged, open_segment, quantization_error
 from lib.index.build.sample import sample_plan
-from lib.index.build.stage_parts import matrix, read_training_vectors
+from lib.index.build.stage_parts import read_training_vectors
 from lib.index.build.train import shares
-from lib.index.build_job import build
 from lib.index.kinds import names, parse, search_parameter_values
 from lib.storage.listing import InputFile
-from tests.support.indexed import DIM, built, clustered, cut_small, pieces, write, write_many
+from tests.support.indexed import DIM, built, clustered, cut_small, segments, write, write_many
 from tests.support.messages import listen
 
 ROWS, LISTS = 4000, 16
@@ -32,7 +30,7 @@ ROWS, LISTS = 4000, 16
 FINE = {"ivf-pq": "ivf-pq:code=16", "ivf-opq": "ivf-opq:code=16", "ivf-pq-fastscan": "ivf-pq-fastscan:groups=32"}
 KINDS = [*(FINE.get(name, name) for name in names()), "ivf-rabitq:bits=1"]
 OURS = ["ivf-rabitq"]  # of 4 bits; tests/index/test_kinds.py holds them against faiss's
-# BLAS rounds what it turns by how many vectors are turned at once; fast-scan what it computes ahead, in an index that was read.
+# BLAS rounds rotated vectors by how many are rotated at once; fast-scan its tables, in an index that was read.
 ROUNDED = "rabitq", "opq", "fastscan"
 IVF = [kind for kind in KINDS if kind.startswith("ivf")]
 MERGED = [kind for kind in IVF if parse(kind).mergeable]
@@ -49,7 +47,7 @@ def source(tmp_path, vectors):
 
 
 def lists_for(kind: str) -> dict[str, int]:
-    return {"lists": LISTS} if parse(kind).lists else {}
+    return {"lists": LISTS} if parse(kind).has_lists else {}
 
 
 def rows_of(output) -> pa.Table:
@@ -67,10 +65,10 @@ def plain(output, name: str, vectors: np.ndarray) -> faiss.Index:
     return kind.finalize(index)
 
 
-def assert_alike(kind: str, found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_alike(kind: str, result: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> None:
     """The same scores, to the bit where nothing rounds them, and the same numbers, ties aside."""
     slack = 1e-5 if any(name in kind for name in ROUNDED) else 0.0
-    scores, numbers = found
+    scores, numbers = result
     np.testing.assert_allclose(scores, wanted[0], rtol=slack, atol=slack / 10)
     untied = np.ones_like(numbers, bool)
     untied[:, 1:] &= np.abs(scores[:, 1:] - scores[:, :-1]) > slack
@@ -85,12 +83,12 @@ def test_an_index_is_what_faiss_makes_in_one_process(source, tmp_path, vectors, 
     """Ids and distances of every kind are those of the same trained index to which one process adds all, ties aside."""
     output = tmp_path / "index"
     built(source, output, kind=kind, **lists_for(kind))
-    index, wanted = open_piece(str(pieces(output)[0])), plain(output, kind, vectors)
+    index, wanted = open_segment(str(segments(output)[0])), plain(output, kind, vectors)
     queries = clustered(50, seed=5)
-    for effort in (search_parameter_values(parse(kind), LISTS)[0], search_parameter_values(parse(kind), LISTS)[-1]):
+    for value in (search_parameter_values(parse(kind), LISTS)[0], search_parameter_values(parse(kind), LISTS)[-1]):
         for each in (index, wanted):
             if parse(kind).search_parameter:
-                faiss.ParameterSpace().set_index_parameter(each, parse(kind).search_parameter, effort)
+                faiss.ParameterSpace().set_index_parameter(each, parse(kind).search_parameter, value)
         assert_alike(kind, index.search(queries, 10), wanted.search(queries, 10))
 
 
@@ -98,58 +96,57 @@ def test_an_index_is_what_faiss_makes_in_one_process(source, tmp_path, vectors, 
 def test_the_card_tells_the_recall_that_numpy_measures(source, tmp_path, vectors, kind):
     """recall@1, 10 and 100 of the card are what one gets from the faiss files and a product of matrices."""
     card = built(source, tmp_path / "index", kind=kind, recall_queries=200, **lists_for(kind))
-    (place,) = (tmp_path / "index" / "_build").glob("queries-*/queries.parquet")
-    held = pq.read_table(place)
-    numbers = held["number"].to_numpy()
+    (place,) = (tmp_path / "index" / "_stages").glob("queries-*/queries.parquet")
+    numbers = pq.read_table(place)["number"].to_numpy()
     queries = vectors[numbers]
     scores = queries @ vectors.T
     scores[np.arange(len(numbers)), numbers] = -np.inf
-    index = open_piece(str(pieces(tmp_path / "index")[0]))
+    index = open_segment(str(segments(tmp_path / "index")[0]))
 
     assert len(numbers) == card["queries"]["count"] >= 190
     for row in card["recall"]:
-        if card["effort"]:
-            faiss.ParameterSpace().set_index_parameter(index, card["effort"], row["effort"])
-        _, found = index.search(queries, 101)
+        if card["search_parameter"]:
+            faiss.ParameterSpace().set_index_parameter(index, card["search_parameter"], row["value"])
+        _, lists = index.search(queries, 101)
         for cut in (1, 10, 100):
-            true = np.argsort(-scores, axis=1)[:, :cut]
-            mine = [[n for n in line if n != own][:cut] for line, own in zip(found, numbers, strict=True)]
-            hits = [len(set(a) & set(b)) / cut for a, b in zip(mine, true.tolist(), strict=True)]
+            nearest = np.argsort(-scores, axis=1)[:, :cut]
+            others = [[n for n in line if n != own][:cut] for line, own in zip(lists, numbers, strict=True)]
+            hits = [len(set(a) & set(b)) / cut for a, b in zip(others, nearest.tolist(), strict=True)]
             assert row[f"recall@{cut}"][0] == pytest.approx(
                 np.mean(hits), abs=0.04 if "fastscan" in kind else 0.006
             )  # of ties any
 
 
 def test_queries_that_are_measured_with_are_not_trained_on(source, tmp_path, monkeypatch):
-    """No held vector is in what centroids and codec are trained on; all others of the sample are."""
-    given = []
+    """No held-out vector trains centroids and codec; all others of the sample do."""
+    samples = []
 
-    def told(*args):
-        given.append(read_training_vectors(*args))
-        return given[-1]
+    def spy(*args):
+        samples.append(read_training_vectors(*args))
+        return samples[-1]
 
-    monkeypatch.setattr("lib.index.build.train.drawn", told)
+    monkeypatch.setattr("lib.index.build.train.read_training_vectors", spy)
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
-    parts = sorted((tmp_path / "index" / "_build" / "sample").glob("part-*.parquet"))
+    parts = sorted((tmp_path / "index" / "_stages" / "sample").glob("part-*.parquet"))
     table = pa.concat_tables(pq.read_table(path) for path in parts)
-    held = table["held"].to_numpy()
-    found = {vector.tobytes() for vector in matrix(table["vector"])[held]}
-    trained = {vector.tobytes() for vector in np.concatenate(given)}
+    held_out = table["held_out"].to_numpy()
+    queries = {vector.tobytes() for vector in as_matrix(table["vector"], np.float32)[held_out]}
+    trained = {vector.tobytes() for vector in np.concatenate(samples)}
 
-    assert 0 < held.sum() <= 0.1 * ROWS
-    assert len(trained) == (~held).sum() >= 39 * LISTS
-    assert not found & trained
+    assert 0 < held_out.sum() <= 0.1 * ROWS
+    assert len(trained) == (~held_out).sum() >= 39 * LISTS
+    assert not queries & trained
 
 
 @pytest.mark.parametrize("kind", MERGED)
 def test_a_merged_index_is_the_one_built_in_one_process(source, tmp_path, vectors, kind, monkeypatch):
-    """Merged on disk from many pieces, ids and distances equal those of one process; also after both files were moved."""
+    """Merged on disk from many segments, ids and distances equal those of one process; also after both files were moved."""
     cut_small(monkeypatch, 700 * parse(kind).bytes(DIM))
     output = tmp_path / "index"
     built(source, output, kind=kind, lists=LISTS, shard_rows=500, merge=1)
-    assert len(pieces(output)) > 1
+    assert len(segments(output)) > 1
     moved = shutil.move(output / "merged", tmp_path / "elsewhere")
-    shutil.rmtree(output / "pieces")
+    shutil.rmtree(output / "segments")
     (name,) = [each for each in os.listdir(moved) if each.endswith(".faiss")]
     index, wanted = open_merged(f"{moved}/{name}"), plain(output, kind, vectors)
     queries = clustered(50, seed=6)
@@ -200,13 +197,13 @@ def test_product_quantizers_are_trained_without_polysemous_training(source, tmp_
 @pytest.mark.parametrize(("kind", "word"), [("ivf-pq-fastscan", "ivf-pq-fastscan"), ("flat", "flat"), ("hnsw", "hnsw")])
 def test_kinds_that_faiss_cannot_merge_refuse_it(source, tmp_path, kind, word):
     """--merge for fast-scan, flat or hnsw is refused with the reason, before anything is built."""
-    with pytest.raises(UsageError, match=f"cannot merge {word}.*pieces"):
+    with pytest.raises(UsageError, match=f"cannot merge {word}.*segments"):
         built(source, tmp_path / "index", kind=kind, merge=1)
 
-    assert not (tmp_path / "index" / "_build").exists()
+    assert not (tmp_path / "index" / "_stages").exists()
 
 
-def test_what_turns_vectors_turns_centroids(source, tmp_path, vectors):
+def test_a_rotation_rotates_centroids_too(source, tmp_path, vectors):
     """Vectors lie as near to their centroids behind a rotation as without one."""
     errors = []
     for number, kind in enumerate(("ivf-flat", "ivf-rabitq", "ivf-opq:code=16")):
@@ -241,10 +238,10 @@ def test_two_levels_of_centroids(source, tmp_path, monkeypatch):
     two = built(source, tmp_path / "two", kind="ivf-flat", lists=64)
     index = load_index((tmp_path / "two" / "trained.faiss").read_bytes())
 
-    assert (tmp_path / "two" / "_build" / "centroids").exists()
+    assert (tmp_path / "two" / "_stages" / "centroids").exists()
     assert index.nlist == two["lists"] == 64
     assert isinstance(faiss.downcast_index(index.quantizer), faiss.IndexHNSWFlat)
-    recalls = [{row["effort"]: row["recall@10"][0] for row in card["recall"]} for card in (one, two)]
+    recalls = [{row["value"]: row["recall@10"][0] for row in card["recall"]} for card in (one, two)]
     assert recalls[1][8] > recalls[0][8] - 0.05
 
 
@@ -264,15 +261,15 @@ def test_bad_vectors_are_kept_out_with_a_reason_and_counted(tmp_path, vectors):
     write(tmp_path / "vectors" / "0.parquet", bad, absent=(5, 6))
     card = built(tmp_path / "vectors", tmp_path / "index", kind="ivf-flat", lists=LISTS)
     rows = rows_of(tmp_path / "index")
-    index = open_piece(str(pieces(tmp_path / "index")[0]))
+    index = open_segment(str(segments(tmp_path / "index")[0]))
     index.nprobe = LISTS
-    _, found = index.search(vectors[:200], 1)
+    _, numbers = index.search(vectors[:200], 1)
     good = [n for n in range(200) if n not in (5, 6, 7, 11)]
 
     assert (card["rows"], card["vectors"], card["without_vector"]) == (ROWS, ROWS - 4, 4)
     assert [rows["error"][n].as_py() for n in (5, 6, 7, 11)] == ["empty text"] * 2 + ["the vector is not finite"] * 2
     assert rows["list"][7].as_py() is None
-    assert found[good, 0].tolist() == good
+    assert numbers[good, 0].tolist() == good
     assert rows["id"].to_pylist() == [f"d{n}" for n in range(ROWS)]
 
 
@@ -282,42 +279,41 @@ def test_vectors_that_are_not_normalised(tmp_path, vectors):
     long[3] = 0
     write(tmp_path / "long" / "0.parquet", long)
     write(tmp_path / "unit" / "0.parquet", vectors, absent=(3,))
-    said = listen()
-    config = configure(IndexConfig, input=str(tmp_path / "long"), output=str(tmp_path / "a"), kind="flat", metric="ip")
-    card = build(config)
+    messages = listen()
+    card = built(tmp_path / "long", tmp_path / "a", kind="flat", metric="ip")
     normal = built(tmp_path / "long", tmp_path / "b", kind="flat")
     built(tmp_path / "unit", tmp_path / "c", kind="flat")
     queries = clustered(20, seed=7)
-    found = [open_piece(str(pieces(tmp_path / name)[0])).search(queries, 10)[1] for name in ("b", "c")]
+    numbers = [open_segment(str(segments(tmp_path / name)[0])).search(queries, 10)[1] for name in ("b", "c")]
 
-    assert any("--metric cosine" in line for line in said)
+    assert any("--metric cosine" in line for line in messages)
     assert any("--metric cosine" in note for note in card["notes"])
     assert "they were made so" in normal["notes"][0]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(*numbers)
     assert normal["without_vector"] == 1
 
 
 @pytest.mark.parametrize("type", ["float16", "float64", "list", "int8"])
 def test_any_type_of_vector_is_read(tmp_path, vectors, type):
     """float16, float64, lists of no fixed length and int8 with its ranges give nearly the float32 index."""
-    made, column = {}, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
+    metadata, column = {}, pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
     if type == "list":
         column = column.cast(pa.list_(pa.float32()))
     elif type == "int8":
         low, high = vectors.min(axis=0), vectors.max(axis=0)
         steps = np.clip(np.floor((vectors - low) / ((high - low) / 255)), 0, 255) - 128
         column = pa.FixedSizeListArray.from_arrays(pa.array(steps.astype(np.int8).reshape(-1)), DIM)
-        made = {"shoal": json.dumps({"int8_ranges": [low.tolist(), high.tolist()], "output_dtype": "int8"})}
+        metadata = {"shoal": json.dumps({"int8_ranges": [low.tolist(), high.tolist()], "output_dtype": "int8"})}
     else:
         column = column.cast(pa.list_(getattr(pa, type)(), DIM))
     (tmp_path / "vectors").mkdir()
-    table = pa.table({"name": [f"n{row}" for row in range(ROWS)], "v": column}).replace_schema_metadata(made)
+    table = pa.table({"name": [f"n{row}" for row in range(ROWS)], "v": column}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "vectors" / "0.parquet")
     card = built(tmp_path / "vectors", tmp_path / "index", kind="flat", vector_column="v", id_column="name")
-    _, found = open_piece(str(pieces(tmp_path / "index")[0])).search(vectors[:100], 1)
+    _, numbers = open_segment(str(segments(tmp_path / "index")[0])).search(vectors[:100], 1)
 
     assert card["vectors"] == ROWS
-    assert (found[:, 0] == np.arange(100)).mean() > 0.95
+    assert (numbers[:, 0] == np.arange(100)).mean() > 0.95
     assert rows_of(tmp_path / "index")["id"][3].as_py() == "n3"
 
 
@@ -331,7 +327,7 @@ def test_l2_is_measured_as_l2(tmp_path, vectors):
     assert card["notes"] == []
 
 
-def test_given_queries_measure_the_recall(source, tmp_path):
+def test_other_queries_measure_the_recall(source, tmp_path):
     """--queries measures with those, and leaves no row out."""
     write(tmp_path / "queries" / "0.parquet", clustered(300, seed=8))
     card = built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"), recall_queries=100)

@@ -1,4 +1,4 @@
-"""jobs/build_index.py told the wrong things, or given odd vectors: an answer that names them, before anything is made."""
+"""Wrong options and odd vectors: jobs/build_index.py names them before it computes anything."""
 
 import shutil
 
@@ -7,10 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.cli.options import configure
 from lib.errors import InputError, UsageError
-from lib.index.build.config import IndexConfig
-from lib.index.build_job import build
 from tests.support.indexed import DIM, built, clustered, write, write_many
 from tests.support.messages import listen
 
@@ -33,7 +30,7 @@ def test_rows_of_odd_length_do_not_decide(tmp_path):
     for name, rows in {"0": [[], *vectors, [1.0]], "1": [None, None]}.items():
         column = pa.array(rows, pa.list_(pa.float32()))
         (tmp_path / "vectors").mkdir(exist_ok=True)
-        data = {"embedding": column} | ({"error": pa.array(["told", None])} if name == "1" else {})
+        data = {"embedding": column} | ({"error": pa.array(["empty", None])} if name == "1" else {})
         pq.write_table(pa.table(data), tmp_path / "vectors" / f"{name}.parquet")
     card = built(tmp_path / "vectors", tmp_path / "index")
 
@@ -49,10 +46,10 @@ def test_a_merge_that_cannot_be_is_refused_of_an_old_index_too(source, tmp_path)
 
 
 def test_what_another_build_left_is_not_taken_over(source, tmp_path):
-    """With _run.json and _build deleted, what was trained for another kind is refused."""
+    """With _run.json and _stages deleted, what was trained for another kind is refused."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     (tmp_path / "index" / "_run.json").unlink()
-    for name in ("_build", "pieces", "rows"):
+    for name in ("_stages", "segments", "rows"):
         shutil.rmtree(tmp_path / "index" / name)
     for name in ("card.json", "manifest.json"):
         (tmp_path / "index" / name).unlink()
@@ -124,7 +121,7 @@ def test_wrong_commands_are_answered_before_anything_is_made(source, tmp_path, m
     with pytest.raises((UsageError, InputError), match=words):
         built(source, tmp_path / "index", **more)
 
-    assert not (tmp_path / "index" / "_build").exists()
+    assert not (tmp_path / "index" / "_stages").exists()
 
 
 def test_too_few_vectors_to_train(tmp_path):
@@ -143,14 +140,12 @@ def test_rows_without_a_vector_make_fewer_lists(tmp_path):
     write(
         tmp_path / "vectors" / "0.parquet", clustered(3000), absent=tuple(range(0, 3000, 2)) + tuple(range(1, 2400, 2))
     )
-    said = listen()
-    card = build(
-        configure(IndexConfig, input=str(tmp_path / "vectors"), output=str(tmp_path / "index"), kind="ivf-flat")
-    )
+    messages = listen()
+    card = built(tmp_path / "vectors", tmp_path / "index", kind="ivf-flat")
 
     assert card["vectors"] == 300
     assert card["lists"] < 16
-    assert any("lists: 2" in sentence and "rows of the sample have a vector" in sentence for sentence in said)
+    assert any("lists: 2" in sentence and "rows of the sample have a vector" in sentence for sentence in messages)
     assert any(note.startswith(f"{card['lists']} lists and not ") for note in card["notes"])
     with pytest.raises(InputError, match="too few for 32 lists"):
         built(tmp_path / "vectors", tmp_path / "other", kind="ivf-flat", sample_rows=1500)
@@ -167,7 +162,7 @@ def test_ids_that_name_no_row(tmp_path, type, id):
 
     with pytest.raises(InputError, match=r"column 'id' is .*: ids are text or numbers.*--id-column"):
         built(tmp_path / "vectors", tmp_path / "index", kind="flat")
-    assert not (tmp_path / "index" / "_build").exists()
+    assert not (tmp_path / "index" / "_stages").exists()
     if not pa.types.is_nested(type):
         pq.write_table(table.set_column(0, "id", pa.array([b"ab"] * 300, type)), path)
         assert built(tmp_path / "vectors", tmp_path / "index", kind="flat")["vectors"] == 300
@@ -190,7 +185,7 @@ def test_queries_without_a_vector_do_not_measure(source, tmp_path):
 
     with pytest.raises(InputError, match=r"--queries .*of the rows that were read none has a vector of finite numbers"):
         built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"))
-    assert not (tmp_path / "index" / "_build").exists()
+    assert not (tmp_path / "index" / "_stages").exists()
 
 
 def test_an_input_without_any_vector(tmp_path):
@@ -209,16 +204,16 @@ def test_queries_of_another_model_do_not_measure(source, tmp_path):
         built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "queries"))
     with pytest.raises(InputError, match="nowhere"):
         built(source, tmp_path / "index", kind="flat", queries=str(tmp_path / "nowhere"))
-    assert not (tmp_path / "index" / "_build").exists()
+    assert not (tmp_path / "index" / "_stages").exists()
 
 
 def test_queries_are_read_as_their_own_files_say(source, tmp_path, vectors):
     """int8 queries with ranges of their own and no ids measure an index of float vectors as the same queries in float32 do;
     other ones in the same place are measured anew."""
-    asked = clustered(200, seed=6)
-    low, high = asked.min(axis=0) * 1.1, asked.max(axis=0) * 1.1
-    coded = np.round((asked - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
-    write(tmp_path / "floats" / "0.parquet", asked)
+    queries = clustered(200, seed=6)
+    low, high = queries.min(axis=0) * 1.1, queries.max(axis=0) * 1.1
+    coded = np.round((queries - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
+    write(tmp_path / "floats" / "0.parquet", queries)
     write(tmp_path / "coded" / "0.parquet", coded, output_dtype="int8", int8_ranges=[low.tolist(), high.tolist()])
     table = pq.read_table(tmp_path / "coded" / "0.parquet")
     pq.write_table(table.drop_columns(["id"]), tmp_path / "coded" / "0.parquet")

@@ -9,12 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.cli.options import configure
 from lib.errors import RunError
-from lib.index.build.codec import open_merged, open_piece
-from lib.index.build.config import IndexConfig
-from lib.index.build_job import build
-from tests.support.indexed import DIM, MADE, built, clustered, cut_small, pieces, write, write_many
+from lib.index.build.codec import open_merged, open_segment
+from tests.support.indexed import DIM, ENCODER, built, clustered, cut_small, segments, write, write_many
 from tests.support.messages import listen
 
 ROWS, LISTS = 3000, 16
@@ -31,23 +28,23 @@ def source(tmp_path, vectors):
 
 
 def contents(output) -> dict[str, str]:
-    """Checksums of the finished index: what was trained, the rows, the pieces, what was merged."""
+    """Checksums of the finished index: what was trained, the rows, the segments, what was merged."""
     kept = [output / "trained.faiss", *sorted((output / "rows").glob("part-*"))]
-    kept += [*pieces(output), *sorted((output / "merged").glob("*"))]
+    kept += [*segments(output), *sorted((output / "merged").glob("*"))]
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
 # Stopped and started
 
 
-@pytest.mark.parametrize("stage", ["sample", "train", "rows", "pieces", "merged", "truth", "card"])
+@pytest.mark.parametrize("stage", ["sample", "train", "rows", "segments", "merged", "exact", "card"])
 def test_a_build_that_was_stopped_anywhere_ends_the_same(source, tmp_path, stage):
     """Whatever a killed command had not yet published, the same command makes again, byte for byte; what is there stays."""
     output, shape = tmp_path / "index", {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 400, "merge": 2}
     built(source, output, **shape)
     before = contents(output)
     card = json.loads((output / "card.json").read_text())
-    order = ["sample", "train", "rows", "pieces", "merged", "truth", "card"]
+    order = ["sample", "train", "rows", "segments", "merged", "exact", "card"]
     for late in order[order.index(stage) :]:
         _forget(output, late)
     built(source, output, **shape)
@@ -59,18 +56,18 @@ def test_a_build_that_was_stopped_anywhere_ends_the_same(source, tmp_path, stage
 
 def _forget(output, stage: str) -> None:
     """As if the command had been killed in a stage: half of its parts are there, and no manifest."""
-    places = {"sample": "_build/sample", "train": "_build/train", "rows": "rows", "pieces": "_build/assemble-*"}
-    places |= {"merged": "_build/merge-*", "truth": "_build/truth-*"}
+    places = {"sample": "_stages/sample", "train": "_stages/train", "rows": "rows", "segments": "_stages/segments-*"}
+    places |= {"merged": "_stages/merge-*", "exact": "_stages/exact-*"}
     for folder in output.glob(places.get(stage, "nothing")):
         (folder / "_manifest.parquet").unlink(missing_ok=True)
         for path in sorted(folder.glob("part-*"))[::2]:
             path.unlink()
     if stage == "train":
         (output / "trained.faiss").unlink()
-    if stage in ("pieces", "merged"):
+    if stage in ("segments", "merged"):
         (output / "manifest.json").unlink(missing_ok=True)
-    if stage == "pieces":
-        for path in pieces(output)[::2]:
+    if stage == "segments":
+        for path in segments(output)[::2]:
             path.unlink()
     if stage == "card":
         (output / "card.json").unlink()
@@ -78,15 +75,15 @@ def _forget(output, stage: str) -> None:
 
 @pytest.mark.parametrize("lost", ["_manifest.parquet", None])
 def test_a_kill_between_what_was_trained_and_its_part(source, tmp_path, lost):
-    """With TRAINED published and its stage not audited, or with _build deleted, the same command ends with the same index."""
+    """With TRAINED published and its stage not audited, or with _stages deleted, the same command ends with the same index."""
     output = tmp_path / "index"
     first = built(source, output, kind="ivf-pq", lists=LISTS)
     before = contents(output)
     (output / "card.json").unlink()
     if lost:
-        (output / "_build" / "train" / lost).unlink()
+        (output / "_stages" / "train" / lost).unlink()
     else:
-        shutil.rmtree(output / "_build")
+        shutil.rmtree(output / "_stages")
     again = built(source, output, kind="ivf-pq", lists=LISTS)
 
     assert contents(output) == before
@@ -99,7 +96,8 @@ def test_what_killed_writers_left_is_swept(source, tmp_path):
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
     left = [
-        path.with_name(f".{path.name}.{'0' * 32}.unfinished") for path in (pieces(output)[0], output / "trained.faiss")
+        path.with_name(f".{path.name}.{'0' * 32}.unfinished")
+        for path in (segments(output)[0], output / "trained.faiss")
     ]
     for path in left:
         path.write_bytes(b"half")
@@ -114,7 +112,7 @@ def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(source, tmp_pat
     """When the stage is done, unfinished files of its plan, record and manifest do not stay."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS)
-    (stage,) = (output / "_build").glob("probe-*")
+    (stage,) = (output / "_stages").glob("probe-*")
     (stage / "_manifest.parquet").unlink()
     (stage / f".{name}.{'0' * 32}.unfinished").write_bytes(b"half")
     built(source, output, kind="ivf-flat", lists=LISTS)
@@ -126,11 +124,21 @@ def test_the_same_command_again_changes_nothing(source, tmp_path):
     """A finished build is left as it is."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     before = contents(tmp_path / "index")
-    times = {path: path.stat().st_mtime_ns for path in pieces(tmp_path / "index")}
+    times = {path: path.stat().st_mtime_ns for path in segments(tmp_path / "index")}
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
 
     assert contents(tmp_path / "index") == before
-    assert {path: path.stat().st_mtime_ns for path in pieces(tmp_path / "index")} == times
+    assert {path: path.stat().st_mtime_ns for path in segments(tmp_path / "index")} == times
+
+
+def test_a_build_on_ray_is_the_same(cluster, source, tmp_path):
+    """Every file of an index is the same byte for byte, built by workers of a Ray cluster or in this process."""
+    shape = {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 700, "merge": 1}
+    built(source, tmp_path / "local", **shape)
+    card = built(source, tmp_path / "ray", **shape, executor="ray", max_workers=2, cpus_per_worker=1)
+
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert card["recall"][0]["recall@10"][0] > 0.5
 
 
 def test_other_settings_are_another_index(source, tmp_path):
@@ -145,7 +153,7 @@ def test_other_settings_are_another_index(source, tmp_path):
 
 
 def test_new_files_are_added_without_training_again(source, tmp_path, vectors):
-    """Vectors of new files become new pieces; the old ones and what was trained stay; everything is found."""
+    """Vectors of new files become new segments; the old ones and what was trained stay; everything is found."""
     shape = {"kind": "ivf-sq8", "lists": LISTS}
     built(source, tmp_path / "index", **shape)
     before = contents(tmp_path / "index")
@@ -153,15 +161,15 @@ def test_new_files_are_added_without_training_again(source, tmp_path, vectors):
     write(source / "a-first-by-name.parquet", more, first=ROWS)
     card = built(source, tmp_path / "index", **shape)
     after = contents(tmp_path / "index")
-    indexes = [open_piece(str(path)) for path in pieces(tmp_path / "index")]
+    indexes = [open_segment(str(path)) for path in segments(tmp_path / "index")]
     for index in indexes:
         index.nprobe = LISTS
-    found = [index.search(more[:50], 1) for index in indexes]
+    results = [index.search(more[:50], 1) for index in indexes]
 
     assert before.items() <= after.items()
-    assert (card["rows"], card["vectors"], card["pieces"]) == (ROWS + 500, ROWS + 500, 2)
-    assert (found[1][1][:, 0] == ROWS + np.arange(50)).all()
-    assert (found[1][0] < found[0][0]).all()  # squared distances
+    assert (card["rows"], card["vectors"], card["segments"]) == (ROWS + 500, ROWS + 500, 2)
+    assert (results[1][1][:, 0] == ROWS + np.arange(50)).all()
+    assert (results[1][0] < results[0][0]).all()  # squared distances
     assert card["recall"][-1]["recall@10"][0] > 0.9
     assert card["drift"]["generations"][1] == pytest.approx(1, abs=0.2)
     assert card["drift"]["rebuild"] == []
@@ -179,7 +187,7 @@ def test_a_grown_index_is_merged_again(source, tmp_path):
     assert len(list((tmp_path / "index" / "merged").iterdir())) == 2
 
 
-def test_drift_is_told(source, tmp_path):
+def test_drift_is_reported(source, tmp_path):
     """New vectors that lie far from the centroids raise the drift, and the card says to rebuild."""
     built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
     strange = (
@@ -197,7 +205,7 @@ def test_drift_is_told(source, tmp_path):
 # Lost and left over
 
 
-def test_merged_indexes_are_there_whatever_was_merged_before(source, tmp_path, monkeypatch):
+def test_merged_indexes_are_complete_whatever_was_merged_before(source, tmp_path, monkeypatch):
     """--merge 2, then 3, then 2 again, and 2 after its files were deleted: each leaves as many indexes, with every vector."""
     cut_small(monkeypatch, 700 * 4 * DIM)
     output = tmp_path / "index"
@@ -213,54 +221,53 @@ def test_merged_indexes_are_there_whatever_was_merged_before(source, tmp_path, m
     assert len(list((output / "merged").glob("*.faiss"))) == 2
 
 
-def test_a_lost_piece_is_made_again(source, tmp_path, monkeypatch):
-    """A piece that is gone, or cut short, comes back with the same bytes, though pieces would be larger now; the user is told."""
+def test_a_lost_segment_is_rebuilt(source, tmp_path, monkeypatch):
+    """A segment that is gone, or cut short, comes back with the same bytes, though segments would be larger now; the user is told."""
     cut_small(monkeypatch, 700 * 4 * DIM)
-    output, said = tmp_path / "index", listen()
+    output, messages = tmp_path / "index", listen()
     built(source, output, kind="ivf-flat", lists=LISTS)
     before = contents(output)
-    first, second, *_ = pieces(output)
+    first, second, *_ = segments(output)
     first.unlink()
     second.write_bytes(b"half")
     cut_small(monkeypatch, 1400 * 4 * DIM)
-    build(configure(IndexConfig, input=str(source), output=str(output), kind="ivf-flat", lists=LISTS))
+    built(source, output, kind="ivf-flat", lists=LISTS)
 
     assert contents(output) == before
-    assert any(sentence.startswith("warning: 2 pieces of") for sentence in said)
+    assert any(sentence.startswith("warning: 2 segments of") for sentence in messages)
 
 
-def test_pieces_of_a_stopped_addition_do_not_stay(source, tmp_path):
-    """What a command that was stopped had published, and no manifest names, is not left among the pieces."""
+def test_segments_of_a_stopped_addition_do_not_stay(source, tmp_path):
+    """What a command that was stopped had published, and no manifest names, is not left among the segments."""
     output = tmp_path / "index"
     built(source, output, kind="ivf-flat", lists=LISTS)
-    (output / "pieces" / "piece-000000000000-of-another.faiss").write_bytes(b"rows that are in other pieces too")
+    (output / "segments" / "segment-000000000000-of-another.faiss").write_bytes(b"rows that are in other segments too")
     write(source / "z.parquet", clustered(500, seed=3), first=ROWS)
     card = built(source, output, kind="ivf-flat", lists=LISTS)
 
-    assert len(pieces(output)) == card["pieces"] == 2
+    assert len(segments(output)) == card["segments"] == 2
 
 
-def test_recall_is_asked_for_again_with_another_number_of_queries(source, tmp_path):
+def test_recall_is_measured_again_with_another_number_of_queries(source, tmp_path):
     """--recall-queries may change from command to command; more than were held out are not there, and that is said."""
-    output, said = tmp_path / "index", listen()
+    output, messages = tmp_path / "index", listen()
     first = built(source, output, kind="flat", recall_queries=100)
     second = built(source, output, kind="flat", recall_queries=50)
-    config = configure(IndexConfig, input=str(source), output=str(output), kind="flat", recall_queries=5000)
-    third = build(config)
+    third = built(source, output, kind="flat", recall_queries=5000)
 
     assert first["queries"]["count"] <= third["queries"]["count"] < 5000
     assert second["queries"]["count"] == 50
-    assert any("there are no more" in sentence for sentence in said)
+    assert any("there are no more" in sentence for sentence in messages)
 
 
-def test_what_was_made_stands_in_card_and_rows(source, tmp_path):
+def test_encoder_and_kept_columns_are_in_card_and_rows(source, tmp_path):
     """The card has the model's identity; kept columns lie beside the ids."""
     for path in source.iterdir():
         table = pq.read_table(path)
         pq.write_table(table.append_column("year", pa.array([2020] * len(table))), path)
     card = built(source, tmp_path / "index", kind="flat", keep_columns=("year",), limit=1000)
 
-    assert card["made"] == MADE
+    assert card["encoder"] == ENCODER
     assert card["rows"] == 1000
     (first, *_) = sorted((tmp_path / "index" / "rows").glob("part-*"))
     assert pq.read_schema(first).names == ["id", "year", "list", "code", "error"]

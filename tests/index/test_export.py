@@ -1,4 +1,4 @@
-"""Exports: what other stores are given is the input's vectors, each once, in the form that those stores take."""
+"""Exports have the input's vectors, each once, in the form that other stores take."""
 
 import json
 import shutil
@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.cli.options import configure
 from lib.errors import RunError, UsageError
 from lib.index import build_job
-from lib.index.build.config import IndexConfig, open_index_build
+from lib.index.build.config import open_index_build
 from lib.index.build.segments_job import encode
 from lib.index.export.job import export
 from lib.index.export.mappers import lance_options, lance_url, metadata
 from lib.storage.folder import Folder
+from tests.support.indexed import config_of
 from tests.support.messages import listen
 
 DIM = 32
@@ -57,16 +57,16 @@ def corpus(tmp_path) -> Path:
 
 @pytest.fixture
 def build(corpus, tmp_path):
-    """build(**options): build the index or go on with it, then export; what was said. Its folder is tmp_path/index."""
+    """build(**options): build the index or go on with it, then export; the messages. Its folder is tmp_path/index."""
 
     def run(**options) -> list[str]:
-        said = listen()
-        given = {"kind": "ivf-flat", "lists": 8, "metric": "l2", "shard_rows": 500, "recall_queries": 10}
-        config = configure(IndexConfig, input=str(corpus), output=str(tmp_path / "index"), **(given | options))
+        messages = listen()
+        defaults = {"kind": "ivf-flat", "lists": 8, "metric": "l2", "shard_rows": 500, "recall_queries": 10}
+        config = config_of(corpus, tmp_path / "index", **(defaults | options))
         build_job.build(config)
         opened = open_index_build(config)
         export(opened, encode(opened))
-        return said
+        return messages
 
     return run
 
@@ -91,18 +91,18 @@ def encoded(tmp_path: Path) -> pa.Table:
     return table.filter(table["error"].is_null())
 
 
-def test_milvus_is_given_ids_and_vectors(build, tmp_path):
+def test_milvus_files_have_ids_and_vectors(build, tmp_path):
     """Its files have the columns `id` (string) and `vector` (list of float32), every row with a vector once, and no other."""
-    said = build(exports=("milvus",), keep_columns=("title",))
+    messages = build(exports=("milvus",), keep_columns=("title",))
     table = read(tmp_path / "index/exports/milvus")
 
     assert table.schema.equals(pa.schema({"id": pa.string(), "vector": pa.list_(pa.float32())}))
     assert table["id"].to_pylist() == [f"doc{row}" for row in good_rows()]
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), made_vectors()[good_rows()])
-    assert said[-1].endswith("1,998 vectors in 5 files; 2 rows without one are left out (rows/ says why)")
+    assert messages[-1].endswith("1,998 vectors in 5 files; 2 rows without one are left out (rows/ says why)")
 
 
-def test_pinecone_is_given_ids_values_and_metadata(build, tmp_path):
+def test_pinecone_files_have_ids_values_and_metadata(build, tmp_path):
     """Its files have `id`, `values` and `metadata`, the kept columns as JSON without nulls; vectors are those the index is of."""
     build(exports=("pinecone",), keep_columns=("title", "year"), metric="cosine")
     table = read(tmp_path / "index/exports/pinecone/__default__")
@@ -140,12 +140,12 @@ def test_metadata_is_flat():
 def test_import_folders_have_nothing_else(build, tmp_path):
     """Pinecone imports all Parquet below the folder it is given: there is none but the rows', without a column it does not know."""
     build(exports=("pinecone", "milvus"))
-    found = bytes_of(tmp_path / "index/exports")
+    files = bytes_of(tmp_path / "index/exports")
 
-    assert {name.rsplit("/", 1)[0] for name in found} == {"pinecone/__default__", "milvus"}
-    assert all(name.rsplit("/", 1)[1].startswith("vectors-") and name.endswith(".parquet") for name in found)
+    assert {name.rsplit("/", 1)[0] for name in files} == {"pinecone/__default__", "milvus"}
+    assert all(name.rsplit("/", 1)[1].startswith("vectors-") and name.endswith(".parquet") for name in files)
     assert read(tmp_path / "index/exports/pinecone/__default__").column_names == ["id", "values"]
-    assert len(found) == 2 * len(list((tmp_path / "index/rows").glob("part-*.parquet")))
+    assert len(files) == 2 * len(list((tmp_path / "index/rows").glob("part-*.parquet")))
 
 
 def test_a_repeated_shard_is_the_same_file(build, tmp_path):
@@ -155,7 +155,7 @@ def test_a_repeated_shard_is_the_same_file(build, tmp_path):
     build(exports=("milvus", "pinecone", "centroids"), keep_columns=("year",))
     assert bytes_of(tmp_path / "index/exports") == before
 
-    for lost in (tmp_path / "index/_build").glob("export-*"):
+    for lost in (tmp_path / "index/_stages").glob("export-*"):
         (lost / "_manifest.parquet").unlink()
         next(lost.glob("part-*")).unlink()
     build(exports=("milvus", "pinecone", "centroids"), keep_columns=("year",))
@@ -167,14 +167,14 @@ def test_growth_exports_what_is_new(build, corpus, tmp_path):
     build(exports=("milvus",))
     before = bytes_of(tmp_path / "index/exports")
     write(corpus, "3.parquet", range(ROWS, ROWS + 300))
-    said = build(exports=("milvus",))
+    messages = build(exports=("milvus",))
     after = bytes_of(tmp_path / "index/exports")
 
     assert {name: data for name, data in after.items() if name in before} == before
     assert read(tmp_path / "index/exports/milvus")["id"].to_pylist() == [f"doc{row}" for row in good_rows(ROWS + 300)]
     new = [pq.read_table(tmp_path / "index/exports" / name) for name in sorted(set(after) - set(before))]
     assert pa.concat_tables(new)["id"].to_pylist() == [f"doc{row}" for row in range(ROWS, ROWS + 300)]
-    assert "2,298 vectors" in said[-1]
+    assert "2,298 vectors" in messages[-1]
 
 
 def test_a_shard_without_vectors_leaves_no_file(build, corpus, tmp_path):
@@ -189,16 +189,16 @@ def test_a_shard_without_vectors_leaves_no_file(build, corpus, tmp_path):
     assert bytes_of(tmp_path / "index/exports") == before
 
 
-def test_exports_that_are_gone_are_missed(build, tmp_path):
+def test_lost_exports_are_reported(build, tmp_path):
     """What was exported and is no longer there is told, with what to delete to have it again; it is never said to be there."""
     build(exports=("milvus",))
     gone = min((tmp_path / "index/exports/milvus").iterdir())
     before = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(RunError, match=rf"1 files of .*{gone.name}.*_build/export-milvus-000000"):
+    with pytest.raises(RunError, match=rf"1 files of .*{gone.name}.*_stages/export-milvus-000000"):
         build(exports=("milvus",))
 
-    shutil.rmtree(next((tmp_path / "index/_build").glob("export-milvus-*")))
+    shutil.rmtree(next((tmp_path / "index/_stages").glob("export-milvus-*")))
     build(exports=("milvus",))
     assert gone.read_bytes() == before
 
@@ -219,16 +219,16 @@ def test_centroids_are_those_of_the_lists(kind, metric, build, tmp_path):
     place = tmp_path / "index/exports/centroids"
     arrays = {path.stem: np.load(path) for path in place.glob("*.npy")}
     rows, points = encoded(tmp_path), made_vectors()[good_rows()].astype(np.float64)
-    has_codebooks, turns = "pq" in kind, "opq" in kind or "rabitq" in kind
+    has_codebooks, rotated = "pq" in kind, "opq" in kind or "rabitq" in kind
 
     assert {name for name, array in arrays.items() if array.dtype == np.float32} == {
         "centroids",
         *(["codebooks"] if has_codebooks else []),
-        *(["rotation"] if turns else []),
+        *(["rotation"] if rotated else []),
     }
     assert arrays["centroids"].shape == (8, DIM)
-    assert ("behind" in (place / "README.md").read_text()) == turns
-    if turns:
+    assert ("behind" in (place / "README.md").read_text()) == rotated
+    if rotated:
         points = points @ arrays["rotation"].T
     products, lists = points @ arrays["centroids"].T, rows["list"].to_numpy()
     near = products if metric == "ip" else products - np.sum(arrays["centroids"] ** 2, axis=1) / 2
@@ -258,7 +258,7 @@ def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
     corrected command has its way."""
 
     def opened(**options):
-        return open_index_build(configure(IndexConfig, input=str(corpus), output=str(tmp_path / "other"), **options))
+        return open_index_build(config_of(corpus, tmp_path / "other", **options))
 
     with pytest.raises(UsageError, match="flat has no lists"):
         opened(kind="flat", exports=("centroids",))
@@ -268,19 +268,19 @@ def test_impossible_exports_are_refused(build, corpus, tmp_path, monkeypatch):
     assert opened(kind="ivf-flat", lists=4, exports=("centroids",)).kind.has_lists
 
 
-def test_lance_is_told_the_store_in_its_own_words(monkeypatch):
+def test_lance_has_the_store_s_options_by_its_own_names(monkeypatch):
     """fsspec's S3 options and the environment's endpoint reach Lance by its names; a local folder is a path without options."""
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    given = {"key": "k", "secret": "s", "endpoint_url": "http://host:9000", "client_kwargs": {"region_name": "here"}}
+    s3 = {"key": "k", "secret": "s", "endpoint_url": "http://host:9000", "client_kwargs": {"region_name": "here"}}
 
-    assert lance_options(Folder("s3://bucket/a", given)) == {
+    assert lance_options(Folder("s3://bucket/a", s3)) == {
         "aws_access_key_id": "k",
         "aws_secret_access_key": "s",
         "aws_region": "here",
         "aws_endpoint": "http://host:9000",
         "allow_http": "true",
     }
-    assert lance_url(Folder("s3a://bucket/a", given)) == "s3://bucket/a"
+    assert lance_url(Folder("s3a://bucket/a", s3)) == "s3://bucket/a"
     assert lance_options(Folder("s3://bucket/a")) == {}
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://host")
     assert lance_options(Folder("s3://bucket/a")) == {"aws_endpoint": "https://host"}
@@ -316,7 +316,7 @@ def test_a_lost_lance_part_adds_no_row(build, tmp_path):
     """A shard whose part was lost is written again; its first fragment is in no version that follows."""
     lance = pytest.importorskip("lance")
     build(exports=("lance",))
-    (stage,) = (tmp_path / "index/_build").glob("export-lance-*")
+    (stage,) = (tmp_path / "index/_stages").glob("export-lance-*")
     (stage / "_manifest.parquet").unlink()
     next(stage.glob("part-*")).unlink()
     build(exports=("lance",))

@@ -93,12 +93,10 @@ class ExactScores:
     def __init__(self, nearest: Lists, pair_tables: Sequence[pa.Table]) -> None:
         self.scores, numbers = nearest
         self.counts = (numbers != PADDING).sum(axis=1)
-        keys = [Pairs.from_table(table).keys(len(numbers)) for table in pair_tables]
-        scores = [table["exact_score"].to_numpy() for table in pair_tables]
-        keys, scores = (
-            np.concatenate([np.empty(0, np.int64), *keys]),
-            np.concatenate([np.empty(0, np.float32), *scores]),
+        keys = np.concatenate(
+            [np.empty(0, np.int64), *(Pairs.from_table(table).keys(len(numbers)) for table in pair_tables)]
         )
+        scores = np.concatenate([np.empty(0, np.float32), *(table["exact_score"].to_numpy() for table in pair_tables)])
         order = np.argsort(keys)
         self._keys, self._scores = keys[order], scores[order]
 
