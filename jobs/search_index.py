@@ -1,4 +1,4 @@
-"""Search an index: python jobs/search_index.py --index index/ --input queries.jsonl --output found/"""
+"""Search an index: python jobs/search_index.py --index index/ --input queries.jsonl --output hits/"""
 
 import sys
 
@@ -6,17 +6,17 @@ import click
 
 from lib.cli.options import command
 from lib.engine.report import exit_code, report
+from lib.index.search.config import SearchConfig
 from lib.index.search.job import search
-from lib.index.search.query import SearchConfig
 
 EPILOG = """\b
-The shortest line: python jobs/search_index.py --index index/ --input queries.jsonl --output found/
+The shortest line: python jobs/search_index.py --index index/ --input queries.jsonl --output hits/
 Exit codes: 0 every query has its passages, 1 error, 2 wrong command, 3 finished but some shards are quarantined."""
 
 
 @command(SearchConfig, "search_index.py", EPILOG)
 def main(config: SearchConfig) -> int:
-    """Find each query's best passages in an index that build_index.py made. Stopped, the same command goes on."""
+    """Find each query's best passages in an index that build_index.py wrote. Stopped, the same command resumes."""
     outcome = search(config)
     click.echo(report(outcome, config.output))
     return exit_code(outcome)

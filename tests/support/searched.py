@@ -1,22 +1,34 @@
-"""A search of an index, and what it found. For the tests of searches."""
+"""A search of an index in this process, and its hits. For the tests of searches."""
+
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lib.cli.options import configure
+from lib.index.search.config import SearchConfig
 from lib.index.search.job import search
-from lib.index.search.query import SearchConfig
 
 
-def found(tmp_path, asked, name="found", **more) -> pa.Table:
-    config = configure(
-        SearchConfig, index=str(tmp_path / "index"), input=str(asked), output=str(tmp_path / name), **more
-    )
-    search(config)
-    return pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / name).glob("part-*")))
+def config_of(folder: Path, queries: Path, name: str = "hits", **more: Any) -> SearchConfig:
+    """The config of a search of `folder`/index."""
+    urls = {"index": str(folder / "index"), "input": str(queries), "output": str(folder / name)}
+    return configure(SearchConfig, **(urls | {"executor": "local"} | more))
+
+
+def hits_of(folder: Path, queries: Path, name: str = "hits", **more: Any) -> pa.Table:
+    """The rows that a search of `folder`/index writes into `folder`/name."""
+    search(config_of(folder, queries, name, **more))
+    return read_hits(folder / name)
+
+
+def read_hits(output: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(output.glob("part-*")))
 
 
 def lists_of(table: pa.Table) -> dict[str, list[str]]:
+    """The passages of each query, in order."""
     lists: dict[str, list[str]] = {}
     for row in table.to_pylist():
         if row["passage_id"] is not None:
