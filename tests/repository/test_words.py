@@ -72,7 +72,7 @@ def words_of(name: str) -> set[str]:
 
 
 def retired(name: str) -> set[str]:
-    for allowed in ("FileNotFoundError", "held_out"):
+    for allowed in ("FileNotFoundError", "held_out", "HELD_OUT"):
         name = name.replace(allowed, "")
     return words_of(name) & set(RETIRED)
 
