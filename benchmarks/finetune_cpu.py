@@ -39,7 +39,7 @@ from lib.models.spec_reader import read_spec
 from lib.training.data.batches import BATCHES
 from lib.training.data.pairs import text_keys
 from lib.training.job import CPU_BUDGET
-from lib.training.loop import Read
+from lib.training.loop import RankBatch
 from lib.training.losses.infonce import InfoNCE
 from lib.training.models.embedder import EmbedderTrainable
 from lib.training.step.chunks import Chunker
@@ -95,8 +95,8 @@ class Shoal:
         self._texts = embedder.row_tokenizer()
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
-        place = Rank(0, 1, 1, batch.num_rows)
-        return float(self._step(Read(batch, self._texts(batch)).work(place, seed, self._device)))
+        rank = Rank(0, 1, 1, batch.num_rows)
+        return float(self._step(RankBatch(batch, self._texts(batch)).inputs_of(rank, seed, self._device)))
 
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self._backbone.network.named_parameters())
