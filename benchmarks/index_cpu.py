@@ -34,10 +34,12 @@ from benchmarks.index_runs import Bench, Row, job, run, warm
 from benchmarks.index_vectors import Vectors, prepare, told
 from benchmarks.process import ROOT
 from benchmarks.reporting import machine, verdict
+from lib.engine.parts import read_facts, read_manifest
 from lib.index.build.kmeans import ITERATIONS
-from lib.index.build.layout import FACTS, SEGMENTS
+from lib.index.build.layout import SEGMENTS
 from lib.index.build.train import POINTS
 from lib.index.kinds import CODEBOOK_ITERATIONS, parse
+from lib.storage.folder import Folder
 from tests.real.tasks import PLACE
 
 PARTS = ("build", "others", "script", "scaling", "lance", "autofaiss")
@@ -60,11 +62,11 @@ def build(bench: Bench, number: int, kind: str) -> Row:
         cores = bench.options["cores"]
         row, output = job(bench, key, kind, cores, cores)
         questions, card = questions_of(output, bench.vectors, bench.folder), row["card"]["recall"]
-        found = search(sorted((output / SEGMENTS).glob("*.faiss")), questions, [each["effort"] for each in card])
+        found = search(sorted((output / SEGMENTS).glob("*.faiss")), questions, [each["value"] for each in card])
         np.savez(bench.file(key, "npz"), **found)
         shutil.rmtree(output)
         told = recalls(found, bench.vectors, questions)
-        off = max(abs(each["recall@10"][0] - told[f"held-{each['effort']}"]) for each in card)
+        off = max(abs(each["recall@10"][0] - told[f"held-{each['value']}"]) for each in card)
         return row | {"recall": told, "off": off, "questions": questions.path.name}
 
     return bench.once(key, make)
@@ -76,8 +78,9 @@ def script(bench: Bench, number: int, kind: str) -> Row:
 
     def make() -> Row:
         ours, output = job(bench, key, kind, cores=1, workers=1)
-        (part,) = (output / "_build/train").glob("part-*.parquet")
-        rows = json.loads(pq.read_schema(part).metadata[FACTS])["rows"]
+        stage = Folder(str(output / "_stages/train"))
+        (facts,) = read_facts(stage, read_manifest(stage))
+        rows = facts["rows"]
         card, index, log = ours["card"], bench.file(key, "faiss"), bench.file(f"{key} theirs", "log")
         name = parse(kind).key(card["dim"]).format(lists=f"IVF{card['lists']}")
         warm(bench.vectors.files)
@@ -100,7 +103,7 @@ def script(bench: Bench, number: int, kind: str) -> Row:
 
 
 def compared(card: Row) -> list[int]:
-    return [each["effort"] for each in card["recall"] if each["effort"] in COMPARED]
+    return [each["value"] for each in card["recall"] if each["value"] in COMPARED]
 
 
 def scaling_runs(bench: Bench, number: int, kind: str) -> list[tuple[int, int, str]]:

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.index_vectors import Vectors, blocks_of
-from lib.index.build.stage_parts import matrix
+from lib.data.vectors import as_matrix
 
 CUT = 10  # recall@
-LISTED = 101  # what the card's own measurement asks of a piece: of codes that are the same the lowest numbers win
+LISTED = 101  # what the card's own measurement takes of a segment: of codes that are the same the lowest numbers win
 RESAMPLES = 1000
 ROUNDING = 1e-6  # of products of vectors of length 1
 Found = Mapping[str, np.ndarray]  # numbers, int64 [n, CUT] or more, -1 where there are fewer; by `{questions}-{probes}`
@@ -32,9 +32,9 @@ class Questions:
 
 def questions_of(output: Path, vectors: Vectors, folder: Path) -> Questions:
     """Those of a build; the true lists are computed where they are not in `folder` yet."""
-    (file,) = (output / "_build").glob("queries-*/queries.parquet")
+    (file,) = (output / "_stages").glob("queries-*/queries.parquet")
     table = pq.read_table(file)
-    held, own, real = matrix(table["vector"]), table["number"].to_numpy(), vectors.questions()
+    held, own, real = as_matrix(table["vector"], np.float32), table["number"].to_numpy(), vectors.questions()
     words = (vectors.folder.name.encode(), held.tobytes(), own.tobytes(), real.tobytes())
     path = folder / f"questions-{hashlib.sha256(b''.join(words)).hexdigest()[:12]}.npz"
     if not _truth(path).exists():
@@ -74,13 +74,13 @@ def exact(vectors: Vectors, asked: np.ndarray, own: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def search(pieces: Sequence[Path], questions: Questions, probes: Sequence[int]) -> Found:
-    """What faiss finds in the pieces together. By l2 vectors of length 1 are ranked as by their products."""
+def search(segments: Sequence[Path], questions: Questions, probes: Sequence[int]) -> Found:
+    """What faiss returns from the segments together. By l2 vectors of length 1 are ranked as by their products."""
     import faiss
 
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for piece in pieces:
-        index = faiss.read_index(str(piece), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    for segment in segments:
+        index = faiss.read_index(str(segment), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         for each in probes:
             faiss.ParameterSpace().set_index_parameter(index, "nprobe", each)
             for name, asked in questions.asked.items():
@@ -91,7 +91,7 @@ def search(pieces: Sequence[Path], questions: Questions, probes: Sequence[int]) 
 
 
 def _best(lists: Sequence[tuple[np.ndarray, np.ndarray]], own: np.ndarray) -> np.ndarray:
-    """The first of all pieces' lists, scores and numbers each."""
+    """The first of all segments' lists, scores and numbers each."""
     scores, numbers = (np.concatenate(each, axis=1) for each in zip(*lists, strict=True))
     out = (numbers < 0) | (numbers == own[:, None])
     scores, numbers = np.where(out, -np.inf, scores), np.where(out, -1, numbers)

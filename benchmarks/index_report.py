@@ -25,7 +25,7 @@ benchmarks.index_job is jobs/build_index.py, the driver."""
 RECALL_NOTE = """
 held: vectors held out of the training sample, each without its own row, as the card asks them. real: usage examples of WordNet,
 which are in no passage. True lists: numpy's float32 products over the input files; found is what is as near as the tenth of them,
-by products in float64, but for 1e-6. Searches: faiss.read_index of the pieces."""
+by products in float64, but for 1e-6. Searches: faiss.read_index of the segments."""
 SCRIPT_NOTE = """
 Both on one core, which all processes of a side share, with one thread, as many vectors to train on and as many iterations."""
 SCALING_NOTE = """
@@ -125,9 +125,9 @@ def _recall(rounds: Sequence[Row], bars: list[str]) -> list[str]:
     rows = _rows(rounds, "build")
     for kind, runs in rows.items():
         for each in runs[0]["card"]["recall"]:
-            effort = each["effort"]
-            mine = [f"{runs[0]['recall'][f'{name}-{effort}']:.4f}" for name in ("held", "real")]
-            lines.append(_line(kind, effort, f"{each['recall@10'][0]:.4f}", *mine))
+            value = each["value"]
+            mine = [f"{runs[0]['recall'][f'{name}-{value}']:.4f}" for name in ("held", "real")]
+            lines.append(_line(kind, value, f"{each['recall@10'][0]:.4f}", *mine))
         off = max(run["off"] for run in runs)
         bars.append(_bar(f"{kind}: recall@10 of the card off by", f"<= {CLOSE:g}", f"{off:.1e}", off <= CLOSE + 1e-9))
     return [*lines, RECALL_NOTE] if rows else []

@@ -165,7 +165,7 @@ def job(bench: Bench, key: str, kind: str, cores: int, workers: int, limit: int 
     warm(bench.vectors.files)
     row = run([sys.executable, "-m", "benchmarks.index_job", seconds, *line], bench.file(key, "log"), cores)
     card = json.loads((output / CARD).read_text())
-    del card["made"]
+    del card["encoder"]
     return row | {"ray": float(seconds.read_text()), "seconds": card["seconds"], "card": card}, output
 
 

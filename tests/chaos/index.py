@@ -2,7 +2,7 @@
 
     python -m tests.chaos.index --kills 20 --where both
 
-On the local disk, and with input and output on a real S3 server. Kills are dealt over sample and training, encoding, assembling
+On the local disk, and with input and output on a real S3 server. Kills are spread over sample and training, encoding, segments
 and merging. An undisturbed run, made first and elsewhere, says what must come of it; whatever is listed meanwhile is whole.
 """
 
@@ -42,13 +42,13 @@ from tests.real.s3 import Ceph
 
 DIM, FILES, CENTRES, LISTS = 64, 6, 200, 256
 EACH, NULL, NAN = 97, 13, 50  # of every so many rows the 13th has no vector, the 50th one that is not finite; from 0
-# The real job, with pieces as small as their centroids allow; only the driver reads that number.
+# The real job, with segments as small as their centroids allow; only the driver reads that number.
 SCRIPT = "from lib.index.build import segments; segments.SEGMENT_BYTES = 1; from jobs.build_index import main; main()"
 CLOCK = {"seconds", "core_ms", "versions"}  # in the card and in the manifest
 # By how the first folder of each stage begins, in order: the share of the kills that have fallen when it ends.
-SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "assemble": 0.83, "merge": 1.0, "queries": 1.0}
+SHARES = {"": 0.0, "sample": 0.15, "train": 0.33, "rows": 0.66, "segments": 0.83, "merge": 1.0, "queries": 1.0}
 STAGES = list(SHARES)
-PHASES = ("sample", "train"), ("rows",), ("assemble",), ("merge",)  # in each of which a kill must have fallen
+PHASES = ("sample", "train"), ("rows",), ("segments",), ("merge",)  # in each of which a kill must have fallen
 ENOUGH = 6  # kills, for one in each
 MEANT = 0.9  # of a stage's parts are there when the last of its kills is meant to fall, at most
 TICK = 0.03  # seconds
@@ -76,8 +76,8 @@ class Output:
         return {e["name"].rstrip("/").rsplit("/", 1)[-1]: str([e.get(mark) for mark in marks]) for e in entries}
 
     def files(self) -> dict[str, str]:
-        """The files of faiss: what was trained, pieces, merged ones with their lists."""
-        found = {at + name: tag for at in ("", "pieces/", "merged/") for name, tag in self.names(at).items()}
+        """The files of faiss: the trained index, segments, merged indexes with their lists."""
+        found = {at + name: tag for at in ("", "segments/", "merged/") for name, tag in self.names(at).items()}
         return {name: tag for name, tag in found.items() if name.endswith((".faiss", ".ivfdata"))}
 
     def digests(self) -> dict[str, str]:
@@ -85,9 +85,9 @@ class Output:
 
     def folders(self) -> dict[int, str]:
         """Of each stage that has begun, by its place in STAGES, its folder."""
-        there = [*self.names(), *(f"_build/{name}" for name in self.names("_build"))]
+        there = [*self.names(), *(f"_stages/{name}" for name in self.names("_stages"))]
         places = list(enumerate(STAGES))[1:]
-        return {i: name for i, stage in places for name in there if name.removeprefix("_build/").startswith(stage)}
+        return {i: name for i, stage in places for name in there if name.removeprefix("_stages/").startswith(stage)}
 
     def parts(self, folder: str) -> int:
         return sum(name.startswith("part-") for name in self.names(folder))
@@ -255,7 +255,7 @@ def differences(calm: Output, fire: Output) -> list[str]:
 
 
 def faults(inputs: str, output: Output) -> list[str]:
-    """What of the input is missing or doubled, in rows/, in the pieces and in what they were merged into."""
+    """What of the input is missing or doubled, in rows/, in the segments and in the merged indexes."""
     wanted, rows = verify.read_folder(inputs)["id"].to_pylist(), verify.read_folder(f"{output.url}/rows", "part-")
     if (found := rows["id"].to_pylist()) != wanted:
         missing, more = Counter(wanted) - Counter(found), Counter(found) - Counter(wanted)
@@ -263,11 +263,11 @@ def faults(inputs: str, output: Output) -> list[str]:
     bad = np.isin(np.arange(len(wanted)) % EACH, (NULL, NAN))
     problems = [] if np.array_equal(rows["error"].is_valid(), bad) else ["rows/: reasons at other rows"]
     manifest, digests = output.told("manifest.json"), output.digests()
-    named = {f"pieces/{p['name']}": p["sha256"] for made in manifest["generations"] for p in made["pieces"]}
-    named |= {f"merged/{file['name']}": file["sha256"] for made in manifest["merged"] for file in made["files"]}
+    named = {f"segments/{s['name']}": s["sha256"] for each in manifest["generations"] for s in each["segments"]}
+    named |= {f"merged/{file['name']}": file["sha256"] for each in manifest["merged"] for file in each["files"]}
     if named | {"trained.faiss": digests.get("trained.faiss")} != digests:
         problems.append("the files are not those of the manifest")
-    for kind in ("pieces/", "merged/"):
+    for kind in ("segments/", "merged/"):
         files = [name for name in digests if name.startswith(kind) and name.endswith(".faiss")]
         held = np.sort(np.concatenate([output.numbers(name) for name in files]))
         if not np.array_equal(held, np.flatnonzero(~bad)):
