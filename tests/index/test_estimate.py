@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.cli.options import configure
-from lib.engine.stage_log import Log
+from lib.engine.stage_log import StageLog
 from lib.engine.workers import WORKER_BASE
 from lib.errors import InputError, RunError, UsageError
 from lib.index.build.config import IndexConfig, open_index_build
@@ -19,20 +18,9 @@ from lib.index.build.train_job import train
 from lib.index.build_job import build
 from lib.index.estimate.forecast import forecast, foresee
 from lib.index.kinds import GRAPH, ID_BYTES
-from tests.support import here as steps
 from tests.support.messages import listen
 
 ROWS, DIM = 24_000, 32
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """One worker of one core, for the forecast as for the build; no Ray."""
-    one = replace(steps.ONE, threads=1)
-    monkeypatch.setattr("here.ONE", one)
-    monkeypatch.setattr("lib.index.estimate.forecast.connect", lambda: None)
-    monkeypatch.setattr("lib.index.estimate.forecast.decide", lambda options, weight_bytes: one)
-    monkeypatch.setattr("lib.index.estimate.forecast.most_cpus", lambda options: 1.0)
 
 
 def write(folder, rows=ROWS, dim=DIM, dtype=np.float32):
@@ -50,7 +38,9 @@ def write(folder, rows=ROWS, dim=DIM, dtype=np.float32):
 
 
 def config(folder, **changes):
-    return configure(IndexConfig, **({"output": str(folder / "index"), "dry_run": True} | changes))
+    """One worker of one core, for the forecast as for the build; no Ray."""
+    defaults = {"output": str(folder / "index"), "dry_run": True, "executor": "local", "cpus_per_worker": 1}
+    return configure(IndexConfig, **(defaults | changes))
 
 
 def real(folder, **changes):
@@ -118,8 +108,8 @@ def test_an_input_and_a_supposition(tmp_path):
 def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     """Shards, parts, pieces and objects of every stage, with training in one level and in two, are those of the build that
     follows; the forecast itself leaves no file."""
-    for module in ("indexes", "building.training", "building.expected", "building.choose", "building.costs"):
-        monkeypatch.setattr(f"lib.{module}.FLAT_LISTS", flat_lists)
+    for module in ("kinds", "build.choose_kind", "build.train_job", "estimate.stages", "estimate.costs"):
+        monkeypatch.setattr(f"lib.index.{module}.FLAT_LISTS", flat_lists)
     monkeypatch.setattr("lib.index.build.segments.SEGMENT_BYTES", ROWS // 4 * (DIM + ID_BYTES))
     monkeypatch.setattr("lib.index.build.recall_job.PARTS_AT_ONCE", 2)
     monkeypatch.setattr("lib.index.estimate.stages.PARTS_AT_ONCE", 2)
@@ -132,10 +122,10 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     build(real(tmp_path, **settings))
     out, stages = tmp_path / "index", {stage.name: stage for stage in found.stages}
     assert stages["encode"].shards == parts_in(out / "rows")
-    assert stages["sample"].shards == parts_in(out / "_build" / "sample")
+    assert stages["sample"].shards == parts_in(out / "_stages" / "sample")
     generations = read_manifest(open_index_build(real(tmp_path, **settings)))["generations"]
-    assert stages["assemble"].shards == len(found.pieces) == len(generations[0]["pieces"]) > 2
-    assert sum(found.pieces) == pytest.approx(sum(piece["bytes"] for piece in generations[0]["pieces"]), rel=0.1)
+    assert stages["assemble"].shards == len(found.pieces) == len(generations[0]["segments"]) > 2
+    assert sum(found.pieces) == pytest.approx(sum(piece["bytes"] for piece in generations[0]["segments"]), rel=0.1)
     assert found.given.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
     assert ("train: cells" in stages) == (flat_lists < 512)
     assert sum(stage.objects for stage in found.stages) == files_below(out)
@@ -146,7 +136,7 @@ def test_seconds_of_encoding(tmp_path):
     write(tmp_path / "in", rows=100_000, dim=64)
     expected = {stage.name: stage.seconds for stage in foresee(real(tmp_path)).stages}["encode"]
     opened = open_index_build(real(tmp_path))
-    train(opened, Log())
+    train(opened, StageLog())
     began = time.process_time()
     encode(opened)
     taken = time.process_time() - began
@@ -173,7 +163,7 @@ def test_every_kind(kind, metric, tmp_path):
     write(tmp_path / "in", rows=4000)
     found = foresee(real(tmp_path, kind=kind, metric=metric))
     opened = open_index_build(real(tmp_path, kind=kind, metric=metric))
-    train(opened, Log())
+    train(opened, StageLog())
 
     assert found.given.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
     assert all(stage.seconds > 0 for stage in found.stages)
@@ -182,10 +172,10 @@ def test_every_kind(kind, metric, tmp_path):
 def test_no_room_here(tmp_path, monkeypatch):
     """Where no node has room for a stage, the forecast says so in the cluster's words, and prices the hours of cores."""
 
-    def refused(options, weight_bytes):
+    def refused(options):
         raise RunError("a worker needs about 44.0 GiB, and no node has as much")
 
-    monkeypatch.setattr("lib.index.estimate.forecast.decide", refused)
+    monkeypatch.setattr("lib.engine.workers.local_plan", refused)
     found = foresee(config(tmp_path, suppose="50000x16"))
     lines = "\n".join(found.lines(price_per_hour=1.0))
 
@@ -211,19 +201,19 @@ def test_refusals_of_the_build(tmp_path):
         forecast(config(tmp_path, suppose="100000x16", kind="ivf-pq-fastscan", merge=1))
 
 
-def test_a_long_build_says_how_long_it_takes(alone, tmp_path, monkeypatch):
+def test_a_long_build_says_how_long_it_takes(tmp_path, monkeypatch):
     """Before it begins, and not again when it goes on; what cannot be reckoned does not end it."""
-    monkeypatch.setattr("lib.index.build_job.FORESEEN", 1)
-    said = listen()
+    monkeypatch.setattr("lib.index.build_job.ESTIMATED_NUMBERS", 1)
+    messages = listen()
     write(tmp_path / "in")
     build(real(tmp_path))
-    assert any("core hours by costs measured here; --dry-run tells them by stage" in sentence for sentence in said)
+    assert any("core hours by costs measured here; --dry-run tells them by stage" in sentence for sentence in messages)
 
-    said.clear()
+    messages.clear()
     build(real(tmp_path))
-    assert not any("core hours" in sentence for sentence in said)
+    assert not any("core hours" in sentence for sentence in messages)
     monkeypatch.setattr(
         "lib.index.estimate.forecast.stages_of", lambda given: (_ for _ in ()).throw(InputError("no such stage"))
     )
     build(real(tmp_path, output=str(tmp_path / "other")))
-    assert "how long it takes is not known: no such stage" in said
+    assert "how long it takes is not known: no such stage" in messages
