@@ -1,6 +1,6 @@
 """What the driver spends on a shard and on a turn of Ray Data's loop, by the number of actors, on real Ray.
 
-The verb does nothing: its first shards end at once, the others sleep as if a GPU worked on them, so that turns with many shards and
+The mapper does nothing: its first shards end at once, the others sleep as if a GPU worked on them, so that turns with many shards and
 turns with few are seen at each number of actors. GPUs are logical ones, so that the three steps are those of GPU workers. Of each
 turn the CPU seconds are known, and the shards that moved; least squares over all turns divides them. Each run is its own process.
 """
@@ -26,9 +26,10 @@ from lib.cli.progress import Progress
 from lib.data.shards import PLAN_SCHEMA, Shard
 from lib.engine.cluster import connect
 from lib.engine.executor import execute
-from lib.engine.mapper import Tables
-from lib.engine.run import missing, open_planned
-from lib.engine.workers import WorkerPlan
+from lib.engine.mapper import Result, Tables
+from lib.engine.planner import FixedPlanner
+from lib.engine.run import Run, missing
+from lib.engine.workers import WorkerOptions, WorkerPlan, WorkerRequest
 from lib.storage.folder import Folder
 
 RATE = 8.0  # shards a second while they sleep
@@ -36,26 +37,26 @@ STEPS = 3  # tasks a shard: read, work, publish
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """A verb that takes time and does nothing. at_once: shards that end at once; seconds: of the others, on average."""
+class Idle:
+    """A mapper that takes time and computes nothing. at_once: shards that end at once; seconds: of the others, on average."""
 
     at_once: int
     seconds: float
 
-    def prepare(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
+    def read(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return {"rows": pa.table({"shard": [shard.number]})}, {}
 
-    def worker(self) -> Callable[[Tables], Tables]:
-        return self._work
+    def load(self) -> Callable[[Tables], Tables]:
+        return self._sleep
 
-    def _work(self, bundle: Tables) -> Tables:
-        number = bundle["rows"]["shard"][0].as_py()
+    def _sleep(self, tables: Tables) -> Tables:
+        number = tables["rows"]["shard"][0].as_py()
         if number >= self.at_once:
             time.sleep(self.seconds * (0.5 + number * 0.618 % 1))  # not all at the same moment
-        return bundle
+        return tables
 
-    def finish(self, shard: Shard, bundle: Tables) -> tuple[pa.Table, dict[str, int]]:
-        return bundle["rows"], {"rows": 1, "source_rows": 1}
+    def to_result(self, shard: Shard, tables: Tables) -> Result:
+        return Result(tables["rows"])
 
 
 @dataclass
@@ -102,8 +103,18 @@ def _tasks(topology: Any) -> int:
 
 
 def shards_of(count: int) -> tuple[pa.Table, pa.Schema]:
-    """A plan that nobody reads."""
-    same = {"path": "none", "name": "none", "start": 0, "stop": 1, "rows": 1, "size": 1, "tag": "", "error": None}
+    """The plan of shards whose files do not exist."""
+    same = {
+        "path": "none",
+        "name": "none",
+        "start": 0,
+        "stop": 1,
+        "rows": 1,
+        "size": 1,
+        "tag": "",
+        "error": None,
+        "source": None,
+    }
     return pa.Table.from_pylist([{"shard": i, **same} for i in range(count)], PLAN_SCHEMA), pa.schema([])
 
 
@@ -130,8 +141,9 @@ def measure(actors: int, at_once: int, asleep: int) -> Costs:
     with tempfile.TemporaryDirectory() as root, watched(turns):
         folder = Folder(root)
         folder.probe()
-        ledger = open_planned(folder, {}, lambda: shards_of(at_once + asleep), {})
-        execute(Nothing(at_once, actors / RATE), ledger, workers, Progress(at_once + asleep), missing(ledger))
+        planner = FixedPlanner(lambda: shards_of(at_once + asleep), WorkerRequest(WorkerOptions()))
+        run = Run.open(folder, {"job": "idle"}, planner, {})
+        execute(Idle(at_once, actors / RATE), run, workers, Progress(at_once + asleep), missing(run))
     return fitted(turns, actors)
 
 
@@ -164,18 +176,18 @@ def main(actors: str, rounds: int, at_once: int, asleep: int, one: int | None) -
         return
     counts = [int(count) for count in actors.split(",")]
     load, names = os.getloadavg(), [each.name for each in fields(Costs)]
-    found: dict[int, list[Costs]] = {count: [] for count in counts}
+    costs: dict[int, list[Costs]] = {count: [] for count in counts}
     for count in counts * rounds:
         words = ["-m", "benchmarks.scheduler_costs", "--one", count, "--at-once", at_once, "--asleep", asleep]
         printed = run_python(f"{count} actors", [str(word) for word in words])
-        found[count].append(Costs(**json.loads(printed.splitlines()[-1])))
+        costs[count].append(Costs(**json.loads(printed.splitlines()[-1])))
         click.echo(f"{count} actors: {printed.splitlines()[-1]}", err=True)
     print("\n".join(machine(load)))
     print(f"\n| actors | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for count in counts:
-        print(f"| {count} | {' | '.join(spread([getattr(each, name) for each in found[count]]) for name in names)} |")
+        print(f"| {count} | {' | '.join(spread([getattr(each, name) for each in costs[count]]) for name in names)} |")
     for name in names if len(counts) > 1 else []:
-        start, slope = line(counts, [median(getattr(each, name) for each in found[count]) for count in counts])
+        start, slope = line(counts, [median(getattr(each, name) for each in costs[count]) for count in counts])
         print(f"{name}: {start:.2f} ms + {slope:.4f} ms an actor")
 
 

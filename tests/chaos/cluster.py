@@ -97,8 +97,8 @@ class Head:
 
 
 def _does_shards(process: psutil.Process) -> bool:
-    """Ray titles a worker by what it runs: `ray::MapWorker(...)` in a pool, `ray::MapBatches(...)` a task; `ray::ShardWorker` is of a
-    crew, and idles between two stages."""
+    """Whether it is a worker, by the title that Ray gives it: `ray::MapWorker(...)` and `ray::MapBatches(...)` on Ray Data,
+    `ray::ShardWorker` in the actor pool, also while it is idle between two stages."""
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:

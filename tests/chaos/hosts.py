@@ -48,7 +48,7 @@ DONE_BY_HOST = """
 import collections, json
 from ray.util.state import list_nodes, list_tasks
 hosts = {node.node_id: node.node_ip for node in list_nodes(limit=1000)}
-wanted = [("name", "=", "MapWorker(MapBatches(Work)).submit"), ("state", "=", "FINISHED")]
+wanted = [("name", "=", "MapWorker(MapBatches(Compute)).submit"), ("state", "=", "FINISHED")]
 done = list_tasks(filters=wanted, limit=10_000, raise_on_missing_output=False)
 print(json.dumps(collections.Counter(hosts.get(task.node_id, "?") for task in done)))
 """
@@ -140,7 +140,7 @@ def place(count: int, folder: Path, server: Server) -> Iterator[Place]:
 def at_work(host: Host) -> bool:
     """Whether a worker of the job runs on the host: the embed job's with its model loaded, or a training's."""
     titles = host.titles()
-    loaded = any("MapBatches(Work)" in title and "__init__" not in title for title in titles)
+    loaded = any("MapBatches(Compute)" in title and "__init__" not in title for title in titles)
     return loaded or any("RayTrainWorker" in title for title in titles)
 
 

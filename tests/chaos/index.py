@@ -224,7 +224,7 @@ class StagedFire(Fire):
 def _at_work(worker: psutil.Process) -> bool:
     """Whether it does a shard now, and does not wait for the next stage."""
     with suppress(psutil.Error):
-        return ".do" in " ".join(worker.cmdline())
+        return ".run" in " ".join(worker.cmdline())
     return False
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 LEAD = 2  # kills that the server may be ahead of driver and workers
-STEPS = ("Prepare", "Work", "Publish", "ShardWorker")  # whose processes are the workers
+STEPS = ("Read", "Compute", "Publish", "ShardWorker")  # the classes that Ray names worker processes by
 SERVERS = ("gateway", "whole server")
 
 

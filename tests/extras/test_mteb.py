@@ -15,6 +15,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 from mteb.results import TaskResult
 
+from lib.cli.options import configure, flat
 from lib.evaluation.config import EvaluateConfig
 from lib.evaluation.job import evaluate
 from lib.evaluation.metrics import CUTS, MEASURES
@@ -99,7 +100,10 @@ class StoredVectors:
 
     def __init__(self, work: Path, task: str) -> None:
         self.vectors: dict[str, np.ndarray] = {}
-        for part in [*work.glob(f"{task}-*/queries-*/part-*"), *work.glob("corpus-*/passages-*/part-*")]:
+        for part in [
+            *work.glob(f"{task}-*/_stages/queries-*/part-*"),
+            *work.glob("corpus-*/_stages/passages-*/part-*"),
+        ]:
             table = pq.read_table(part)
             flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
             self.vectors |= dict(zip(table["id"].to_pylist(), flat, strict=True))
@@ -116,8 +120,8 @@ class StoredVectors:
 
 def by_mteb(model, data, reranking=False) -> dict[str, float]:
     task = local_task(data, reranking)
-    found = mteb.evaluate(model, [task], cache=None, co2_tracker=False, show_progress_bar=False)
-    (scores,) = found.task_results[0].scores["test"]
+    results = mteb.evaluate(model, [task], cache=None, co2_tracker=False, show_progress_bar=False)
+    (scores,) = results.task_results[0].scores["test"]
     return {name: float(scores[name]) for name in [*NAMES, "main_score"]}
 
 
@@ -130,22 +134,22 @@ def same(theirs: dict[str, float], ours, tolerance: float) -> None:
 @pytest.fixture(scope="session")
 def config(cluster, minilm, tmp_path_factory) -> EvaluateConfig:
     output = str(tmp_path_factory.mktemp("evaluation"))
-    return EvaluateConfig(output=output, model=minilm, name="minilm", dtype="float32", task=("manzh",))
+    return configure(EvaluateConfig, output=output, model=minilm, name="minilm", dtype="float32", task=("manzh",))
 
 
 def changed(config: EvaluateConfig, **changes) -> EvaluateConfig:
-    return EvaluateConfig(**(vars(config) | changes))
+    return configure(EvaluateConfig, **(flat(config) | changes))
 
 
 @pytest.fixture(scope="session")
 def retrieved(config, folder):
-    (result,) = evaluate(changed(config, dataset=str(folder)), print)
+    (result,) = evaluate(changed(config, dataset=str(folder)))
     return result
 
 
 @pytest.fixture(scope="session")
 def ranked(config, urls):
-    (result,) = evaluate(changed(config, task=("reranked",), **urls), print)
+    (result,) = evaluate(changed(config, task=("reranked",), **urls))
     return result
 
 
@@ -153,7 +157,7 @@ def test_mteb_scores_our_vectors_alike(data, config, retrieved, ranked):
     """mteb searches and scores the vectors that our evaluations left: every measure of retrieval and of reranking is ours,
     to the five decimals that it rounds to."""
     for result, reranking in ((retrieved, False), (ranked, True)):
-        stored = StoredVectors(Path(config.output, "stages"), result.task)
+        stored = StoredVectors(Path(config.output, "_stages"), result.task)
         same(by_mteb(stored, data, reranking), result, ROUNDED)
     assert retrieved.main_score == "ndcg_at_10"
     assert ranked.main_score == "map_at_1000"
@@ -180,7 +184,7 @@ def test_mteb_drives_our_reranker(data, config, urls, tmp_path):
     few["candidates"] = {query: data["candidates"][query] for query in few["qrels"]}
     write_tsv(tmp_path / "qrels.tsv", [(q, p, 1) for q, judged in few["qrels"].items() for p in judged])
     alone = changed(config, model=None, reranker=reranker, name="reranker", task=("few",))
-    (ours,) = evaluate(changed(alone, **(urls | {"qrels": str(tmp_path / "qrels.tsv")})), print)
+    (ours,) = evaluate(changed(alone, **(urls | {"qrels": str(tmp_path / "qrels.tsv")})))
 
     same(by_mteb(MtebSearch(alone), few, reranking=True), ours, 1e-4)
 
@@ -188,7 +192,7 @@ def test_mteb_drives_our_reranker(data, config, urls, tmp_path):
 def test_mteb_reads_our_results(config, retrieved):
     """The file in mteb's layout is one that mteb loads, with the same main score."""
     (path,) = Path(config.output, "mteb", "minilm").rglob("manzh.json")
-    found = TaskResult.from_disk(path)
+    result = TaskResult.from_disk(path)
 
-    assert found.get_score() == pytest.approx(retrieved.main, abs=ROUNDED)
+    assert result.get_score() == pytest.approx(retrieved.main, abs=ROUNDED)
     assert json.loads(path.read_text())["task_name"] == "manzh"

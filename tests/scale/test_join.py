@@ -13,7 +13,7 @@ from lib.reranking.job import rerank
 from tests.scale.memory import memory_watched
 from tests.support import tiny
 
-PASSAGES, QUERIES, EACH, FILES = 1_000_000, 2_000, 10, 8
+PASSAGES, QUERIES, CANDIDATES, FILES = 1_000_000, 2_000, 10, 8
 MOST_BYTES = 4 << 30
 WORDS = 80  # a passage, about 500 bytes
 
@@ -32,7 +32,7 @@ def test_a_million_passages_are_joined_within_4_gb(cluster, tmp_path):
         )
     queries = {"id": [f"q{q}" for q in range(QUERIES)], "text": [f"query {q}" for q in range(QUERIES)]}
     pq.write_table(pa.table(queries), tmp_path / "queries.parquet")
-    pairs = [(f"q{q}", f"p{rng.randrange(PASSAGES)}") for q in range(QUERIES) for _ in range(EACH)]
+    pairs = [(f"q{q}", f"p{rng.randrange(PASSAGES)}") for q in range(QUERIES) for _ in range(CANDIDATES)]
     table = pa.table({"query_id": [q for q, _ in pairs], "passage_id": [p for _, p in pairs]})
     pq.write_table(table, tmp_path / "candidates.parquet")
     config = configure(
@@ -45,7 +45,7 @@ def test_a_million_passages_are_joined_within_4_gb(cluster, tmp_path):
     )
     began = time.monotonic()
     with memory_watched() as seen:
-        rerank(config, print)
+        rerank(config)
     seconds = time.monotonic() - began
 
     rows = pa.concat_tables(pq.read_table(path) for path in (tmp_path / "out").glob("part-*.parquet"))

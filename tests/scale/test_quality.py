@@ -20,9 +20,9 @@ def test_minilm_on_wn8k_scores_as_the_plain_way_does(cluster, minilm, tmp_path):
     if reason := tasks.missing():
         pytest.skip(reason)
     folder = tasks.wn8k()
-    config = {"dataset": str(folder), "model": minilm, "dtype": "float32", "name": "minilm"}
+    options = {"dataset": str(folder), "model": minilm, "dtype": "float32", "name": "minilm"}
     first, again = (
-        evaluate(configure(EvaluateConfig, output=str(tmp_path / n), **config), print)[0] for n in ("first", "again")
+        evaluate(configure(EvaluateConfig, output=str(tmp_path / name), **options))[0] for name in ("first", "again")
     )
     plain = plain_score(folder, minilm)
     low, high = first.intervals["ndcg_at_10"]
@@ -45,6 +45,6 @@ def plain_score(folder, model) -> float:
     run, ids = {}, list(corpus)
     for query, row in zip(qrels, scores, strict=True):
         run[query] = {ids[place]: float(row[place]) for place in np.argsort(-row)[:1000]}
-    found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-    assert len(found) == len(qrels), json.dumps(sorted(qrels.keys() - found.keys()))
-    return float(np.mean([each["ndcg_cut_10"] for each in found.values()]))
+    by_query = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    assert len(by_query) == len(qrels), json.dumps(sorted(qrels.keys() - by_query.keys()))
+    return float(np.mean([each["ndcg_cut_10"] for each in by_query.values()]))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from lib.cli.options import configure
 from lib.cli.progress import Progress
 from lib.data.corpus import CorpusOptions
 from lib.data.reader import read_rows
-from lib.data.shards import PLAN_SCHEMA, count_shards
+from lib.data.shards import PLAN_SCHEMA, Shard, count_shards
 from lib.embedding.config import EmbedConfig
 from lib.embedding.job import embed
-from lib.engine.cluster import connect
 from lib.engine.executor import execute
-from lib.engine.run import missing, open_ledger
-from lib.engine.workers import WorkerOptions, plan_workers
+from lib.engine.mapper import Result, Tables
+from lib.engine.parts import publish_part
+from lib.engine.planner import CorpusPlanner
+from lib.engine.run import Run, missing
+from lib.engine.workers import WorkerOptions, WorkerRequest
 from lib.storage.folder import Folder
 
 SHARDS, SHARD_ROWS, FILES = 200_000, 50, 100
@@ -32,19 +35,19 @@ SHARDS, SHARD_ROWS, FILES = 200_000, 50, 100
 
 @dataclass(frozen=True)
 class Copy:
-    """A verb that does nothing, so that what is measured is the engine."""
+    """A mapper that copies a column, so that the engine alone is measured."""
 
     columns: pa.Schema
 
-    def prepare(self, shard):
+    def read(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
         return {"rows": read_rows(shard, ["text"], self.columns, {})}, {}
 
-    def worker(self):
-        return lambda bundle: bundle
+    def load(self) -> Callable[[Tables], Tables]:
+        return lambda tables: tables
 
-    def finish(self, shard, bundle):
-        rows = bundle["rows"].select(["text"])
-        return rows, {"rows": len(rows), "source_rows": len(rows)}
+    def to_result(self, shard: Shard, tables: Tables) -> Result:
+        rows = tables["rows"].select(["text"])
+        return Result(rows, {"source_rows": len(rows)})
 
 
 def peak_mib() -> float:
@@ -70,39 +73,43 @@ def test_planning_and_resuming_200_000_shards(tmp_path):
 
 
 def drive(folder: str) -> None:
-    """In a process of its own, so that its memory is its own."""
+    """Plan, publish all parts but ten, resume. In a process of its own, whose peak of memory is that of the driver."""
     root = Path(folder)
     (root / "in").mkdir()
     table = pa.table({"text": [f"t{i}" for i in range(SHARDS * SHARD_ROWS // FILES)]})
     for i in range(FILES):
         pq.write_table(table, root / "in" / f"{i:03d}.parquet", row_group_size=SHARD_ROWS * 20)
-    options, out = CorpusOptions(input=str(root / "in")), Folder(str(root / "out"))
+    out = Folder(str(root / "out"))
     out.probe()
     began = time.monotonic()
-    ledger = open_ledger(out, {"verb": "copy"}, options, {}, False, lambda _: SHARD_ROWS, {})
-    print("shards", count_shards(ledger.plan))
+    run = _open(root / "in", out)
+    print("shards", count_shards(run.plan))
     planned = time.monotonic() - began
     print(f"planning_seconds {planned:.1f}")
-    _pretend(ledger, root / "out")
+    _publish_most(run, root / "out")
     began = time.monotonic()
-    ledger = open_ledger(out, {"verb": "copy"}, options, {}, False, lambda _: SHARD_ROWS, {})
-    pending = missing(ledger)
+    run = _open(root / "in", out)
+    pending = missing(run)
     print("pending", len(pending))
     os.environ["RAY_ADDRESS"] = "local"
-    connect()
-    outcome = execute(Copy(ledger.columns), ledger, plan_workers(WorkerOptions(), 0), Progress(SHARDS), pending)
+    workers = WorkerRequest(WorkerOptions()).resolve()
+    outcome = execute(Copy(run.columns), run, workers, Progress(SHARDS), pending)
     print("parts", len(outcome.parts))
     print(f"resuming_seconds {time.monotonic() - began:.1f}")
     print(f"seconds {planned + time.monotonic() - began:.1f}")
     print(f"peak_mib {peak_mib():.0f}")
-    assert ledger.plan.schema == PLAN_SCHEMA
+    assert run.plan.schema == PLAN_SCHEMA
 
 
-def _pretend(ledger, folder: Path) -> None:
-    """Parts of every shard but the last ten: one real part, under every name."""
-    from lib.engine.parts import publish_part
+def _open(source: Path, output: Folder) -> Run:
+    options = CorpusOptions(input=str(source), shard_rows=SHARD_ROWS)
+    planner = CorpusPlanner(options, {}, lambda corpus, workers: SHARD_ROWS, WorkerRequest(WorkerOptions()))
+    return Run.open(output, {"job": "copy"}, planner, {})
 
-    names = ledger.part_names()
+
+def _publish_most(run: Run, folder: Path) -> None:
+    """Publish a part of every shard but the last ten: one real part, under every name."""
+    names = run.part_names()
     table = pa.table({"text": ["x"] * SHARD_ROWS})
     publish_part(Folder(str(folder)), names[0], 0, table, {"rows": SHARD_ROWS, "source_rows": SHARD_ROWS})
     for number in range(1, SHARDS - 10):
@@ -132,7 +139,7 @@ def test_actor_memory_is_flat_over_1_000_shards(cluster, tmp_path, minilm):
     seen: list[tuple[int, int]] = []
     watch = threading.Thread(target=_watch, args=(tmp_path / "out", seen), daemon=True)
     watch.start()
-    outcome = embed(config, print)
+    outcome = embed(config)
     watch.join(timeout=30)
 
     assert len(outcome.parts) == 1000
@@ -143,12 +150,12 @@ def test_actor_memory_is_flat_over_1_000_shards(cluster, tmp_path, minilm):
 
 
 def _watch(output: Path, seen: list[tuple[int, int]]) -> None:
-    """(parts there, resident MiB of the largest Ray Data actor), four times a second, until the manifest is written."""
+    """Note the number of parts and the resident MiB of the largest Ray Data actor, 4 times a second, until the manifest exists."""
     while not (output / "_manifest.parquet").exists():
         workers = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(_cmdline(p))]
-        held = [p.memory_info().rss >> 20 for p in workers if p.is_running()]
-        if held:
-            seen.append((len(list(output.glob("part-*"))), max(held)))
+        resident = [p.memory_info().rss >> 20 for p in workers if p.is_running()]
+        if resident:
+            seen.append((len(list(output.glob("part-*"))), max(resident)))
         time.sleep(0.25)
 
 
