@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..cli.options import option
 from ..errors import EXIT_ERROR, EXIT_QUARANTINED, EXIT_USAGE, RunError, UsageError
 from ..storage.fingerprint import fingerprint
 
@@ -41,18 +42,11 @@ T = TypeVar("T")
 class SubmitConfig:
     """Everything `jobs/submit_job.py` can be told."""
 
-    address: str = field(
-        default="http://127.0.0.1:8265", metadata={"help": "Of the head's job server, as `ray job submit` takes it."}
-    )
-    working_dir: str = field(
-        default=".",
-        metadata={"help": "The tree that runs: a folder, without what .gitignore names, or a zip at a URL."},
-    )
-    env: tuple[str, ...] = field(
-        default=(), metadata={"help": "Variable of the job, as KEY=VALUE. Repeat it for more.", "many": True}
-    )
-    hours: float = field(default=24.0, metadata={"help": "Give up after so long. The same command goes on later."})
-    command: tuple[str, ...] = field(metadata={"help": "The job, after --.", "rest": True})
+    address: str = option("Of the head's job server, as `ray job submit` takes it.", "http://127.0.0.1:8265")
+    working_dir: str = option("The tree that runs: a folder, without what .gitignore names, or a zip at a URL.", ".")
+    env: tuple[str, ...] = option("Variable of the job, as KEY=VALUE. Repeat it for more.", (), many=True)
+    hours: float = option("Give up after so long. The same command goes on later.", 24.0)
+    command: tuple[str, ...] = option("The job, after --.", rest=True)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Compare results with each other and with the scores that the recipes' authors published: Markdown, and one HTML page with bars."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from .. import recipes
 from ..cli.charts import Bar, bar_chart
+from ..cli.options import option
 from ..cli.page import html_page, section
 from ..errors import InputError
 from ..storage.filesystem import absolute, parse_options
@@ -23,16 +24,11 @@ PUBLISHED = "published"
 class CompareConfig:
     """Options of `jobs/compare_models.py`."""
 
-    input: str = field(metadata={"help": "Output folder of evaluations; any fsspec URL."})
-    output: str | None = field(
-        default=None, metadata={"help": "Folder for comparison.md and .html. Default: the input."}
-    )
-    system: tuple[str, ...] = field(
-        default=(), metadata={"help": "Only these systems, in this order, by commas. Default: all, by name."}
-    )
-    storage_option: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", "many": True},
+    input: str = option("Output folder of evaluations; any fsspec URL.")
+    output: str | None = option("Folder for comparison.md and .html. Default: the input.", None)
+    system: tuple[str, ...] = option("Only these systems, in this order, by commas. Default: all, by name.", ())
+    storage_option: tuple[str, ...] = option(
+        "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", (), many=True
     )
 
 
