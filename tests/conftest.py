@@ -23,8 +23,13 @@ import fsspec
 
 from tests.real.proxy import FaultProxy
 from tests.real.s3 import Ceph, Server, Swift
+from tests.support.budget import FileBudget
 from tests.support.messages import silence  # noqa: F401
 from tests.support.trained import train_here  # noqa: F401
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FileBudget())
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:
