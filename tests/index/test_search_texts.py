@@ -8,7 +8,6 @@ import pytest
 
 from lib.cli.options import configure
 from lib.errors import InputError, ModelError, UsageError
-from lib.index.search.job import search
 from lib.recipes import load
 from tests.support import tiny
 from tests.support.indexed import ENCODER, built, clustered, write
@@ -91,8 +90,7 @@ def test_texts_for_an_index_of_cut_vectors(texts, tmp_path):
     )
     embed(options)
     card = built(tmp_path / "short", tmp_path / "index16", kind="flat")
-    search(config_of(tmp_path, tmp_path / "queries.jsonl", index=str(tmp_path / "index16"), top_k=3))
-    table = read_hits(tmp_path / "hits")
+    table = hits_of(tmp_path, tmp_path / "queries.jsonl", index=str(tmp_path / "index16"), top_k=3)
 
     assert card["dim"] == 16
     assert len(lists_of(table)) == 30
@@ -116,7 +114,7 @@ def test_the_recipe_of_the_vectors_is_the_queries_too(texts, build, tmp_path):
     )
     embed(options)
     card = built(tmp_path / "by-recipe", tmp_path / "index-by-recipe", kind="flat")
-    search(config_of(tmp_path, tmp_path / "queries.jsonl", index=str(tmp_path / "index-by-recipe"), top_k=3))
+    hits_of(tmp_path, tmp_path / "queries.jsonl", index=str(tmp_path / "index-by-recipe"), top_k=3)
     (vectors,) = (tmp_path / "hits").glob("_stages/queries-*")
     stored = json.loads(pq.read_schema(next(vectors.glob("part-*"))).metadata[b"shoal"])
 
