@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.cli.options import configure
+from lib.engine.run import read_plan
 from lib.engine.stage_log import StageLog
 from lib.engine.workers import WORKER_BASE
 from lib.errors import InputError, RunError, UsageError
@@ -21,6 +22,13 @@ from lib.index.kinds import GRAPH, ID_BYTES
 from tests.support.messages import listen
 
 ROWS, DIM = 24_000, 32
+TRAINING = {  # stage: its folder
+    "sample": "sample",
+    "train: cells": "cells",
+    "train: partition": "partitioned",
+    "train: centroids": "centroids",
+    "train": "train",
+}
 
 
 def write(folder, rows=ROWS, dim=DIM, dtype=np.float32):
@@ -60,25 +68,27 @@ def test_a_supposed_billion(tmp_path):
     """A billion vectors of 1,024 dimensions are planned within 20 seconds of a core: training in two levels, every stage, the
     index's size to 2 %; and nothing is written."""
     began = time.process_time()
-    found = foresee(config(tmp_path, suppose="1000000000x1024"))
-    lines = "\n".join(found.lines(price_per_hour=0.05))
+    result = foresee(config(tmp_path, suppose="1000000000x1024"))
+    lines = "\n".join(result.lines(price_per_hour=0.05))
 
     assert time.process_time() - began < 20
-    two_levels = ["train: cells", "train: deal", "train: centroids", "train"]
-    assert [stage.name for stage in found.stages] == [
-        *("sample", *two_levels, "encode", "assemble"),
+    two_levels = ["train: cells", "train: partition", "train: centroids", "train"]
+    assert [stage.name for stage in result.stages] == [
+        *("sample", *two_levels, "encode", "segments"),
         *("measure: probe", "measure: probe lists"),
         *("measure: exact", "measure: exact lists", "measure: exact lists, 2"),
     ]
-    choice, stages = found.given.build.choice, {stage.name: stage for stage in found.stages}
+    choice, stages = result.inputs.build.choice, {stage.name: stage for stage in result.stages}
     assert choice.lists == 131_072
-    centroids = len(found.pieces) * 131_072 * (4096 + 8 * GRAPH)  # each piece repeats them
+    centroids = len(result.segments) * 131_072 * (4096 + 8 * GRAPH)  # each piece repeats them
     assert choice.bytes == pytest.approx(1e9 * (choice.kind.bytes(1024) + ID_BYTES) + centroids, rel=0.02)
     assert stages["encode"].shards == pytest.approx(1e9 / 16_384, rel=0.01)
     assert stages["encode"].read >= 1e9 * 4096
-    assert stages["train"].memory > WORKER_BASE + 50 * 131_072 * 4096
+    read = stages["train"].read - 131_072 * 4096  # beside the centroids: two levels leave only the codec to train
+    assert 65_536 * 4096 <= read < 2 * 65_536 * 4096
+    assert stages["train"].memory > WORKER_BASE + read + 2 * result.inputs.trained
     assert 20e-6 < stages["encode"].seconds / 1e9 < 5e-3
-    for stage in found.stages:
+    for stage in result.stages:
         assert min(stage.seconds, stage.read, stage.written) > 0
         assert stage.memory >= WORKER_BASE
         assert stage.objects > stage.shards
@@ -106,29 +116,37 @@ def test_an_input_and_a_supposition(tmp_path):
 
 @pytest.mark.parametrize("flat_lists", [65_536, 256])
 def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
-    """Shards, parts, pieces and objects of every stage, with training in one level and in two, are those of the build that
+    """Shards, parts, segments and objects of every stage, with training in one level and in two, are those of the build that
     follows; the forecast itself leaves no file."""
-    for module in ("kinds", "build.choose_kind", "build.train_job", "estimate.stages", "estimate.costs"):
+    for module in ("kinds", "build.choose_kind", "build.train_job", "estimate.costs"):
         monkeypatch.setattr(f"lib.index.{module}.FLAT_LISTS", flat_lists)
     monkeypatch.setattr("lib.index.build.segments.SEGMENT_BYTES", ROWS // 4 * (DIM + ID_BYTES))
     monkeypatch.setattr("lib.index.build.recall_job.PARTS_AT_ONCE", 2)
-    monkeypatch.setattr("lib.index.estimate.stages.PARTS_AT_ONCE", 2)
+    monkeypatch.setattr("lib.index.build.sample.SHARD_BYTES", 1 << 19)
+    monkeypatch.setattr("lib.index.build.train.CODEC_ROWS", ROWS // 3)
     write(tmp_path / "in")
     settings = {"kind": "ivf-sq8", "lists": 512, "merge": 2, "recall_queries": 100, "shard_rows": 3000}
-    found = foresee(real(tmp_path, **settings))
+    result = foresee(real(tmp_path, **settings))
 
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
     assert files_below(tmp_path) == 2
     build(real(tmp_path, **settings))
-    out, stages = tmp_path / "index", {stage.name: stage for stage in found.stages}
+    out, stages = tmp_path / "index", {stage.name: stage for stage in result.stages}
     assert stages["encode"].shards == parts_in(out / "rows")
     assert stages["sample"].shards == parts_in(out / "_stages" / "sample")
-    generations = read_manifest(open_index_build(real(tmp_path, **settings)))["generations"]
-    assert stages["assemble"].shards == len(found.pieces) == len(generations[0]["segments"]) > 2
-    assert sum(found.pieces) == pytest.approx(sum(piece["bytes"] for piece in generations[0]["segments"]), rel=0.1)
-    assert found.given.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
+    opened = open_index_build(real(tmp_path, **settings))
+    generations = read_manifest(opened)["generations"]
+    assert stages["segments"].shards == len(result.segments) == len(generations[0]["segments"]) > 2
+    assert sum(result.segments) == pytest.approx(
+        sum(segment["bytes"] for segment in generations[0]["segments"]), rel=0.1
+    )
+    assert result.inputs.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
     assert ("train: cells" in stages) == (flat_lists < 512)
-    assert sum(stage.objects for stage in found.stages) == files_below(out)
+    for name, folder in TRAINING.items():
+        plan = list((out / "_stages" / folder).glob("_plan*"))
+        assert (name in stages) == bool(plan)
+        assert not plan or stages[name].slices == read_plan(opened.stage(folder))[0].num_rows
+    assert sum(stage.objects for stage in result.stages) == files_below(out)
 
 
 def test_seconds_of_encoding(tmp_path):
@@ -161,12 +179,12 @@ KINDS = ["flat", "hnsw", "ivf-pq", "ivf-opq", "ivf-pq-fastscan", "ivf-rabitq:bit
 def test_every_kind(kind, metric, tmp_path):
     """Every kind is forecast, its empty index to 1 % of its true bytes."""
     write(tmp_path / "in", rows=4000)
-    found = foresee(real(tmp_path, kind=kind, metric=metric))
+    result = foresee(real(tmp_path, kind=kind, metric=metric))
     opened = open_index_build(real(tmp_path, kind=kind, metric=metric))
     train(opened, StageLog())
 
-    assert found.given.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
-    assert all(stage.seconds > 0 for stage in found.stages)
+    assert result.inputs.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
+    assert all(stage.seconds > 0 for stage in result.stages)
 
 
 def test_no_room_here(tmp_path, monkeypatch):
@@ -176,10 +194,10 @@ def test_no_room_here(tmp_path, monkeypatch):
         raise RunError("a worker needs about 44.0 GiB, and no node has as much")
 
     monkeypatch.setattr("lib.engine.workers.local_plan", refused)
-    found = foresee(config(tmp_path, suppose="50000x16"))
-    lines = "\n".join(found.lines(price_per_hour=1.0))
+    result = foresee(config(tmp_path, suppose="50000x16"))
+    lines = "\n".join(result.lines(price_per_hour=1.0))
 
-    assert found.seconds is None
+    assert result.seconds is None
     assert "none here: a worker needs about 44.0 GiB" in lines
     assert "a core that is never idle" in lines
 
@@ -213,7 +231,7 @@ def test_a_long_build_says_how_long_it_takes(tmp_path, monkeypatch):
     build(real(tmp_path))
     assert not any("core hours" in sentence for sentence in messages)
     monkeypatch.setattr(
-        "lib.index.estimate.forecast.stages_of", lambda given: (_ for _ in ()).throw(InputError("no such stage"))
+        "lib.index.estimate.stages.Estimator.stages", lambda self: (_ for _ in ()).throw(InputError("no such stage"))
     )
     build(real(tmp_path, output=str(tmp_path / "other")))
     assert "how long it takes is not known: no such stage" in messages

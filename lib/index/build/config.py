@@ -19,7 +19,7 @@ from ...engine.workers import CpuWorkerOptions, WorkerOptions, WorkerPlan, Worke
 from ...errors import InputError, UsageError
 from ...storage.filesystem import StorageOptions, absolute, filesystem
 from ...storage.folder import Folder
-from ..kinds import IndexKind, Metric, names, parse, to_spec
+from ..kinds import ID_BYTES, IndexKind, Metric, names, parse, to_spec
 from .choose_kind import AUTO, IndexPlan, choose
 from .layout import CARD, CODE, LIST, MANIFEST, ROWS, SEGMENTS, TRAINED, VECTOR
 from .vector_source import VectorFormat, VectorOptions, VectorSource, check_ids, describe, encoder_difference
@@ -87,6 +87,11 @@ class IndexBuild:
     @property
     def kind(self) -> IndexKind:
         return self.choice.kind
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of a vector in a segment: its code and its number."""
+        return self.kind.bytes(self.format.dim) + ID_BYTES
 
     @property
     def workers(self) -> WorkerOptions:

@@ -141,8 +141,20 @@ def _search_exactly(
 
 def _merged(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
     """The same lists in at most PARTS_AT_ONCE parts, which the driver can read."""
-    if len(files) <= PARTS_AT_ONCE:
-        return files
+    for _ in levels_of_lists(len(files))[1:]:
+        files = _merged_once(build, files)
+    return files
+
+
+def levels_of_lists(parts: int) -> list[int]:
+    """Parts of lists: before they are merged, and after each merge, until the driver can read them."""
+    levels = [parts]
+    while levels[-1] > PARTS_AT_ONCE:
+        levels.append(-(-levels[-1] // PARTS_AT_ONCE))
+    return levels
+
+
+def _merged_once(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
     key = fingerprint([file.path for file in files])
     folder = build.stage("lists", key)
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]
@@ -153,7 +165,7 @@ def _merged(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
         lambda: files_plan(groups),
         {"job": "lists", "key": key},
     )
-    return _merged(build, files_of(folder, parts))
+    return files_of(folder, parts)
 
 
 def _read_lists(build: IndexBuild, files: Sequence[StageFile], queries: int) -> dict[int, Lists]:

@@ -65,6 +65,12 @@ def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
     return np.array(list(depths.values()), np.int64)
 
 
+def sample_sizes(vectors: np.ndarray, training: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of vectors that are held out and that are trained on, of shards with so many vectors."""
+    kept = np.minimum(held_out, vectors // 10)
+    return kept, np.minimum(training, vectors - kept)
+
+
 @dataclass(frozen=True)
 class SampleMapper(FusedMapper):
     """A shard of vectors -> a random sample of them: VECTOR, its FILE and ROW, and HELD_OUT.
@@ -84,8 +90,8 @@ class SampleMapper(FusedMapper):
     def _sample(self, shard: Shard) -> Result:
         rows = self.source.read(shard)
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.valid))
-        held_out = min(self.held_out, len(places) // 10)
-        places = places[: held_out + self.training]
+        held_out, training = map(int, sample_sizes(np.int64(len(places)), self.training, self.held_out))
+        places = places[: held_out + training]
         ranges = pa.array(np.repeat(np.arange(len(shard.ranges)), [each.rows for each in shard.ranges])[places])
         file_rows = np.concatenate([np.arange(each.start, each.stop) for each in shard.ranges])
         table = pa.table(

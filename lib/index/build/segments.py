@@ -60,6 +60,16 @@ def group_parts(parts: Sequence[Part], row_bytes: float, overhead: int, merged: 
     return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
 
 
+def segment_memory(codes: float, trained: float) -> float:
+    """Memory to fill a segment: its codes, and the empty index as bytes and as faiss has it."""
+    return codes + 2 * trained
+
+
+def merge_memory(trained: float, lists: int, segments: int) -> float:
+    """Memory to merge so many segments of so many lists."""
+    return 2 * trained + LIST_BYTES * lists * segments
+
+
 @dataclass(frozen=True)
 class BuildSegment(FusedMapper):
     """Some parts of encoded rows -> a segment.

@@ -24,12 +24,12 @@ from ...engine.workers import WorkerPlan, WorkerRequest
 from ...errors import RunError
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
-from ..kinds import ID_BYTES, lists_of, to_spec
+from ..kinds import lists_of, to_spec
 from .codec import load_index
 from .config import IndexBuild
 from .encode import EncodeMapper
 from .layout import MANIFEST, MERGED, ROWS, SEGMENTS, TRAINED
-from .segments import LIST_BYTES, BuildSegment, MergeSegments, group_parts
+from .segments import BuildSegment, MergeSegments, group_parts, merge_memory, segment_memory
 from .stage_parts import StageFile, files_of, files_plan
 from .vector_source import SHARD_BYTES
 
@@ -47,12 +47,17 @@ def encode(build: IndexBuild) -> list[Part]:
         return EncodeMapper(source, build.kind, build.folder, workers.threads)
 
     def shard_rows(corpus: Corpus, workers: int) -> int:
-        return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * build.format.dim)))
+        return encode_shard_rows(corpus, workers, build.format.dim)
 
     request = WorkerRequest(build.workers, weight_bytes=2 * len(trained))
     planner = CorpusPlanner(build.input(), build.storage, shard_rows, request, strict=True)
     settings = {"job": "encode", "trained": hashlib.sha256(trained).hexdigest()[:12]}
     return build.run_planned(build.folder.below(ROWS), f"encoding as {to_spec(build.kind)}", mapper, planner, settings)
+
+
+def encode_shard_rows(corpus: Corpus, workers: int, dim: int) -> int:
+    """Rows a shard by default. workers: the most that there can be."""
+    return even_rows(corpus, workers, most=max(1, SHARD_BYTES // (4 * dim)))
 
 
 def read_manifest(build: IndexBuild) -> Manifest:
@@ -89,7 +94,7 @@ def _new_generation(build: IndexBuild, parts: Sequence[Part], done: int) -> dict
     facts = read_facts(build.folder.below(ROWS), new)
     # An addition becomes as few segments as possible: each repeats the centroids.
     merged = 1 if done else build.config.merge or 1
-    groups = group_parts(new, _row_bytes(build), len(build.folder.read(TRAINED)), merged)
+    groups = group_parts(new, build.row_bytes, len(build.folder.read(TRAINED)), merged)
     vectors = sum(fact["vectors"] for fact in facts)
     return {
         "shards": [done, len(parts)],
@@ -122,10 +127,6 @@ def _same_groups(parts: Sequence[Part], segments: Sequence[dict[str, Any]]) -> l
     return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(segments))]
 
 
-def _row_bytes(build: IndexBuild) -> float:
-    return build.kind.bytes(build.format.dim) + ID_BYTES
-
-
 def _keep_only(folder: Folder, names: set[str]) -> None:
     """Remove the files that no manifest names: of a command that was stopped, or of an earlier index."""
     for stale in folder.list().keys() - names:
@@ -152,14 +153,14 @@ def _build_segments(
         return BuildSegment(build.kind, build.folder, segments, names, tuple(firsts), workers.threads, build.storage)
 
     trained = build.folder.list(TRAINED)[TRAINED]
-    largest = max(sum(part.rows for part in group) for group in groups) * _row_bytes(build)
+    largest = max(sum(part.rows for part in group) for group in groups) * build.row_bytes
     parts = build.run_stage(
         folder,
         f"filling {len(groups)} segments",
         mapper,
         lambda: files_plan(files),
         {"job": "segments", "names": list(names)},
-        weight_bytes=largest + 2 * trained,
+        weight_bytes=segment_memory(largest, trained),
     )
     return read_facts(folder, parts)
 
@@ -196,7 +197,7 @@ def merge(build: IndexBuild, manifest: Manifest, count: int) -> Manifest:
         lambda run, workers: MergeSegments(build.folder, target, names, build.storage),
         lambda: files_plan(files),
         {"job": "merge", "names": list(names)},
-        weight_bytes=2 * build.folder.list(TRAINED)[TRAINED] + LIST_BYTES * lists_in(build) * max(map(len, groups)),
+        weight_bytes=merge_memory(build.folder.list(TRAINED)[TRAINED], lists_in(build), max(map(len, groups))),
     )
     manifest = manifest | {"merged": read_facts(folder, parts)}
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())

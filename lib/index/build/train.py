@@ -22,7 +22,7 @@ from ...engine.mapper import FusedMapper, Result
 from ...storage.folder import Folder
 from ..kinds import IndexKind, Metric, centroids_of, empty_index, lists_of, uses_inner_product
 from .codec import Coder, error_stride, load_index, nearest_of, quantization_error, rotate, save_index, transforms_of
-from .kmeans import kmeans
+from .kmeans import COPIED, kmeans
 from .layout import HELD_OUT, TRAINED, VECTOR
 from .nearest_centroid import Centroids
 from .stage_parts import binary_column, read_parts, read_training_vectors
@@ -36,6 +36,7 @@ CODEC_ROWS = 65_536  # vectors of the sample that train the rotation and the cod
 PARTITION_BYTES = (
     512 << 20
 )  # of the sample's vectors in a shard of partitioning: each shard adds a range to read a cell
+CODEC_COPIES = 3  # of the vectors that train the codec: as sampled, rotated, and less the centroids
 CELLS = "cells.npy"
 
 
@@ -207,9 +208,38 @@ class ClusterCell(FusedMapper):
         return Result(pa.table({VECTOR: binary_column(centroids)}))
 
 
-def parts_of_partition(parts: int, rows: float, dim: int) -> int:
-    """Parts of the sample in a shard of partitioning by cell."""
-    return max(1, int(PARTITION_BYTES * parts // max(rows * 4 * dim, 1)))
+@dataclass(frozen=True)
+class TwoLevels:
+    """The sizes of training in two levels. parts: of the sample. rows: of them, to train on."""
+
+    lists: int
+    dim: int
+    parts: int
+    rows: int
+
+    @property
+    def cells(self) -> int:
+        return 2 ** round(self.lists.bit_length() / 2)
+
+    @property
+    def cells_stride(self) -> int:
+        """One in so many parts trains the cells."""
+        return max(1, self.rows // (self.cells * CELL_POINTS))
+
+    @property
+    def codec_stride(self) -> int:
+        """One in so many parts trains the codec, when the centroids are trained."""
+        return max(1, self.rows // CODEC_ROWS)
+
+    @property
+    def parts_a_shard(self) -> int:
+        """Parts in a shard of partitioning by cell."""
+        return max(1, PARTITION_BYTES * self.parts // max(self.rows * 4 * self.dim, 1))
+
+
+def training_bytes(rows: float, dim: int) -> float:
+    """Memory to train on so many vectors."""
+    return 4 * dim * ((1 + COPIED) * rows + CODEC_COPIES * min(rows, CODEC_ROWS))
 
 
 def shares(points: np.ndarray, lists: int) -> np.ndarray:

@@ -13,13 +13,10 @@ from ...errors import InputError
 from ...storage.folder import Folder
 from ..kinds import FLAT_LISTS, to_spec
 from .config import IndexBuild
-from .kmeans import COPIED
 from .layout import TRAINED
 from .sample import SampleMapper, sample_plan
-from .stage_parts import files_of, files_plan, rows_of_shards
+from .stage_parts import StageFile, files_of, files_plan, rows_of_shards
 from .train import (
-    CELL_POINTS,
-    CODEC_ROWS,
     MIN_CODEC_ROWS,
     MIN_POINTS,
     POINTS,
@@ -28,14 +25,14 @@ from .train import (
     TrainCells,
     TrainMapper,
     TrainPlan,
-    parts_of_partition,
+    TwoLevels,
     shares,
+    training_bytes,
 )
 
 log = logging.getLogger("shoal")
 
 CODEC_POINTS = 65_536  # train a codec where the lists need fewer
-COPIES = 3  # of the vectors that train the codec: as sampled, rotated, and less the centroids
 LENGTHS = {
     "cosine": "they were made so. If the model is meant for products of vectors as they are, build with --metric ip",
     "ip": "products rank long vectors first. If cosines are wanted, build with --metric cosine",
@@ -59,6 +56,11 @@ def train(build: IndexBuild, stages: StageLog) -> None:
 def wanted_rows(build: IndexBuild) -> int:
     """Vectors to train on."""
     return build.config.sample_rows or max(POINTS * build.choice.lists, CODEC_POINTS)
+
+
+def has_two_levels(lists: int) -> bool:
+    """Whether so many lists get their centroids in two levels of k-means."""
+    return lists > FLAT_LISTS
 
 
 def sample(build: IndexBuild) -> list[Part]:
@@ -106,10 +108,11 @@ def _train(build: IndexBuild, parts: Sequence[Part]) -> None:
     plan = TrainPlan(build.kind, build.format.dim, _lists(build, rows), build.config.metric)
     files = files_of(build.stage("sample"), parts)
     centroids: tuple[str, ...] = ()
-    if plan.lists > FLAT_LISTS and not build.folder.exists(TRAINED):
-        centroids, count = _two_levels(build, plan, parts, rows)
+    if has_two_levels(plan.lists) and not build.folder.exists(TRAINED):
+        levels = TwoLevels(plan.lists, plan.dim, len(files), rows)
+        centroids, count = _two_levels(build, plan, files, levels)
         plan = replace(plan, lists=count)
-        files = files[:: max(1, rows // CODEC_ROWS)]  # only the codec is left to train
+        files = files[:: levels.codec_stride]
 
     def mapper(run: Run, workers: WorkerPlan) -> TrainMapper:
         return TrainMapper(plan, build.folder, workers.threads, build.storage, centroids)
@@ -121,8 +124,8 @@ def _train(build: IndexBuild, parts: Sequence[Part]) -> None:
         mapper,
         lambda: files_plan([files]),
         {"job": "train"},
-        weight_bytes=4 * plan.dim * ((1 + COPIED) * rows + COPIES * min(rows, CODEC_ROWS)),
-        workers=_one_worker(build),
+        weight_bytes=training_bytes(rows, plan.dim),
+        workers=one_worker(build),
     )
 
 
@@ -158,16 +161,18 @@ def _lists(build: IndexBuild, rows: int) -> int:
     return lists
 
 
-def _one_worker(build: IndexBuild) -> WorkerOptions:
+def one_worker(build: IndexBuild) -> WorkerOptions:
     """One worker with all CPUs of the largest node."""
     connect_for(build.workers)
     return replace(build.workers, cpus_per_worker=largest_node_cpus(build.workers), max_workers=1, min_workers=1)
 
 
-def _two_levels(build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int) -> tuple[tuple[str, ...], int]:
+def _two_levels(
+    build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels
+) -> tuple[tuple[str, ...], int]:
     """Centroids by cells: the paths of the parts with them, and their number."""
-    _train_cells(build, plan, parts, rows)
-    partitioned = _partition(build, plan, parts, rows)
+    _train_cells(build, plan, files, levels)
+    partitioned = _partition(build, plan, files, levels)
     buckets, columns = bucket_plan({"partitioned": partitioned})
     counts = tuple(shares(rows_of_shards(buckets), plan.lists).tolist())
 
@@ -180,23 +185,20 @@ def _two_levels(build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows:
     return tuple(folder.path(part.part) for part in parts), sum(counts)
 
 
-def _train_cells(build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int) -> None:
+def _train_cells(build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels) -> None:
     """The first level: k-means of a part of the sample."""
-    folder, cells = build.stage("cells"), 2 ** round(plan.lists.bit_length() / 2)
-    files = files_of(build.stage("sample"), parts)[:: max(1, rows // (cells * CELL_POINTS))]
+    folder, cells, files = build.stage("cells"), levels.cells, files[:: levels.cells_stride]
 
     def mapper(run: Run, workers: WorkerPlan) -> TrainCells:
         return TrainCells(plan, cells, folder, workers.threads, build.storage)
 
-    one = _one_worker(build)
+    one = one_worker(build)
     build.run_stage(folder, f"{cells:,} cells", mapper, lambda: files_plan([files]), {"job": "cells"}, workers=one)
 
 
-def _partition(build: IndexBuild, plan: TrainPlan, parts: Sequence[Part], rows: int) -> Folder:
+def _partition(build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels) -> Folder:
     """The folder of the sample partitioned by cell."""
-    folder, cells = build.stage("partitioned"), build.stage("cells")
-    files = files_of(build.stage("sample"), parts)
-    count = parts_of_partition(len(files), rows, plan.dim)
+    folder, cells, count = build.stage("partitioned"), build.stage("cells"), levels.parts_a_shard
     groups = [files[start : start + count] for start in range(0, len(files), count)]
 
     def mapper(run: Run, workers: WorkerPlan) -> PartitionByCell:

@@ -1,12 +1,12 @@
-"""What the steps of a build cost a core of this machine: the verbs themselves, over a few random vectors of the same dimensions.
+"""The costs of a build's steps on one core of this machine: each stage's own mapper, over one small shard of random vectors.
 
-Seconds are those that a core works (process time), not the clock's: what else the machine does hardly counts, and neither does
-waiting for a store. A few of them altogether. Random vectors have no neighbourhoods: a graph is the slower for it.
+Seconds are those that a core works (process time): waits for a store are left out. All of it takes a few seconds. Random vectors
+have no neighbourhoods: a graph is slower with them.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ...data.shards import FileRange, Shard
 from ...data.vectors import as_matrix
-from ...engine.mapper import FusedMapper
+from ...engine.mapper import FusedMapper, Result
 from ...engine.parts import RUN, Part, parquet_bytes, publish_part
 from ...storage.folder import Folder
 from ..build.codec import fill, save_index, transforms_of
@@ -29,123 +29,128 @@ from ..build.recall_mappers import QUERIES, GroundTruthMapper, ProbeSegment
 from ..build.segments import FILL_BYTES, BuildSegment
 from ..build.stage_parts import binary_column, read_parts
 from ..build.threads import compute_with
+from ..build.train import CODEC_ROWS, TrainPlan, set_centroids, train_codec
 from ..build.vector_source import VectorSource
-from ..kinds import FLAT_LISTS, IndexKind, Metric, empty_index, lists_of, search_parameter_values, uses_inner_product
+from ..kinds import FLAT_LISTS, empty_index, lists_of, search_parameter_values
 
-BYTES, LEAST_ROWS, MOST_ROWS = 16 << 20, 1024, 16_384  # of float32 vectors that are encoded, and how many that may be
-CENTROIDS = 4096  # that vectors are assigned to, where there are as many lists
-WIDE = 8  # the widest probe seeks a list in so many, as the ladder of efforts ends
-ASKED, LOOKED_UP = 256, 1024  # queries to an index, and vectors assigned
-FOUND = "found.parquet"
-MOST_TRAINED = 2**62  # vectors that a codec learns of, where faiss takes all there are
-SETTINGS = "query_bs", "database_bs", "threshold"  # of faiss's products, which exact search changes for its process
+BYTES, MIN_ROWS, MAX_ROWS = 16 << 20, 1024, 16_384  # of the measured vectors, float32
+MAX_CENTROIDS = 4096  # that vectors are assigned to
+WIDE = 8  # the widest search probes one list in so many, as the last value of the search parameter
+QUERY_COUNT, LOOKUPS = 256, 1024  # queries to a segment; vectors assigned to centroids
+PAIRS = "pairs.parquet"
+BLAS_SETTINGS = "query_bs", "database_bs", "threshold"  # of faiss; exact search changes them for its process
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Seconds to find lists by `centroids` centroids.
+
+    product: a dimension of a centroid, for a vector. nearest: the nearest list of a vector. wide: one list in WIDE, for a query.
+    link: a centroid linked into the graph. centroid_bytes: of the empty index, for each centroid.
+    """
+
+    centroids: int = 1
+    has_graph: bool = False
+    product: float = 0.0
+    nearest: float = 0.0
+    wide: float = 0.0
+    link: float = 0.0
+    centroid_bytes: float = 0.0
+
+    def growth(self, lists: int) -> float:
+        """The cost with so many lists over the measured one. In a graph it grows as the logarithm: an estimate."""
+        return max(1.0, math.log(lists) / math.log(self.centroids)) if self.has_graph else lists / self.centroids
+
+    def assign(self, lists: int) -> float:
+        """Seconds to find the list of a vector."""
+        return self.nearest * self.growth(lists)
+
+    def probe(self, lists: int, nprobe: int) -> float:
+        """Seconds to find `nprobe` lists for a query: between the nearest and the widest in proportion."""
+        near, far = self.assign(lists), self.wide * lists / self.centroids
+        return near + max(0.0, far - near) * WIDE * nprobe / max(lists, 1)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a core, and bytes. rows and centroids: how many it was measured with.
+    """Seconds of a core, and bytes. rows: vectors of the measurement.
 
-    product: a dimension of a centroid, for a vector held against it. narrow: the nearest list of a vector, wide: one in WIDE of
-    them for a query; with add, a centroid linked into the graph, all three by `centroids` lists. read, put: a byte of vectors
-    from Parquet and into it. encode: a code without its list; write: its row into a part; fill: a row into a piece; repeat: a
-    byte of the empty index, which every piece repeats. codec: its training, a vector of the codec_rows that it takes at most and
-    that are assigned first. truth: a vector held against a query. scan: a code held against one, or, of a graph of vectors, a
-    query at every effort. told, met: a place of a query's list written, and gone through.
-
-    row, place: bytes in Parquet of an encoded row and of a place of a list. trained: of the empty index beside its centroids;
-    centroid: of each, its links included.
+    read, write: a byte of vectors in Parquet. encode, write_row, fill: a vector: its code without the search for its list, its row
+    in a part, its place in a segment. repeat: a byte of the empty index, which every segment repeats. codec: the training of the
+    codec, of the codec_rows that it takes at most. exact: a vector, for a query. scan: a code for a query; of a graph of vectors, a
+    query. list_write, list_merge: a row of the lists of hits. row_bytes, list_bytes: of a row in Parquet, encoded or of a list.
+    codec_bytes: of the empty index without its centroids.
     """
 
     rows: int
-    centroids: int
-    graph: bool
-    product: float
-    narrow: float
-    wide: float
-    add: float
-    read: float
-    put: float
-    encode: float
-    write: float
-    fill: float
-    repeat: float
+    lookup: Lookup
     codec: float
     codec_rows: int
-    truth: float
+    codec_bytes: int
+    read: float
+    write: float
+    encode: float
+    write_row: float
+    fill: float
+    repeat: float
+    exact: float
     scan: float
-    told: float
-    met: float
-    row: float
-    place: float
-    trained: float
-    centroid: float
-
-    def assigned(self, lists: int) -> float:
-        """Seconds to find a vector's list. In a graph more lists cost as their logarithm: an estimate."""
-        return self.narrow * self._more(lists)
-
-    def linked(self, lists: int) -> float:
-        """Seconds to link one of so many centroids."""
-        return self.add * self._more(lists)
-
-    def probed(self, lists: int, effort: int) -> float:
-        """Seconds to find `effort` lists for a query: between the nearest and the widest in proportion."""
-        near, far = self.assigned(lists), self.wide * lists / max(self.centroids, 1)
-        return near + max(0.0, far - near) * WIDE * effort / max(lists, 1)
-
-    def _more(self, lists: int) -> float:
-        if not self.graph:
-            return lists / max(self.centroids, 1)
-        return max(1.0, math.log(lists) / math.log(self.centroids))
+    list_write: float
+    list_merge: float
+    row_bytes: float
+    list_bytes: float
 
     def lines(self, lists: int, queries: int) -> list[str]:
         """Sentences, in microseconds."""
-        micro = 1e6
-        how = f" by their graph, an estimate: {self.narrow * micro:,.1f} us with {self.centroids:,}, by the logarithm"
-        truth = f"exact search of {queries:,} queries {self.truth * queries * micro:,.1f} us a vector"
-        found = [
-            f"encoding {self.encode * micro:,.2f} us a vector, writing its row {self.write * micro:,.2f} us, filling it into a "
-            f"piece {self.fill * micro:,.2f} us",
-            f"reading vectors {1e-6 / self.read:,.0f} MB/s, writing them {1e-6 / self.put:,.0f} MB/s",
-            f"{truth}, a code scanned for one query {self.scan * 1e9:,.0f} ns" if lists else truth,
+        micro, lookup = 1e6, self.lookup
+        exact = f"exact search of {queries:,} queries {self.exact * queries * micro:,.1f} us a vector"
+        sentences = [
+            f"encoding {self.encode * micro:,.2f} us a vector, writing its row {self.write_row * micro:,.2f} us, filling it into a "
+            f"segment {self.fill * micro:,.2f} us",
+            f"reading vectors {1e-6 / self.read:,.0f} MB/s, writing them {1e-6 / self.write:,.0f} MB/s",
+            f"{exact}, a code scanned for one query {self.scan * 1e9:,.0f} ns" if lists else exact,
         ]
         if not lists:
-            return found
+            return sentences
+        graph = f" by their graph, an estimate: {lookup.nearest * micro:,.1f} us with {lookup.centroids:,}, by the logarithm"
         assigning = (
-            f"assigning {self.assigned(lists) * micro:,.1f} us a vector to {lists:,} lists{how if self.graph else ''}"
+            f"assigning {lookup.assign(lists) * micro:,.1f} us a vector to {lists:,} lists{graph * lookup.has_graph}"
         )
-        return [assigning, f"k-means {2e-9 / self.product:,.0f} GFLOP/s", *found]
+        return [assigning, f"k-means {2e-9 / lookup.product:,.0f} GFLOP/s", *sentences]
 
 
-def measure_costs(kind: IndexKind, dim: int, lists: int, metric: Metric, number: str, row_lists: float) -> Costs:
-    """number: type of the vectors' numbers in Parquet. row_lists: inverted lists of a piece over its rows.
+def measure_costs(plan: TrainPlan, number: str, list_share: float) -> Costs:
+    """number: type of the vectors' numbers in Parquet. list_share: inverted lists of a segment over its rows.
 
-    Nothing is written but in a temporary folder, which is gone in the end.
+    Files are written in a temporary folder only.
     """
-    rows = min(MOST_ROWS, max(LEAST_ROWS, BYTES // (4 * dim)))
-    vectors = np.random.default_rng(0).standard_normal((rows + LOOKED_UP, dim), dtype=np.float32)
+    rows = min(MAX_ROWS, max(MIN_ROWS, BYTES // (4 * plan.dim)))
+    vectors = np.random.default_rng(0).standard_normal((rows + LOOKUPS, plan.dim), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    few = TrainPlan(plan.kind, plan.dim, max(1, min(plan.lists, QUERY_COUNT, int(rows * list_share))), plan.metric)
     with _one_thread(), TemporaryDirectory(prefix="shoal-dry-run-") as place:
-        found = _lookup(kind, dim, lists, metric, vectors, min(max(lists, 1), CENTROIDS, rows))
-        few = max(1, min(lists, ASKED, int(rows * row_lists)))
-        index, codec, codec_rows = _learned(kind, dim, few, metric, vectors[:rows])
-        steps = _steps(kind, index, few, lists, metric, number, vectors, place)
-    steps["encode"] = max(steps["encode"] - few * dim * found["product"] * kind.has_lists, 1e-9)
-    held = {
-        "trained": len(save_index(index)) - 4 * dim * few * kind.has_lists,
-        "codec": codec,
-        "codec_rows": codec_rows,
-    }
-    return Costs(**{"rows": rows} | found | steps | held)
+        lookup = _lookup(plan, vectors) if plan.kind.has_lists else Lookup()
+        index, codec, codec_rows = _train(few, vectors[:rows])
+        trained = save_index(index)
+        steps = _Steps(few, Folder(place), vectors[:rows], number, trained)
+        costs = (
+            steps.input()
+            | steps.encode(lookup)
+            | steps.fill(plan)
+            | steps.exact(vectors[-QUERY_COUNT:])
+            | steps.probe()
+        )
+    codec_bytes = len(trained) - 4 * plan.dim * few.lists * plan.kind.has_lists
+    return Costs(rows, lookup, codec, codec_rows, codec_bytes, **costs)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """faiss and torch with one thread, and these settings as they were before."""
+    """faiss and torch with one thread; their settings come back in the end."""
     import faiss
     import torch
 
-    names = [f"distance_compute_blas_{name}" for name in SETTINGS]
+    names = [f"distance_compute_blas_{name}" for name in BLAS_SETTINGS]
     threads = faiss.omp_get_max_threads(), torch.get_num_threads()
     settings = [getattr(faiss.cvar, name) for name in names]
     compute_with(1)
@@ -158,150 +163,146 @@ def _one_thread() -> Iterator[None]:
             setattr(faiss.cvar, name, value)
 
 
-def _lookup(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.ndarray, count: int) -> dict[str, Any]:
-    """What finding the nearest of `count` centroids costs, with the quantizer that so many lists have."""
+def _lookup(plan: TrainPlan, vectors: np.ndarray) -> Lookup:
+    """The search for lists with the quantizer that so many lists have, some vectors for its centroids."""
     import faiss
 
-    graph = lists > FLAT_LISTS
-    exact = (faiss.IndexFlatIP if uses_inner_product(kind, metric) else faiss.IndexFlatL2)(dim)
-    exact.add(vectors[:count])
-    asked = vectors[-LOOKED_UP:]
-    centroids = Centroids.for_vectors(vectors[:count], uses_inner_product(kind, metric), asked)
-    product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * dim)
-    quantizer: Any = exact
-    add = 0.0
-    if graph:
-        owner = empty_index(kind, dim, lists, metric)  # whose quantizer goes when it does
-        quantizer = faiss.downcast_index(lists_of(owner).quantizer)
-        add = _seconds(lambda: quantizer.add(vectors[:count])) / count
-    narrow = _seconds(lambda: quantizer.search(asked, 1)) / len(asked) if graph else product * count * dim
-    wide = _seconds(lambda: quantizer.search(asked[:ASKED], max(1, count // WIDE))) / ASKED
-    found = {"graph": graph, "product": product, "narrow": narrow, "wide": wide, "add": add, "centroids": count}
-    return found | {"centroid": len(save_index(quantizer)) / count if graph else 4.0 * dim}
+    count = min(plan.lists, MAX_CENTROIDS, len(vectors) - LOOKUPS)
+    points, has_graph = vectors[-LOOKUPS:], plan.lists > FLAT_LISTS
+    centroids = Centroids.for_vectors(vectors[:count], plan.inner_product, points)
+    product = _seconds(lambda: centroids.nearest(vectors)) / (len(vectors) * count * plan.dim)
+    index = plan.empty()  # owns the quantizer
+    quantizer: Any = faiss.downcast_index(lists_of(index).quantizer)
+    link = _seconds(lambda: quantizer.add(vectors[:count])) / count
+    graph_search = _seconds(lambda: quantizer.search(points, 1)) / LOOKUPS
+    return Lookup(
+        centroids=count,
+        has_graph=has_graph,
+        product=product,
+        nearest=graph_search if has_graph else product * count * plan.dim,
+        wide=_seconds(lambda: quantizer.search(points[:QUERY_COUNT], max(1, count // WIDE))) / QUERY_COUNT,
+        link=link,
+        centroid_bytes=len(save_index(quantizer)) / count if has_graph else 4.0 * plan.dim,
+    )
 
 
-def _learned(kind: IndexKind, dim: int, lists: int, metric: Metric, vectors: np.ndarray) -> tuple[Any, float, int]:
-    """An index with vectors for centroids, its codec hardly trained; seconds a vector of a whole training, and how many it takes.
+def _train(plan: TrainPlan, vectors: np.ndarray) -> tuple[Any, float, int]:
+    """An index with vectors for centroids; the seconds of a whole training of its codec, and the vectors that it takes.
 
-    A product quantizer's training is timed on one of its groups: the others take as long. A learned rotation is replaced by a
-    random one, which turns vectors as quickly, and its learning reckoned from the rounds of quantizers that it trains.
+    Few vectors train it here. Of a learned rotation one iteration is timed.
     """
     import faiss
 
-    index = empty_index(kind, dim, lists, metric)
-    if not kind.has_lists:
-        return index, 0.0, 0
+    index, fit, seconds = plan.empty(), vectors[:MIN_ROWS], 0.0
+    for transform in transforms_of(index):
+        iterations = 0
+        if isinstance(transform, faiss.OPQMatrix):
+            codebooks = faiss.ProductQuantizer(transform.d_out, transform.M, 8)
+            codebooks.cp.min_points_per_centroid = 1  # no warning of few vectors
+            iterations, transform.pq = transform.niter, codebooks
+            transform.niter, transform.niter_pq_0 = 1, transform.niter_pq
+        seconds += iterations * _seconds(lambda each=transform: each.train(fit)) * CODEC_ROWS / len(fit)
+    if not plan.kind.has_lists:
+        return index, 0.0, CODEC_ROWS
+    set_centroids(index, vectors[: plan.lists])
     inner = lists_of(index)
-    points, rounds = vectors[:lists], 0
-    for turn in transforms_of(index):
-        if isinstance(turn, faiss.OPQMatrix):
-            rounds += turn.niter * turn.niter_pq + turn.niter_pq_0
-            random = faiss.RandomRotationMatrix(dim, dim)
-            random.init(0)
-            faiss.copy_array_to_vector(faiss.vector_to_array(random.A), turn.A)
-            turn.is_trained = True
-        else:
-            turn.train(points)
-        points = turn.apply(points)
-    faiss.downcast_index(inner.quantizer).add(np.ascontiguousarray(points))
-    rows, seconds = inner.train_encoder_num_vectors() or MOST_TRAINED, 0.0
     if hasattr(inner, "pq"):
-        groups = np.random.default_rng(1).standard_normal((rows, inner.pq.dsub), dtype=np.float32)
-        means = faiss.Kmeans(inner.pq.dsub, inner.pq.ksub, niter=2, min_points_per_centroid=1)
-        once = _seconds(lambda: means.train(groups)) / 2 / rows
-        seconds = once * inner.pq.M * (inner.pq.cp.niter + rounds)
-        inner.pq.cp.niter, inner.pq.cp.min_points_per_centroid = 1, 1
-    index.train(vectors[:LEAST_ROWS])
-    return index, seconds, rows if inner.by_residual else 0
+        inner.pq.cp.min_points_per_centroid = 1
+    rows = min(inner.train_encoder_num_vectors() or CODEC_ROWS, CODEC_ROWS)
+    return index, seconds + _seconds(lambda: train_codec(index, fit)) * rows / len(fit), rows
 
 
-def _steps(
-    kind: IndexKind, index: Any, few: int, lists: int, metric: Metric, number: str, vectors: np.ndarray, place: str
-) -> dict[str, float]:
-    """The verbs over all but the last LOOKED_UP vectors, of which ASKED are queries. index: trained, of `few` lists."""
-    rows, dim = len(vectors) - LOOKED_UP, vectors.shape[1]
-    folder, table = Folder(place), _input(vectors[:rows], number)
-    folder.publish(RUN, b"{}")
-    folder.publish(TRAINED, save_index(index))
-    folder.publish(
-        QUERIES, parquet_bytes(pa.table({VECTOR: binary_column(vectors[-ASKED:]), NUMBER: np.full(ASKED, NO_ROW)}))
-    )
-    folder.publish(FOUND, parquet_bytes(Pairs.of_lists([]).to_table()))
-    began = time.process_time()
-    part = publish_part(folder, "vectors.parquet", 0, table, {"rows": rows})
-    put, size = time.process_time() - began, part.bytes
-    source = VectorSource(VECTOR, "id", (), dim, False, False, table.schema, {})
-    shard = _shard(folder, part.part, rows, size)
+class _Steps:
+    """The mappers of a build over one shard of vectors, in order: each reads what the ones before it wrote to the folder."""
 
-    source.read(shard)  # what the first reading of a process takes, no other does
-    read = _seconds(lambda: list(source.batches(shard)))
-    (encoded, written), part = _taken(EncodeMapper(source, kind, folder, 1), shard, folder, "rows.parquet")
-    pieces = BuildSegment(kind, folder, folder, ("piece.faiss",), (0,), 1, {})
-    (empty, _), _ = _taken(pieces, Shard(0, ()), folder, "told.parquet")
-    (filled, _), _ = _taken(pieces, _shard(folder, part.part, rows, part.bytes), folder, "told.parquet")
-    scattered = _scattered(kind, dim, lists, metric, folder.path(part.part)) if kind.has_lists else 0.0
-    (exact, listed), best = _taken(
-        GroundTruthMapper(source, metric, folder, FOUND, (0,), 1), shard, folder, "truth.parquet"
-    )
-    again = [folder.path(best.part)] * 3
-    met = _seconds(lambda: LISTS.merge(read_parts(again, LISTS.columns, {}))) / 3
-    ladder = (few,) if kind.has_lists else search_parameter_values(kind, 0)
-    piece = _shard(folder, "piece.faiss", rows, 0)
-    (probed, _), _ = _taken(ProbeSegment(kind, metric, ladder, folder, 1, {}), piece, folder, "probe.parquet")
-    scanned = ASKED * (1 if kind.search_parameter and not kind.has_lists else rows)
-    return {
-        "read": read / size,
-        "put": put / size,
-        "encode": max(encoded - read, 1e-9) / rows,
-        "write": written / rows,
-        "fill": (max(filled - empty, 0.0) + scattered) / rows,
-        "repeat": empty / len(save_index(index)),
-        "truth": exact / rows / ASKED,
-        "scan": probed / scanned,
-        "told": listed / best.rows,
-        "met": met / best.rows,
-        "row": part.bytes / rows,
-        "place": best.bytes / best.rows,
-    }
+    def __init__(self, plan: TrainPlan, folder: Folder, vectors: np.ndarray, number: str, trained: bytes) -> None:
+        self.plan, self.folder, self.rows, self.trained = plan, folder, len(vectors), trained
+        self.table = _input(vectors, number)
+        self.source = VectorSource(VECTOR, "id", (), plan.dim, False, False, self.table.schema, {})
+        folder.publish(RUN, b"{}")
+        folder.publish(TRAINED, trained)
 
+    def input(self) -> dict[str, float]:
+        written, part = self._publish("vectors.parquet", Result(self.table))
+        self.shard = self._shard(part.part, part.bytes)
+        self.source.read(self.shard)  # the first reading of a process starts threads
+        self.read = _seconds(lambda: list(self.source.batches(self.shard)))
+        return {"read": self.read / part.bytes, "write": written / part.bytes}
 
-def _scattered(kind: IndexKind, dim: int, lists: int, metric: Metric, path: str) -> float:
-    """Seconds to fill the codes of a part into as many lists as its share of FILL_BYTES meets: each costs a call."""
-    (table,) = read_parts([path], [CODE], {})
-    codes = as_matrix(table[CODE], np.uint8)
-    count = max(1, min(lists * codes.nbytes // FILL_BYTES, len(codes), FLAT_LISTS))
-    numbers, index = np.arange(len(codes)), empty_index(kind, dim, count, metric)
-    return _seconds(lambda: fill(kind, index, numbers, numbers % count, codes))
+    def encode(self, lookup: Lookup) -> dict[str, float]:
+        worked, written, part = self._run(EncodeMapper(self.source, self.plan.kind, self.folder, 1), self.shard)
+        assigning = self.plan.lists * self.plan.dim * lookup.product
+        self.encoded = self._shard(part.part, part.bytes)
+        return {
+            "encode": max((worked - self.read) / self.rows - assigning, 1e-9),
+            "write_row": written / self.rows,
+            "row_bytes": part.bytes / self.rows,
+        }
+
+    def fill(self, plan: TrainPlan) -> dict[str, float]:
+        """plan: of the build, with all its lists."""
+        mapper = BuildSegment(plan.kind, self.folder, self.folder, ("segment.faiss",), (0,), 1, {})
+        empty, _, _ = self._run(mapper, Shard(0, ()))
+        filled, _, _ = self._run(mapper, self.encoded)
+        scattered = self._fill_scattered(plan) if plan.kind.has_lists else 0.0
+        return {"fill": (max(filled - empty, 0.0) + scattered) / self.rows, "repeat": empty / len(self.trained)}
+
+    def _fill_scattered(self, plan: TrainPlan) -> float:
+        """Seconds to fill codes into as many lists as so large a share of FILL_BYTES goes to: each list costs a call."""
+        (table,) = read_parts([self.encoded.ranges[0].path], [CODE], {})
+        codes, numbers = as_matrix(table[CODE], np.uint8), np.arange(self.rows)
+        count = max(1, min(plan.lists * codes.nbytes // FILL_BYTES, self.rows, FLAT_LISTS))
+        index = empty_index(plan.kind, plan.dim, count, plan.metric)
+        return _seconds(lambda: fill(plan.kind, index, numbers, numbers % count, codes))
+
+    def exact(self, queries: np.ndarray) -> dict[str, float]:
+        columns = {VECTOR: binary_column(queries), NUMBER: np.full(len(queries), NO_ROW)}
+        self.folder.publish(QUERIES, parquet_bytes(pa.table(columns)))
+        self.folder.publish(PAIRS, parquet_bytes(Pairs.of_lists([]).to_table()))
+        mapper = GroundTruthMapper(self.source, self.plan.metric, self.folder, PAIRS, (0,), 1)
+        worked, written, part = self._run(mapper, self.shard)
+        lists = [self.folder.path(part.part)] * 3
+        return {
+            "exact": worked / self.rows / len(queries),
+            "list_write": written / part.rows,
+            "list_merge": _seconds(lambda: LISTS.merge(read_parts(lists, LISTS.columns, {}))) / 3 / part.rows,
+            "list_bytes": part.bytes / part.rows,
+        }
+
+    def probe(self) -> dict[str, float]:
+        kind = self.plan.kind
+        values = (self.plan.lists,) if kind.has_lists else search_parameter_values(kind, 0)
+        mapper = ProbeSegment(kind, self.plan.metric, values, self.folder, 1, {})
+        worked, _, _ = self._run(mapper, self._shard("segment.faiss", 0))
+        is_graph = kind.search_parameter and not kind.has_lists
+        return {"scan": worked / QUERY_COUNT / (1 if is_graph else self.rows)}
+
+    def _run(self, mapper: FusedMapper, shard: Shard) -> tuple[float, float, Part]:
+        """Seconds of the work on a shard, after loading, and of writing its part; and the part."""
+        work, results = mapper.load(), []
+        worked = _seconds(lambda: results.append(work(shard)))
+        return worked, *self._publish(f"{type(mapper).__name__}.parquet", results[0])
+
+    def _publish(self, name: str, result: Result) -> tuple[float, Part]:
+        counts = {"rows": result.table.num_rows} | dict(result.counts)
+        began = time.process_time()
+        part = publish_part(self.folder, name, 0, result.table, counts, result.facts, result.groups)
+        return time.process_time() - began, part
+
+    def _shard(self, name: str, size: int) -> Shard:
+        return Shard(0, (FileRange(self.folder.path(name), name, 0, self.rows, self.rows, size, "", None),))
 
 
 def _input(vectors: np.ndarray, number: str) -> pa.Table:
-    """Rows as embed_corpus.py leaves them, with numbers of that type."""
+    """Rows as embed_corpus.py writes them, with numbers of that type."""
     numbers = (vectors * 127).astype(np.int8) if number == "int8" else vectors
+    values = pa.array(numbers.reshape(-1)).cast(pa.type_for_alias(number))
     ids = [f"document-{row:09d}" for row in range(len(vectors))]
-    return pa.table({"id": ids, VECTOR: _column(numbers, number)})
-
-
-def _column(vectors: np.ndarray, number: str = "float") -> pa.Array:
-    numbers = pa.array(vectors.reshape(-1)).cast(pa.type_for_alias(number))
-    return pa.FixedSizeListArray.from_arrays(numbers, vectors.shape[1])
-
-
-def _shard(folder: Folder, name: str, rows: int, size: int) -> Shard:
-    return Shard(0, (FileRange(folder.path(name), name, 0, rows, rows, size, "", None),))
-
-
-def _taken(mapper: FusedMapper, shard: Shard, folder: Folder, name: str) -> tuple[Sequence[float], Part]:
-    """Seconds of a shard's work and of writing its part, after its worker has started; and the part."""
-    work, clock = mapper.load(), time.process_time
-    began = clock()
-    result = work(shard)
-    worked = clock()
-    counts = {"rows": len(result.table)} | dict(result.counts)
-    part = publish_part(folder, name, 0, result.table, counts, result.facts, result.groups)
-    return (worked - began, clock() - worked), part
+    return pa.table({"id": ids, VECTOR: pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])})
 
 
 def _seconds(step: Callable[[], object]) -> float:
+    """Seconds that a core works on a step."""
     began = time.process_time()
     step()
     return time.process_time() - began
