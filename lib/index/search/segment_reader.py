@@ -46,13 +46,15 @@ class SegmentReader:
         self.ranges, self.rows, self.allowed = ranges, rows, allowed
         self.parts = read_manifest(rows)
         self.scratch = Scratch("search")
-        self.path, self.segment = "", None
+        self.path = ""
+        self.segment: Segment | None = None
 
     def open(self, path: str) -> Segment:
         """Raises InputError for a file of the index that this node does not have."""
-        if path != self.path or self.segment is None:
-            self.segment = None  # frees the memory of the one before
-            self.path, self.segment = path, self._open(path)
+        if self.segment is not None and path == self.path:
+            return self.segment
+        self.segment = None  # frees the memory of the one before
+        self.path, self.segment = path, self._open(path)
         return self.segment
 
     def _open(self, path: str) -> Segment:
