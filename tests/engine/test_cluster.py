@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, psutil, ray
-from lib.cluster import connect
+from lib.engine.cluster import connect
 
 connect()
 ray.get(ray.remote(lambda: None).remote())

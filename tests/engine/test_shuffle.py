@@ -1,15 +1,16 @@
-"""Dealing into buckets and joining there, apart from any model and from Ray."""
+"""Hash partitioning and joins by bucket, without a model and without Ray."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lib.data.reader import read_rows
 from lib.data.shards import shards
 from lib.engine.join import as_key
-from lib.engine.parts import RUN, groups_of, publish_part, write_manifest
+from lib.engine.parts import RUN, Part, publish_part, read_facts, write_manifest
 from lib.engine.shuffle import KEY, REASON, TEXT, attach, bucket_numbers, bucket_plan, partition
 from lib.storage.folder import Folder
 
@@ -18,8 +19,13 @@ def keys(count, first=0):
     return pa.array([f"key {i}" for i in range(first, first + count)], pa.large_string())
 
 
-def test_a_key_has_one_bucket_for_ever():
-    """The bucket of a key does not depend on process, run or neighbours: a resumed join deals as the first one did."""
+def publish_partitioned(folder: Folder, number: int, table: pa.Table, buckets: int) -> Part:
+    table, groups = partition(table, buckets)
+    return publish_part(folder, f"part-{number}.parquet", number, table, {"rows": table.num_rows}, groups=groups)
+
+
+def test_the_bucket_of_a_key_never_changes():
+    """The bucket of a key does not depend on process, run or other keys: a resumed join partitions as the first one did."""
     numbers = bucket_numbers(keys(1000), 7)
 
     assert numbers[:8].tolist() == [4, 5, 1, 5, 1, 0, 6, 1]
@@ -29,20 +35,20 @@ def test_a_key_has_one_bucket_for_ever():
 
 
 def test_whole_numbers_are_the_same_keys_in_any_column():
-    """An id is told by its digits, whether integers stand in the column, or floats because one of them is null."""
+    """Equal digits are equal keys, whether the column is of integers, or of floats because one of them is null."""
     assert as_key(pa.chunked_array([[1, 12345678901, None]]))[0].to_pylist() == ["1", "12345678901", None]
     assert as_key(pa.chunked_array([[1.0, 12345678901.0, None]]))[0].to_pylist() == ["1", "12345678901", None]
     assert as_key(pa.chunked_array([["01", None]]))[0].to_pylist() == ["01", None]
 
 
-def test_buckets_of_many_parts_hold_every_row_once(tmp_path):
+def test_buckets_of_many_parts_have_every_row_once(tmp_path):
     """Each bucket of the plan reads its rows of every part, in order, and no other; empty buckets have no shard."""
     folder = Folder(str(tmp_path))
     folder.publish(RUN, b"{}")
     parts = []
     for number in range(3):
         table = pa.table({KEY: keys(40, number * 40), "place": range(number * 40, number * 40 + 40)})
-        parts.append(publish_part(folder, f"part-{number}.parquet", number, partition(table, 50), {"rows": 40}))
+        parts.append(publish_partitioned(folder, number, table, 50))
     write_manifest(folder, parts)
     plan, columns = bucket_plan({"left": folder})
 
@@ -59,16 +65,14 @@ def test_buckets_of_many_parts_hold_every_row_once(tmp_path):
 
 def test_a_part_keeps_buckets_in_row_groups_of_their_own(tmp_path):
     """A bucket is read without its neighbours: no row group holds rows of two."""
-    import pyarrow.parquet as pq
-
     folder = Folder(str(tmp_path))
     folder.publish(RUN, b"{}")
-    publish_part(folder, "part-0.parquet", 0, partition(pa.table({KEY: keys(100)}), 9), {"rows": 100})
-    with pq.ParquetFile(os.path.join(tmp_path, "part-0.parquet")) as parquet:
+    part = publish_partitioned(folder, 0, pa.table({KEY: keys(100)}), 9)
+    with pq.ParquetFile(Path(tmp_path, part.part)) as parquet:
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        groups = groups_of(parquet.schema_arrow)
+    groups = read_facts(folder, [part])[0]["groups"]
 
-    assert sizes == [size for size in groups.tolist() if size]
+    assert sizes == [size for size in groups if size]
     assert len(groups) == 9
 
 
@@ -79,7 +83,7 @@ def table(pairs, **more):
 
 
 def test_every_row_is_joined_once_or_says_why_not():
-    """The first text of a doubled id counts; an id that is not there, a null id and an unfit text are told apart."""
+    """The first text of a doubled id counts; an unknown id, a null id and an unfit text have different reasons."""
     right = table([("a", "first"), ("b", None), ("a", "second"), (None, "nobody's")])
     right = right.set_column(2, REASON, pa.array([None, "empty text", None, None], pa.string()))
     left = table([(key, "") for key in ("a", "b", "x", None, "a")], row=range(5))
