@@ -68,6 +68,9 @@ def top_k(queries: np.ndarray, scores: np.ndarray, ranks: np.ndarray, k: int) ->
 
 def best_of_repeats(queries: np.ndarray, scores: np.ndarray, ranks: np.ndarray) -> Ranking:
     """One row for each query and id, that with the greatest score, as of a passage that is in the lists as several chunks."""
+    pairs = np.sort(queries.astype(np.int64) * (int(ranks.max(initial=0)) + 1) + ranks)
+    if not (pairs[1:] == pairs[:-1]).any():  # a sort of integers takes a tenth of the time of the one below
+        return queries, scores, ranks
     order = np.lexsort((keys(scores, ranks), ranks, queries))
     queries, scores, ranks = queries[order], scores[order], ranks[order]
     last = np.ones(len(order), bool)  # of the rows of its query and id

@@ -84,11 +84,11 @@ def _numbered(queries: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     for column in queries.columns:
         encoded = as_one_array(column).dictionary_encode()
         numbers = numbers * len(encoded.dictionary) + encoded.indices.to_numpy()
-    _, firsts, numbers = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order))
-    return places[numbers], firsts[order]
+    encoded = pa.array(numbers).dictionary_encode()  # by hashing: a sort takes ten times as long
+    places = encoded.indices.to_numpy().astype(np.int64)
+    firsts = np.empty(len(encoded.dictionary), np.int64)
+    firsts[places[::-1]] = np.arange(len(places))[::-1]  # the last write is of the first row
+    return places, firsts
 
 
 def _ranked_items(items: pa.Array) -> tuple[np.ndarray, pa.Array]:
