@@ -12,17 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.shards import FileRange, Shard
+from lib.engine.parts import FACTS, RUN, Part, publish_part, read_facts
 from lib.engine.shuffle import REASON
+from lib.engine.workers import CpuWorkerOptions
 from lib.errors import InputError, RunError, UsageError
 from lib.storage.folder import Folder
 from lib.training.data.batch_reader import BatchReader
-from lib.training.data.batches import BatchesMapper, draw, generator, pack
+from lib.training.data.batches import BatchesMapper, EntryShards, draw, generator, pack
 from lib.training.data.job import DataOptions, plan
-from lib.training.data.pairs import PAIRS, SUMMARY, checked, text_keys
+from lib.training.data.pairs import PAIRS, checked, text_keys
 from lib.training.data.schedule import Stream, make_order
 from lib.training.data.sources import Entry, parse_data, parse_weights
-from lib.training.data.stats import summaries
-from tests.support.here import here  # noqa: F401
+
+LOCAL = CpuWorkerOptions(executor="local")
 
 
 def pairs(count, first=0, negatives=3, **more):
@@ -39,7 +41,7 @@ def write(path, rows):
 
 
 @pytest.fixture
-def make(tmp_path, here):  # noqa: F811
+def make(tmp_path):
     """Plan rows (dicts, by name of the entry) with the given options; the plan, and where it is."""
 
     def run(rows, output="out", **options):
@@ -50,7 +52,7 @@ def make(tmp_path, here):  # noqa: F811
                 write(path, entry)
             words.append(str(path))
         options = {"global_batch": 8, "group": 2} | options
-        return plan(DataOptions(data=tuple(words), **options), str(tmp_path / output), ())
+        return plan(DataOptions(data=tuple(words), **options), Folder(str(tmp_path / output)), LOCAL)
 
     return run
 
@@ -61,7 +63,7 @@ def steps(planned):
 
 
 def dealt(planned, name):
-    folder = os.path.join(planned.url, f"dealt-{name}")
+    folder = os.path.join(planned.url, f"pairs-{name}")
     parts = sorted(part for part in os.listdir(folder) if part.startswith("part-"))
     return pa.concat_tables([pq.read_table(os.path.join(folder, part)) for part in parts])
 
@@ -88,7 +90,7 @@ def content(planned):
 @pytest.fixture
 def small_buckets(monkeypatch):
     """Buckets of four batches, so that few rows make many."""
-    monkeypatch.setattr("lib.training.data.sources.LEAST_ROWS", 1)
+    monkeypatch.setattr("lib.training.data.sources.MIN_ROWS", 1)
     monkeypatch.setattr("lib.training.data.sources.BUCKET_BATCHES", 4)
 
 
@@ -321,7 +323,7 @@ def test_texts_and_lists_of_texts_are_the_same_in_every_format(tmp_path, make):
     }
     for name, table in tables.items():
         pq.write_table(pa.table(table), folder / f"{name}.parquet")
-    planned = plan(DataOptions(data=(str(folder),), global_batch=6, group=2), str(tmp_path / "out"), ())
+    planned = plan(DataOptions(data=(str(folder),), global_batch=6, group=2), Folder(str(tmp_path / "out")), LOCAL)
     rows = sorted(steps(planned)[0].to_pylist(), key=lambda row: row["query"])
 
     assert [row["passages"] for row in rows] == [[f"p{i}", f"n{i}"] for i in range(6)]
@@ -345,7 +347,7 @@ def test_positives_may_be_lists_in_one_file_and_texts_in_another(tmp_path, make,
         else:
             pq.write_table(pa.Table.from_pylist([row]), folder / f"{i}.parquet")
     options = DataOptions(data=(str(folder),), global_batch=2, group=2)
-    planned = plan(options, str(tmp_path / "out"), ())
+    planned = plan(options, Folder(str(tmp_path / "out")), LOCAL)
 
     assert planned.counts.bad == {}
     assert sorted(steps(planned)[0]["passages"].to_pylist()) == [["p0", "n"], ["p1", "n1"]]
@@ -376,7 +378,7 @@ def test_texts_alone_are_rows_of_one_text(tmp_path, make):
     pq.write_table(pa.table({"text": pa.array(["three"]).dictionary_encode()}), folder / "c.parquet")
     (folder / "d.txt").write_text("four\n")
     options = DataOptions(data=(str(folder),), global_batch=5, group=3)
-    planned = plan(options, str(tmp_path / "out"), ())
+    planned = plan(options, Folder(str(tmp_path / "out")), LOCAL)
     rows = steps(planned)[0].to_pylist()
 
     assert sorted(row["query"] for row in rows) == sorted(["one", listed, "two", "three", "four"])
@@ -435,7 +437,7 @@ def test_texts_and_pairs_in_one_entry_are_refused(tmp_path, ending):
             pq.write_table(pa.Table.from_pylist([row]), folder / f"{name}.parquet")
     wanted = rf"b\.{ending} has single texts and .*a\.{ending} pairs\. .*'text' without them is for pretraining"
     with pytest.raises(InputError, match=wanted):
-        plan(DataOptions(data=(str(folder),), global_batch=1, group=1), str(tmp_path / "out"), (), print)
+        plan(DataOptions(data=(str(folder),), global_batch=1, group=1), Folder(str(tmp_path / "out")), LOCAL)
 
 
 def test_a_dataset_column_tells_datasets_apart(make):
@@ -487,9 +489,9 @@ def test_only_passes_that_the_steps_need_are_made(make, small_buckets, options, 
     rows = {"a": pairs(33)}
     cut, uncut = make(rows, epochs=5, **options), make(rows, "uncut", epochs=5, **options | {"max_steps": None})
     names = [name for name in files(cut) if name.startswith("batches")]
-    passes = {pq.read_schema(os.path.join(cut.url, name)).metadata[SUMMARY] for name in names}
+    passes = [json.loads(pq.read_metadata(os.path.join(cut.url, name)).metadata[FACTS])["pass"] for name in names]
 
-    assert {json.loads(each)["pass"] for each in passes} == set(range(made))
+    assert set(passes) == set(range(made))
     assert cut.steps == min(options["max_steps"], uncut.steps)
     assert steps(cut) == steps(uncut)[: cut.steps]
     assert cut.counts == uncut.counts
@@ -529,7 +531,7 @@ def test_a_plan_with_lost_parts_is_mended_to_the_same_bytes(make, small_buckets)
     """After a part of either map or the order is gone, the same command makes exactly it again."""
     planned = make({"a": pairs(100)})
     before = files(planned)
-    lost = [min(name for name in before if name.startswith(folder)) for folder in ("dealt-a", "batches", "order")]
+    lost = [min(name for name in before if name.startswith(folder)) for folder in ("pairs-a", "batches", "order")]
     for name in lost:
         os.remove(os.path.join(planned.url, name))
     again = make({"a": pairs(100)})
@@ -540,19 +542,22 @@ def test_a_plan_with_lost_parts_is_mended_to_the_same_bytes(make, small_buckets)
 
 def test_a_bucket_that_fills_no_batch_has_an_empty_part(tmp_path):
     """A part without a row group is published and read like any other."""
-    from lib.engine.parts import RUN, Part, publish_part
-
-    verb = BatchesMapper(0, 8, 2, frozenset(), PAIRS, {})
-    place = {b"shoal.place": json.dumps(["a", "0", "0"])}
-    bundle = verb._work({"rows": PAIRS.empty_table().replace_schema_metadata(place)})
-    folder = Folder(str(tmp_path))
+    texts = pa.table({"query": ["q0", "q1", "q2"], "pos": ["p0", "p1", " "]})
+    sources = {"_source": [f"f#{i}" for i in range(3)], "_error": pa.nulls(3, pa.string())}
+    rows = checked(pa.table({**{name: texts[name] for name in texts.column_names}, **sources}), "a")
+    path = tmp_path / "part.parquet"
+    pq.write_table(rows, path)
+    mapper = BatchesMapper(0, 8, 2, frozenset(), {"a": EntryShards(0, 1, 0)}, PAIRS, {})
+    shard = Shard(0, (FileRange(str(path), path.name, 0, 3, 3, path.stat().st_size, "", None, "a"),))
+    result = mapper.load()(shard)
+    folder = Folder(str(tmp_path / "batches"))
     folder.publish(RUN, b"{}")
-    shard = Shard(0, (FileRange("x", "0/0/x", 0, 3, 3, 1, "", None, "a"),))
-    part = publish_part(folder, "part-0.parquet", 0, *verb.finish(shard, bundle))
+    part = publish_part(folder, "part-0.parquet", 0, result.table, {"rows": 0}, result.facts, result.groups)
+    sets = [{"dataset": "a", "in_batch": True, "batches": 0, "left_over": 2, "left_out": 0, "first": None}]
 
     assert isinstance(part, Part)
     assert part.rows == 0
-    assert summaries(folder, [part]) == [{"entry": "a", "bucket": 0, "pass": 0, "sets": []}]
+    assert read_facts(folder, [part]) == [{"entry": "a", "bucket": 0, "pass": 0, "sets": sets, "groups": []}]
 
 
 def test_threads_may_read_the_order_and_few_parts_stay_open(make, small_buckets):
@@ -669,7 +674,7 @@ def test_a_file_that_begins_with_some_bad_rows_is_no_error(make):
 def test_a_wrong_command_is_told_at_once(tmp_path, options, wanted):
     """Before any file is looked at."""
     with pytest.raises(UsageError, match=wanted):
-        plan(DataOptions(**({"global_batch": 8, "group": 2} | options)), str(tmp_path), (), print)
+        plan(DataOptions(**({"global_batch": 8, "group": 2} | options)), Folder(str(tmp_path)), LOCAL)
 
 
 def test_a_weight_of_nothing_is_told(make, tmp_path):
@@ -679,7 +684,7 @@ def test_a_weight_of_nothing_is_told(make, tmp_path):
     with pytest.raises(UsageError, match="Choose from: b, qa"):
         make({"b": pairs(30, dataset="qa")}, weight=("nli=2",))
     with pytest.raises(InputError, match="nothing at"):
-        plan(DataOptions(data=(str(tmp_path / "no"),), global_batch=8, group=1), str(tmp_path / "o"), (), print)
+        plan(DataOptions(data=(str(tmp_path / "no"),), global_batch=8, group=1), Folder(str(tmp_path / "o")), LOCAL)
 
 
 def test_entries_are_named_by_their_files():
