@@ -90,7 +90,7 @@ class SampleMapper(FusedMapper):
     def _sample(self, shard: Shard) -> Result:
         rows = self.source.read(shard)
         places = np.random.default_rng(int(shard.key, 16)).permutation(np.flatnonzero(rows.valid))
-        held_out, training = map(int, sample_sizes(np.int64(len(places)), self.training, self.held_out))
+        held_out, training = map(int, sample_sizes(np.array(len(places)), self.training, self.held_out))
         places = places[: held_out + training]
         ranges = pa.array(np.repeat(np.arange(len(shard.ranges)), [each.rows for each in shard.ranges])[places])
         file_rows = np.concatenate([np.arange(each.start, each.stop) for each in shard.ranges])

@@ -109,10 +109,10 @@ class Forecast:
         """The workers of each stage; or why there are none."""
         stages: dict[str, list[str]] = {}
         for stage in self.stages:
-            none = isinstance(stage.workers, str)
-            workers = f"none here: {stage.workers}" if none else str(stage.workers.at_most(stage.shards))
-            stages.setdefault(workers, []).append(stage.name)
-        return [f"workers   {', '.join(names)}: {workers}" for workers, names in stages.items()]
+            plan = stage.workers
+            text = f"none here: {plan}" if isinstance(plan, str) else str(plan.at_most(stage.shards))
+            stages.setdefault(text, []).append(stage.name)
+        return [f"workers   {', '.join(names)}: {text}" for text, names in stages.items()]
 
     def _notes(self) -> list[str]:
         """More lines, where the command gives cause."""
