@@ -1,9 +1,9 @@
 """Make a small retrieval data set from the documentation of your Python: python examples/make_data.py quickstart/
 
     docs.jsonl      1,000 rows: id, text
-    queries.jsonl   200 rows: id, text
+    queries.jsonl   100 rows: id, text
     qrels.tsv       the document that answers each query: query-id, corpus-id, score
-    pairs.jsonl     800 rows: query, pos; for training, about other documents than the queries
+    pairs.jsonl     900 rows: query, pos; for training, about other documents than the queries
 
 The query is the first sentence of a docstring, the document what follows it. Nothing is downloaded.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.corpora import python_documents
 
-DOCUMENTS, QUERIES = 1_000, 200
+DOCUMENTS, QUERIES = 1_000, 100
 WORDS = range(15, 120)  # of a document; shorter ones say too little, longer ones take too long
 
 
