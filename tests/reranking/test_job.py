@@ -11,9 +11,10 @@ import pytest
 
 from lib.cli.options import configure
 from lib.errors import InputError, ModelError, UsageError
+from lib.reranking import candidates
 from lib.reranking.config import RerankConfig
-from lib.reranking.mapper import ranks
 from lib.reranking.job import dry_run, rerank
+from lib.reranking.mapper import ranks
 from tests.support import tiny
 from tests.support.messages import listen
 
@@ -126,30 +127,51 @@ def test_candidates_are_joined_by_id(cluster, data, model, reference):
     _, said = joined(data, model, output=str(place), keep_columns=("found",))
     assert "nothing to do" in said[-1]
 
-    for path in [*(place).glob("*.*"), *(place / "_join" / "pairs").iterdir()]:
+    (join,) = (place / "_stages").glob("join-*")
+    for path in [*(place).glob("*.*"), *(join / "pairs").iterdir()]:
         if path.is_file():
             os.unlink(path)
-    os.unlink(next((place / "_join" / "candidates").glob("part-*")))
-    os.unlink(place / "_join" / "candidates" / "_manifest.parquet")
+    os.unlink(next((join / "candidates").glob("part-*")))
+    os.unlink(join / "candidates" / "_manifest.parquet")
     joined(data, model, output=str(place), keep_columns=("found",))
     assert sorted(map(str, rows(place).to_pylist())) == sorted(map(str, table))
 
 
 def test_the_best_of_each_query_are_ranked(data, model, reference):
     """--top-k keeps the best passages of each query with their rank; rows with an error stay, without one."""
-    pairs = sorted(CANDIDATES)  # a query's side by side, as the join leaves them
-    texts = {"query": [QUERIES[q] for q, _ in pairs] + [None], "passage": [PASSAGES[p] for _, p in pairs] + ["x"]}
-    write(data / "pairs" / "a.parquet", texts | {"q": [q for q, _ in pairs] + [99]})
-    run_here(data, model, top_k=3, keep_columns=("q",))
+    pairs = [*((f"q{q}", p) for q, p in CANDIDATES), ("nobody", 5)]
+    ids = {"query_id": [q for q, _ in pairs], "passage_id": [p for _, p in pairs]}
+    write(data / "candidates" / "a.parquet", ids)
+    joined(data, model, executor="local", top_k=3)
     table = rows(data / "out").to_pylist()
 
     for q in range(20):
-        best = {row["rank"]: row["score"] for row in table if row["q"] == q}
+        best = {row["rank"]: row["score"] for row in table if row["query_id"] == f"q{q}"}
         scores = sorted((reference[c] for c in CANDIDATES if c[0] == q), reverse=True)
         assert sorted(best) == [1, 2, 3]
         np.testing.assert_allclose([best[rank] for rank in (1, 2, 3)], scores[:3], atol=1e-5)
-    assert [(row["rank"], row["error"]) for row in table if row["q"] == 99] == [(None, "query: null text")]
+    rest = [(row["rank"], row["error"]) for row in table if row["query_id"] == "nobody"]
+    assert rest == [(None, "no query with the id nobody")]
     assert len(table) == 61
+
+
+def test_a_join_of_changed_inputs_is_made_anew(data, model):
+    """A join is named by its inputs: where they changed before the scoring began, no row of the old ones is taken."""
+    config_of_join = config(
+        data,
+        model,
+        executor="local",
+        input=str(data / "candidates"),
+        queries=str(data / "queries.parquet"),
+        corpus=str(data / "corpus"),
+    )
+    candidates.join(config_of_join)
+    write(data / "queries.parquet", {"_id": [f"q{q}" for q in range(20)], "text": [f"new {q}" for q in QUERIES]})
+    plan, _ = candidates.join(config_of_join)
+
+    joins = list((data / "out" / "_stages").glob("join-*"))
+    assert len(joins) == 2
+    assert len({path.split("/_stages/")[1].split("/")[0] for path in plan["path"].to_pylist()}) == 1
 
 
 def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
@@ -157,11 +179,11 @@ def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
     options = {"output": str(data / "out"), "model": model}
     pairs = dry_run(configure(RerankConfig, input=str(data / "pairs"), **options))
     inputs = {"queries": str(data / "queries.parquet"), "corpus": str(data / "corpus")}
-    candidates = dry_run(configure(RerankConfig, input=str(data / "candidates"), **inputs, **options))
+    by_id = dry_run(configure(RerankConfig, input=str(data / "candidates"), **inputs, **options))
 
-    assert pairs.rows == candidates.rows == len(CANDIDATES)
-    assert candidates.tokens_a_row == pytest.approx(pairs.tokens_a_row, rel=0.3)
-    assert "cost" in "\n".join(candidates.lines(price_per_hour=2.0))
+    assert pairs.rows == by_id.rows == len(CANDIDATES)
+    assert by_id.tokens_a_row == pytest.approx(pairs.tokens_a_row, rel=0.3)
+    assert "cost" in "\n".join(by_id.lines(price_per_hour=2.0))
     assert not (data / "out").exists()
 
 
