@@ -78,7 +78,12 @@ def file_digests(folder: Path, ending: str) -> str:
         for file in folder.rglob(f"*{ending}")
         if not any(name == "out" or name.startswith("_") for name in file.relative_to(folder).parts)
     ]
-    return f"{len(files)} files {digest(sorted(digest(file.read_bytes()) for file in files))}"
+    return f"{len(files)} files {digest(sorted(digest(_without_names(file.read_bytes())) for file in files))}"
+
+
+def _without_names(data: bytes) -> bytes:
+    """A merged index names the file of its lists, whose name has the key of the build in it."""
+    return re.sub(rb"[\w.-]+\.ivfdata", b"", data)
 
 
 @dataclass(frozen=True)
