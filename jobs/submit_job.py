@@ -1,11 +1,11 @@
-"""Submit a job and see it through: python jobs/submit_job.py -- python jobs/embed_corpus.py --input s3://b/docs/ ..."""
+"""Submit a job until it is done: python jobs/submit_job.py -- python jobs/embed_corpus.py --input s3://b/docs/ ..."""
 
 import sys
 
 import click
 
 from lib.cli.options import command
-from lib.engine.submit import SubmitConfig, see_through
+from lib.engine.submit import SubmitConfig, submit_until_done
 
 EPILOG = """\b
 The shortest line: python jobs/submit_job.py -- python jobs/embed_corpus.py --input ... --output ... --model ...
@@ -15,7 +15,7 @@ Exit codes: those of the job; 1 too when it was stopped, fails three times in a 
 @command(SubmitConfig, "submit_job.py", EPILOG)
 def main(config: SubmitConfig) -> int:
     """Submit a job to a cluster and follow it; when its head or its driver dies, submit it again, until it has ended well."""
-    return see_through(config, lambda text: click.echo(text, nl=False))
+    return submit_until_done(config, lambda text: click.echo(text, nl=False))
 
 
 if __name__ == "__main__":

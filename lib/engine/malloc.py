@@ -1,31 +1,31 @@
-"""The C library's heap in processes that compute on CPUs. Other C libraries than glibc have no such call, and need none."""
+"""Settings of glibc's malloc in processes that compute on CPUs. Other C libraries have no such call, and need none."""
 
 import ctypes
 from contextlib import suppress
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt's numbers of them
-APART = 1 << 20  # bytes
-KEPT, MOST_KEPT = 32 << 20, 256 << 20  # bytes of a block, the most that glibc takes, and in all
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameter numbers of mallopt
+MAPPED_BYTES = 1 << 20  # blocks of at least this size get pages of their own
+REUSED_BYTES = 32 << 20  # of a block; the greatest M_MMAP_THRESHOLD that glibc accepts
+UNUSED_BYTES = 256 << 20  # free memory that the process keeps
 
 
 def return_large_blocks() -> None:
-    """From here on glibc gives blocks of 1 MiB and more pages of their own, which go back when the block is freed.
+    """Give blocks of 1 MiB and more pages of their own, which return to the kernel when the block is freed.
 
-    By itself it moves that size up to 32 MiB, and the tensors of chunks that are all of another length tear the heap into
-    holes: 1,588 MiB instead of 1,384 for 2,048 pairs of MiniLM, and growing with the batch. Pages that are always new cost
-    time (`LOG.md`).
+    By default glibc raises that size to 32 MiB, and tensors of chunks that all differ in length fragment its heap: 1,588 MiB
+    instead of 1,384 for 2,048 pairs of MiniLM, and more with a larger batch. New pages cost time: see LOG.md.
     """
-    _set(M_MMAP_THRESHOLD, APART)
+    _set(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def keep_large_blocks() -> None:
-    """From here on glibc gives blocks of up to 32 MiB from what was freed before, and gives nothing of that back until it is 256 MiB.
+    """Reuse freed memory for blocks of up to 32 MiB, and return none of it to the kernel while it is less than 256 MiB.
 
-    By itself it returns the pages of a large array to the kernel, which clears new ones for the next: time for nothing where arrays
-    are of a few sizes, a tenth of what encoding vectors for an index takes.
+    By default glibc returns the pages of a large array to the kernel, which clears new pages for the next array. Where arrays have
+    few sizes that is wasted: a tenth of the time of encoding vectors for an index.
     """
-    _set(M_MMAP_THRESHOLD, KEPT)
-    _set(M_TRIM_THRESHOLD, MOST_KEPT)
+    _set(M_MMAP_THRESHOLD, REUSED_BYTES)
+    _set(M_TRIM_THRESHOLD, UNUSED_BYTES)
 
 
 def _set(option: int, bytes: int) -> None:

@@ -1,7 +1,7 @@
-"""Hash partitioning over any number of parts: how the exactly-once map joins and groups tables.
+"""Hash partitioning over any number of parts, for joins and groups in the exactly-once map.
 
-A map over the shards of a table sorts each part's rows by bucket, a row group a bucket. The next map has a shard for each
-bucket: its rows in all those parts, a range of rows in each. Memory: one shard.
+One map over the shards of a table sorts the rows of each part by bucket; every bucket is a row group. The next map has a shard
+for each bucket: a range of rows in each of those parts. Memory: one shard.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,23 @@ from ..storage.folder import Folder
 from .parts import Part, read_manifest, read_schemas
 
 KEY, TEXT, REASON = "_key", "_text", "_reason"  # columns of partitioned tables: large_string, large_string, string
-PARTITIONS = 200  # shards and buckets of a table, where bytes allow it: every pair of both is a range to read
-MIN_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # of a shard and of a bucket; a process holds a few times as much
-MAX_RANGES = 5_000_000  # in a plan, 200 bytes each in the driver
+PARTITIONS = (
+    200  # shards of a table, and buckets, where bytes allow it: each pair of shard and bucket is a range to read
+)
+MIN_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # of a shard and of a bucket; a process needs a few times as much
+MAX_RANGES = 5_000_000  # of a plan; each takes 200 bytes in the driver
 
 
 def partition_bytes(total: float) -> float:
-    """Bytes of a shard, and of a bucket, where `total` bytes are partitioned: the product of their numbers is the ranges to read."""
+    """Bytes of a shard, and of a bucket, when `total` bytes are partitioned. The ranges to read are shards times buckets."""
     return min(max(total / PARTITIONS, MIN_BYTES), MAX_BYTES)
 
 
 def bucket_numbers(keys: pa.Array, buckets: int) -> np.ndarray:
-    """int64 [n]: the bucket of each key (strings; nulls, which match nothing, one after the other). The same everywhere."""
+    """int64 [n]: the bucket of each key, which depends on nothing but the key.
+
+    keys: strings. Nulls match nothing and go to the buckets in turn.
+    """
     from pandas.util import hash_array
 
     words = pc.fill_null(keys, "").to_numpy(zero_copy_only=False).astype(object)
@@ -36,7 +41,7 @@ def bucket_numbers(keys: pa.Array, buckets: int) -> np.ndarray:
 
 
 def partition(table: pa.Table, buckets: int) -> tuple[pa.Table, list[int]]:
-    """The rows in the order of the buckets of their KEY, in each bucket as they were; and the rows of each bucket."""
+    """Sort the rows by the bucket of their KEY, keeping their order inside a bucket. Also returns the rows of each bucket."""
     numbers = bucket_numbers(table[KEY].combine_chunks(), buckets)
     groups = np.bincount(numbers, minlength=buckets)
     return table.take(pa.array(np.argsort(numbers, kind="stable"))), groups.tolist()
@@ -45,8 +50,8 @@ def partition(table: pa.Table, buckets: int) -> tuple[pa.Table, list[int]]:
 def bucket_plan(sources: Mapping[str, Folder]) -> tuple[pa.Table, pa.Schema]:
     """A plan with a shard for each bucket of the partitioned parts in `sources`, and all their columns.
 
-    A file range has the name of its source. Buckets without a row have no shard. Parts have no tag: one that is published
-    again is the same part.
+    A file range has the name of its source. Buckets without a row have no shard. Parts have no tag: a part that is published
+    again has the same rows.
     """
     plans, schemas = [PLAN_SCHEMA.empty_table()], []
     for source, folder in sources.items():
@@ -60,7 +65,7 @@ def bucket_plan(sources: Mapping[str, Folder]) -> tuple[pa.Table, pa.Schema]:
 
 
 def _ranges(source: str, folder: Folder, part: Part, groups: np.ndarray) -> pa.Table:
-    """The row range of each bucket that one part has rows of."""
+    """The rows of one part as ranges, one for each bucket with rows."""
     stops, filled = np.cumsum(groups), np.flatnonzero(groups)
     count = len(filled)
     data = {
@@ -79,9 +84,9 @@ def _ranges(source: str, folder: Folder, part: Part, groups: np.ndarray) -> pa.T
 
 
 def attach(left: pa.Table, right: pa.Table, name: str) -> pa.Table:
-    """Every row of `left` with column `name`: the TEXT of the first row of `right` with its KEY.
+    """Add column `name` to `left`: the TEXT of the first row of `right` with the same KEY.
 
-    Where there is none, or it has no text, `name` is null and REASON, unless it has one, says why.
+    Where no row matches, or its text is null, `name` is null, and REASON gets the reason unless it has one.
     """
     place = pc.index_in(left[KEY].combine_chunks(), value_set=right[KEY].combine_chunks(), skip_nulls=True)
     text, why = right[TEXT].combine_chunks().take(place), right[REASON].combine_chunks().take(place)

@@ -1,8 +1,8 @@
-"""Submit a job to a cluster and see it through: again when its head or its driver dies, until it ends well or a limit.
+"""Submit a job to a cluster, again when its head or its driver dies, until it ends well or a limit is reached.
 
-A job of Ray lives as long as its cluster's head and is run once; Shoal's jobs go on where they were stopped. So what is left
-to do is to start the same command again, and to know when not to: after a wrong command (exit 2), after quarantined shards
-(exit 3), and after errors that come again (exit 1).
+Ray runs a job once, and forgets it with the head of its cluster. Shoal's jobs resume, so it is enough to submit the same command
+again. It is not submitted again after a wrong command (exit 2), after quarantined shards (exit 3), and after an error that
+comes back (exit 1).
 """
 
 import logging
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..cli.options import option
 from ..errors import EXIT_ERROR, EXIT_QUARANTINED, EXIT_USAGE, RunError, UsageError
@@ -22,17 +22,17 @@ from ..storage.fingerprint import fingerprint
 
 log = logging.getLogger("shoal")
 
-ANSWER_SECONDS = 30.0  # a head that is cut off leaves a request without an answer, for ever
-UPLOAD_SECONDS = 600.0  # for the tree, through a tunnel perhaps
-REFUSED_SECONDS = 120.0  # a head that has just started refuses for some seconds what it takes later
+ANSWER_SECONDS = 30.0  # of a request: a head that lost its network never answers
+UPLOAD_SECONDS = 600.0  # of the tree, perhaps through a tunnel
+REFUSED_SECONDS = 120.0  # a head that has just started refuses jobs for some seconds
 POLL_SECONDS = 2.0
-LOG_BYTES_A_SECOND = 50_000  # Ray gives the whole log each time: long ones are asked for less often
-ERRORS = 3  # in a row, quick or with the same last words
-TRIES = 30  # in all that ended badly while their cluster lived
-LONG = 600.0  # seconds; a driver that ran as long was not started in vain
-QUICK = 30.0  # seconds
-PAUSE_SECONDS = 30.0  # after an error, or a quick end: nodes without a head come back a minute after it
-LOST = "lost"  # the job of a cluster that is no more
+LOG_BYTES_A_SECOND = 50_000  # Ray sends the whole log each time, so long logs are read less often
+MAX_ERRORS = 3  # in a row, quick or with the same last line
+MAX_FAILURES = 30  # of jobs whose cluster lived
+LONG_SECONDS = 600.0  # of a driver that did some work before its error
+QUICK_SECONDS = 30.0  # of a driver that did none
+PAUSE_SECONDS = 30.0  # after an error or a quick end: nodes come back a minute after their head
+LOST = "lost"  # status of a job that its cluster does not know any more
 OVER = ("SUCCEEDED", "FAILED", "STOPPED", LOST)
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """Everything `jobs/submit_job.py` can be told."""
+    """Options of `jobs/submit_job.py`."""
 
     address: str = option("Of the head's job server, as `ray job submit` takes it.", "http://127.0.0.1:8265")
     working_dir: str = option("The tree that runs: a folder, without what .gitignore names, or a zip at a URL.", ".")
@@ -49,37 +49,56 @@ class SubmitConfig:
     command: tuple[str, ...] = option("The job, after --.", rest=True)
 
 
+class JobClient(Protocol):
+    """The part of ray.job_submission.JobSubmissionClient that is used here."""
+
+    def list_jobs(self) -> Sequence[Any]: ...
+
+    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any]) -> str: ...
+
+    def get_job_logs(self, job_id: str) -> str: ...
+
+
+def ray_client(address: str) -> JobClient:
+    """Ray's own client. Raises ConnectionError where no job server answers."""
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(address)
+
+
 @dataclass(frozen=True)
 class End:
-    """How a try ended. status: of Ray, or LOST; code: the driver's exit code where it had one; words: the last it said."""
+    """The end of a job. status: of Ray, or LOST; code: the driver's exit code, if any; last_line: of its message."""
 
     status: str
     code: int | None
-    words: str
+    last_line: str
     seconds: float
 
     @property
     def final(self) -> int | None:
-        """The exit code that a new try would not change."""
+        """The exit code, where a new submission would end with the same."""
         if self.status == "SUCCEEDED":
             return 0
         return self.code if self.code in (EXIT_USAGE, EXIT_QUARANTINED) else None
 
     def __str__(self) -> str:
         how = f"ended with exit code {self.code}" if self.code is not None else f"is {self.status.lower()}"
-        return f"{how} after {self.seconds:.0f} s: {self.words}"
+        return f"{how} after {self.seconds:.0f} s: {self.last_line}"
 
 
-def see_through(config: SubmitConfig, show: Callable[[str], None]) -> int:
+def submit_until_done(
+    config: SubmitConfig, show: Callable[[str], None], client: Callable[[str], JobClient] = ray_client
+) -> int:
     """Submit, follow, and submit again; the exit code of the job. show: receives the output of the job.
 
     Raises UsageError for a wrong command, RunError when the cluster refuses the job, when it was stopped, fails again and again,
     or is not done in time.
     """
     variables = _variables(config.env)
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # they would win over --address
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray prefers them to --address
         os.environ.pop(name, None)
-    jobs, errors, bad, before = _Jobs(config, variables, show), 0, 0, ""
+    jobs, errors, failures, last_line = _Jobs(config, variables, show, client), 0, 0, ""
     while True:
         name = jobs.running() or jobs.submit()
         end = jobs.follow(name)
@@ -87,13 +106,14 @@ def see_through(config: SubmitConfig, show: Callable[[str], None]) -> int:
             return end.final
         if end.status == "STOPPED":
             raise RunError(f"{name} was stopped by someone. Start the same command again to go on")
-        bad += end.status != LOST
-        errors = 0 if end.code != EXIT_ERROR else errors + 1 if end.seconds < LONG or end.words == before else 1
-        before = end.words
-        if errors == ERRORS or bad == TRIES:
+        failures += end.status != LOST
+        again = end.seconds < LONG_SECONDS or end.last_line == last_line
+        errors = 0 if end.code != EXIT_ERROR else errors + 1 if again else 1
+        last_line = end.last_line
+        if errors == MAX_ERRORS or failures == MAX_FAILURES:
             raise RunError(f"{name}, like others before it, {end}. Mend what it says, and start again")
         log.info(f"{name} {end}; submitting it again")
-        if end.code == EXIT_ERROR or (end.seconds < QUICK and end.status != LOST):
+        if end.code == EXIT_ERROR or (end.seconds < QUICK_SECONDS and end.status != LOST):
             time.sleep(PAUSE_SECONDS * max(1, errors))
 
 
@@ -105,10 +125,16 @@ def _variables(words: Sequence[str]) -> dict[str, str]:
 
 
 class _Jobs:
-    """The tries of one command on one cluster, which may go away and come back empty."""
+    """The submissions of one command to one cluster, which may go away and come back empty."""
 
-    def __init__(self, config: SubmitConfig, variables: dict[str, str], show: Callable[[str], None]):
-        self.config, self.variables, self.show = config, variables, show
+    def __init__(
+        self,
+        config: SubmitConfig,
+        variables: dict[str, str],
+        show: Callable[[str], None],
+        client: Callable[[str], JobClient],
+    ):
+        self.config, self.variables, self.show, self.client = config, variables, show, client
         self.until = time.monotonic() + 3600 * config.hours
         self.entrypoint = shlex.join(config.command)
         key = fingerprint(self.entrypoint, config.working_dir, sorted(variables.items()), digits=10)
@@ -116,33 +142,33 @@ class _Jobs:
         self.answered = False
 
     def running(self) -> str | None:
-        """A try that runs or waits already: of this command before it was stopped, or of the same one elsewhere."""
-        known = self.ask(self._known)
+        """The name of a submission of the same command that runs or waits already."""
+        known = self.call(self._known)
         name = next((name for name, status in known.items() if status not in OVER), None)
         if name:
             log.info(f"following {name}, which is {known[name].lower()}")
         return name
 
     def submit(self) -> str:
-        """A new try. One whose answer was lost is found, not submitted twice."""
-        number = 1 + max((int(name.removeprefix(self.prefix)) for name in self.ask(self._known)), default=0)
+        """Submit once more. A submission that arrived though its answer was lost is not repeated."""
+        number = 1 + max((int(name.removeprefix(self.prefix)) for name in self.call(self._known)), default=0)
         name = f"{self.prefix}{number:04d}"
         environment = {"working_dir": self.config.working_dir, "env_vars": self.variables}
 
-        def attempt(client: Any) -> None:
+        def submit_once(client: JobClient) -> None:
             if name not in self._known(client):
                 client.submit_job(entrypoint=self.entrypoint, submission_id=name, runtime_env=environment)
 
-        self.ask(attempt, UPLOAD_SECONDS)
+        self.call(submit_once, UPLOAD_SECONDS)
         log.info(f"submitted {name}")
         return name
 
     def follow(self, name: str) -> End:
-        """Show its log until it ends, or its cluster is found to have forgotten it."""
+        """Show the log of a job until it ends, or until its cluster does not know it any more."""
         began = read = time.monotonic()
         shown = 0
         while True:
-            details = self.ask(lambda client: _details(client, name))
+            details = self.call(lambda client: _details(client, name))
             over = details is None or str(details.status.value) in OVER
             if over or time.monotonic() - read > shown / LOG_BYTES_A_SECOND:
                 shown, read = self._show_log(name, shown), time.monotonic()
@@ -152,21 +178,21 @@ class _Jobs:
                 return _end(details)
             time.sleep(POLL_SECONDS)
 
-    def ask(self, question: Callable[[Any], T], seconds: float = ANSWER_SECONDS) -> T:
-        """The answer of the cluster, waited for while it is away.
+    def call(self, request: Callable[[JobClient], T], seconds: float = ANSWER_SECONDS) -> T:
+        """The answer of the cluster; waits while the cluster is away.
 
-        Raises RunError when time is up, when it never was there, or refuses for good.
+        Raises RunError when time is up, when the cluster has never answered, or when it refuses for good.
         """
-        away, refused = False, 0.0  # when it was first
+        away, refused = False, 0.0  # the time of the first refusal
         while time.monotonic() < self.until:
             try:
-                answer = _within(seconds, lambda: question(_client(self.config.address)))
+                answer = _with_timeout(seconds, lambda: request(self.client(self.config.address)))
             except (OSError, TimeoutError) as error:  # ConnectionError among them
-                self._refuse_unknown(error)
+                self._check_known(error)
                 if not away:
                     log.info(f"{self.config.address} does not answer ({type(error).__name__}): waiting for it")
                 away = True
-            except Exception as error:  # a RuntimeError is the server's, which may change its mind
+            except Exception as error:  # a RuntimeError comes from the server, which may still be starting
                 refused = refused or time.monotonic()
                 if time.monotonic() - refused > REFUSED_SECONDS or not isinstance(error, RuntimeError):
                     raise RunError(f"{self.config.address} does not take the job: {error}") from error
@@ -178,7 +204,8 @@ class _Jobs:
             time.sleep(POLL_SECONDS)
         raise RunError(f"not done in {self.config.hours:g} hours. Start the same command again to go on")
 
-    def _refuse_unknown(self, error: Exception) -> None:
+    def _check_known(self, error: Exception) -> None:
+        """Raises RunError for an address that has never answered."""
         if not self.answered and isinstance(error, ConnectionError):
             raise RunError(
                 f"no Ray job server answers at {self.config.address}: {error}. Start the cluster, or its tunnel "
@@ -186,37 +213,31 @@ class _Jobs:
             ) from error
 
     def _show_log(self, name: str, shown: int) -> int:
-        """What of the log was not shown yet; how much of it is. A log that cannot be had is no reason to wait."""
+        """Show the rest of the log; returns the length shown. Without an answer nothing is shown this time."""
         with suppress(Exception):
-            output = _within(ANSWER_SECONDS, lambda: _client(self.config.address).get_job_logs(name))
+            output = _with_timeout(ANSWER_SECONDS, lambda: self.client(self.config.address).get_job_logs(name))
             self.show(output[shown:])
             return max(shown, len(output))
         return shown
 
-    def _known(self, client: Any) -> dict[str, str]:
+    def _known(self, client: JobClient) -> dict[str, str]:
         jobs = {job.submission_id: str(job.status.value) for job in client.list_jobs() if job.submission_id}
         return {name: status for name, status in jobs.items() if name.startswith(self.prefix)}
 
 
-def _client(address: str) -> Any:
-    from ray.job_submission import JobSubmissionClient
-
-    return JobSubmissionClient(address)
-
-
-def _details(client: Any, name: str) -> Any:
-    """What the cluster knows of a job; None where it knows of none such."""
+def _details(client: JobClient, name: str) -> Any:
+    """Ray's details of a job; None where the cluster does not know it."""
     return next((job for job in client.list_jobs() if job.submission_id == name), None)
 
 
 def _end(details: Any) -> End:
     seconds = max(0, (details.end_time or 0) - (details.start_time or 0)) / 1000
-    lines = (details.message or "").strip().splitlines() or ["no word"]
+    lines = (details.message or "").strip().splitlines() or ["no message"]
     return End(str(details.status.value), details.driver_exit_code, lines[-1][-300:], seconds)
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises; TimeoutError when it takes too long, whereupon its thread is left to itself."""
+def _with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """The result of `call`. Raises its exception, or TimeoutError when it takes too long; its thread then goes on, unused."""
     future: Future[T] = Future()
 
     def run() -> None:
