@@ -110,7 +110,9 @@ def _decide(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
     compute = config.compute
     dtype = compute.dtype if compute.dtype != "auto" else "bfloat16" if pool.gpus else "float32"
     budget = compute.token_budget or (CUDA_BUDGET if pool.gpus else CPU_BUDGET)
-    return {"virtual_ranks": pool.maximum, "dtype": dtype, "token_budget": budget}
+    # This process computes what so many workers would: a run that begins here may go on with them.
+    ranks = (config.workers.max_workers or 1) if pool.in_process else pool.maximum
+    return {"virtual_ranks": ranks, "dtype": dtype, "token_budget": budget}
 
 
 def _settings(config: FinetuneConfig, resolved: FinetunePlan) -> dict[str, Any]:

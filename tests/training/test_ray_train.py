@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lib.cli.options import configure
 from lib.models.encoder import Encoder
 from lib.models.encoder_options import ModelOptions, resolve_encoder
 from lib.models.tokenizer import Tokenizer
@@ -49,31 +50,30 @@ def runs(cluster, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("runs")
     model = tiny.build("bert", folder / "model")
-    finetune(FinetuneConfig(**options(folder, model, "two")))
+    finetune(configure(FinetuneConfig, **options(folder, model, "two")))
     return folder
 
 
 def test_two_workers_train_as_one(runs, train_here):
     """The losses of two workers are those of one process on the same slices, dropout and all; so is the model."""
     alone = train_here(**options(runs, runs / "model", "alone"))
-    expected, found = losses(runs / "alone"), losses(runs / "two")
+    expected, actual = losses(runs / "alone"), losses(runs / "two")
 
-    assert len(found) == STEPS
-    assert np.abs(np.subtract(expected, found)).max() < 1e-5
+    assert len(actual) == STEPS
+    assert np.abs(np.subtract(expected, actual)).max() < 1e-5
     ours, theirs = (vectors(str(model)) for model in (alone.model, runs / "two" / "model"))
-    assert (
-        np.abs(ours - theirs).max() < 1e-4
-    )  # of weights without effect, as a key's bias, Adam makes steps of rounding
+    # Weights without effect, such as a key's bias, have gradients of rounding, which Adam scales up to whole steps.
+    assert np.abs(ours - theirs).max() < 1e-4
 
 
-def test_a_lost_end_is_done_again(runs, cluster):
-    """Of a run whose last leg was not exported the same command makes the end again, from the checkpoint."""
+def test_a_lost_end_is_trained_again(runs, cluster):
+    """Without scores and exports, the same command trains the end of the run again, from the checkpoint."""
     folder = runs / "two"
     before = losses(folder)
     (folder / "scores.json").unlink()
     for file in (folder / "exports").rglob("_files.json"):
         file.unlink()
-    finetune(FinetuneConfig(**options(runs, runs / "model", "two")))
+    finetune(configure(FinetuneConfig, **options(runs, runs / "model", "two")))
 
     assert losses(folder) == before
     assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [STEPS]
