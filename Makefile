@@ -38,7 +38,7 @@ format: .venv/ready  ## let ruff write the code
 docs: .venv/ready  ## write the option tables of docs/ from the code
 	$(BIN)/python docs/options.py
 
-chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40; three hosts and their faults; a head that dies for 20 minutes
+chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 30 kills each of driver, workers and server; evaluate, 20; train, 12, and a lost node; index, 40; three hosts and their faults; a head that dies for 20 minutes; drivers of one output
 	$(BIN)/python -m tests.chaos.chaos --job embed
 	$(BIN)/python -m tests.chaos.chaos --job rerank
 	$(BIN)/python -m tests.chaos.evaluation
@@ -49,8 +49,9 @@ chaos: .venv/ready servers  ## embed and rerank, 100,000 rows, local and Ceph, 3
 	$(BIN)/python -m tests.chaos.hosts
 	$(BIN)/python -m tests.chaos.hosts --finetune
 	$(BIN)/python -m tests.chaos.heads
+	$(BIN)/python -m pytest -o addopts="-q" tests/chaos/slices.py
 
-scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; MiniLM on wn-8k; autoscaling
+scale: .venv/ready  ## 200,000 shards, memory of workers, joins, search and a loss of 65,536 rows; a bare submission; MiniLM on wn-8k; autoscaling
 	$(BIN)/python -m pytest -o addopts="-q -s" tests/scale
 
 test-extras: .venv/ready servers  ## the adapter for mteb, with mteb itself (adds it to .venv)
