@@ -222,7 +222,9 @@ def score(bench: Bench, path: Path) -> Row:
 
     rows = read_rows(data(bench, "filtered"))
     model, began = teacher(bench), time.perf_counter()
-    spec = resolve_reranker(RerankerOptions(model=str(model), max_tokens=bench.options["teacher_tokens"], activation="none"))
+    spec = resolve_reranker(
+        RerankerOptions(model=str(model), max_tokens=bench.options["teacher_tokens"], activation="none")
+    )
     reranker, format_pairs = Reranker(spec, device="cpu", threads=len(os.sched_getaffinity(0))), spec.pair_format()
     passages = [text for row in rows for text in row["pos"] + row["neg"]]
     counts = [len(row["pos"]) + len(row["neg"]) for row in rows]
