@@ -17,7 +17,7 @@ from tests.repository.test_docs import parsed
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "cluster" / "README.md"
 TEXT = GUIDE.read_text()
-CLAIMS = re.findall(r"`(tests/\w+\.py)::(\w+)`", TEXT)
+CLAIMS = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)
 SUBMIT = "jobs/submit_job.py"
 
 

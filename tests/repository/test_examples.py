@@ -96,9 +96,10 @@ def test_search_and_rerank(run, model, reranker, tmp_path):
     """Ten ranked passages for each query."""
     documents = write_documents(tmp_path / "docs.jsonl")
     queries = write_rows(tmp_path / "queries.jsonl", [{"id": f"q{i}", "text": TEXTS[i]} for i in range(5)])
-    run_here(["jobs/embed_corpus.py", "--input", documents, "--output", str(tmp_path / "vectors"), "--model", model])
-    run_here(["jobs/build_index.py", "--input", str(tmp_path / "vectors"), "--output", str(tmp_path / "index")])
-    run("search_and_rerank.sh", str(tmp_path / "index"), queries, documents, str(tmp_path / "out"), RERANKER=reranker)
+    vectors, index, here = str(tmp_path / "vectors"), str(tmp_path / "index"), ["--executor", "local"]
+    run_here(["jobs/embed_corpus.py", "--input", documents, "--output", vectors, "--model", model, *here])
+    run_here(["jobs/build_index.py", "--input", vectors, "--output", index, *here])
+    run("search_and_rerank.sh", index, queries, documents, str(tmp_path / "out"), RERANKER=reranker)
 
     ranked = rows(tmp_path / "out" / "scores")
     assert len(ranked) == 5 * 10
