@@ -4,11 +4,12 @@ import importlib.util
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from jobs.embed_corpus import main
+from lib.cli.options import configure, flat
 from lib.embedding.config import EmbedConfig
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +44,15 @@ def test_no_option_explains():
 
 
 def test_every_option_is_documented():
-    """--help names every setting of the config, with a help text."""
+    """--help names every option of the config and of its groups, with a help text."""
     text = call("--help").stdout
+    config = configure(EmbedConfig, input="a", output="b")
+    declared = {name for group in (config.corpus, config.run, config.model, config.workers) for name in flat(group)}
 
-    for field in fields(EmbedConfig):
-        assert f"--{field.name.replace('_', '-')}" in text
-        assert len(field.metadata["help"]) > 10
+    assert declared < set(flat(config))
+    for name in flat(config):
+        assert f"--{name.replace('_', '-')}" in text
+    assert all(len(option.help) > 10 for option in main.params)
 
 
 @pytest.mark.parametrize(
