@@ -10,7 +10,7 @@ MEASURED = [(1, 0.01, 0.5), (4, 0.02, 0.75), (16, 0.04, 0.9), (64, 0.08, 0.98)]
 
 
 def row(value: int | None, milliseconds: float, recall: float) -> dict:
-    return {"effort": value, "core_ms": milliseconds} | {f"recall@{cut}": [recall, 0.0, 1.0] for cut in (1, 10, 100)}
+    return {"value": value, "core_ms": milliseconds} | {f"recall@{cut}": [recall, 0.0, 1.0] for cut in (1, 10, 100)}
 
 
 def test_recall_over_time() -> None:
