@@ -1,4 +1,4 @@
-"""Options of the embed job, and what cannot go together."""
+"""Options of the embed job, and a refusal of those that cannot go together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +69,7 @@ def chunk_room(config: EmbedConfig, encoder: ResolvedEncoder) -> int:
 
 
 def settings(config: EmbedConfig, encoder: ResolvedEncoder) -> dict[str, Any]:
-    """What fixes the rows and their vectors. A run with other settings is another run."""
+    """Everything that fixes the rows and their vectors. A run with other settings is another run."""
     corpus = config.corpus
     fs, path = filesystem(corpus.input, config.run.storage.fsspec)
     model = {f"model {k}": v for k, v in vars(encoder.spec).items() if k not in ("name", "path", "revision")}

@@ -193,7 +193,7 @@ class EmbedMapper:
         return Result(table, counts)
 
     def about(self) -> dict[str, Any]:
-        """What a reader of the vectors must know: model, prompt, pooling, dimensions."""
+        """Facts for a reader of the vectors: model, prompt, pooling, dimensions."""
         spec = self.spec
         return {
             "model": spec.name,

@@ -24,7 +24,7 @@ class MeasurableMapper(Mapper, Protocol):
     """A mapper that can count what it would compute."""
 
     def lengths(self, tables: Tables) -> tuple[int, np.ndarray, np.ndarray]:
-        """Of a shard that was read: rows of the input, and of each output row its tokens [n] and whether it is cut [n]."""
+        """Counts of a shard that was read: rows of the input, and of each output row its tokens [n] and whether it is cut [n]."""
         ...
 
 

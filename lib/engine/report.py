@@ -32,7 +32,7 @@ def report(outcome: Outcome, output: str) -> str:
 
 
 def _output(parts: Sequence[Part], output: str) -> list[str]:
-    """What is in the output. Tokens, and texts that were cut, only where there were texts."""
+    """Lines about the output. Tokens, and texts that were cut, only where there were texts."""
     totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "errors", "truncated", "tokens")}
     kept = f"{totals['errors']:,} kept with an error"
     rows = f"rows      {totals['rows']:,}"
@@ -43,7 +43,7 @@ def _output(parts: Sequence[Part], output: str) -> list[str]:
 
 
 def _this_run(progress: Progress) -> list[str]:
-    """What this driver did, and where the time went."""
+    """Lines about the work of this driver, and its time by stage."""
     elapsed = max(time.monotonic() - progress.began, 1e-9)
     took, rate = f"{format_duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"
     busy = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items() if stage in progress.seconds)

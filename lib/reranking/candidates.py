@@ -54,7 +54,7 @@ class Table:
 
 
 def settings(config: RerankConfig) -> dict[str, Any]:
-    """What fixes the joined pairs: the three inputs, by their files' names, sizes and tags, and their columns."""
+    """Everything that fixes the joined pairs: the three inputs, by their files' names, sizes and tags, and their columns."""
     pairs, candidates, storage = config.pairs, config.candidates, config.run.storage.fsspec
     fixed: dict[str, Any] = {
         "query_column": pairs.query_column,

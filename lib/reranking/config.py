@@ -1,4 +1,4 @@
-"""Options of the rerank job, and what cannot go together."""
+"""Options of the rerank job, and a refusal of those that cannot go together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,7 @@ def check(config: RerankConfig) -> None:
 
 
 def settings(config: RerankConfig, spec: RerankSpec) -> dict[str, Any]:
-    """What fixes the rows and their scores. A run with other settings is another run."""
+    """Everything that fixes the rows and their scores. A run with other settings is another run."""
     pairs = config.pairs
     fs, path = filesystem(pairs.input, config.run.storage.fsspec)
     model = {f"model {k}": v for k, v in vars(spec.model).items() if k not in ("name", "path", "revision")}

@@ -126,7 +126,7 @@ class RerankMapper:
         return Result(table, counts)
 
     def about(self) -> dict[str, Any]:
-        """What a reader of the scores must know: model, template, activation, length."""
+        """Facts for a reader of the scores: model, template, activation, length."""
         return {
             "model": self.spec.model.name,
             "revision": self.spec.model.revision,

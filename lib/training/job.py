@@ -116,7 +116,7 @@ def _decide(config: FinetuneConfig, pool: Pool) -> dict[str, Any]:
 
 
 def _settings(config: FinetuneConfig, resolved: FinetunePlan) -> dict[str, Any]:
-    """What fixes every loss and every weight, but the data, which its plan fixes."""
+    """Everything that fixes the losses and weights, but the data, which its plan fixes."""
     names = ["data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel", "dtype", "token_budget"]
     names += ["evaluate_on", "evaluate_steps", "checkpoint_steps"]
     options = flat(config)

@@ -57,7 +57,7 @@ class ExactSearch:
         return self.folder.options
 
     def settings(self) -> dict[str, Any]:
-        """What fixes the rankings; the folders of the vectors are named after what fixes them."""
+        """Everything that fixes the rankings; the folders of the vectors are named after what fixes them."""
         return {
             "job": "exact search",
             "query_block": QUERY_BLOCK,

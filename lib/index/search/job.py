@@ -116,7 +116,7 @@ def block_rows(queries: float, k: int) -> int:
 
 
 def _settings(config: SearchConfig, index: OpenedIndex, queries: QueryVectors, allowed: str | None) -> dict[str, Any]:
-    """What fixes the hits. A search with other settings is another search."""
+    """Everything that fixes the hits. A search with other settings is another search."""
     return {
         "job": "search",
         "queries": queries.url,
