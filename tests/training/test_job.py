@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -103,18 +104,18 @@ def model(build) -> str:
     return str(build("bert"))
 
 
-def options(tmp_path: Path, given: str, **more) -> dict:
+def options(tmp_path: Path, start: str, **more) -> dict:
     data = more.pop("rows", None)
     file = tmp_path / "pairs.jsonl"
     if data is None:
         write_pairs(file)
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in data))
-    return {"model": given, "data": (str(file),), "output": str(tmp_path / "run")} | SMALL | more
+    return {"model": start, "data": (str(file),), "output": str(tmp_path / "run")} | SMALL | more
 
 
-def test_evaluation_keeps_the_best_model(tmp_path, model, train_here, monkeypatch):
-    """Every so many steps the model is scored on held-out queries by the evaluate verb; the best one is kept."""
+def test_evaluation_keeps_the_best_model(tmp_path, model, train_here):
+    """Every so many steps the model is scored on held-out queries by the evaluation job; the best one is kept."""
     folder = heldout(tmp_path / "heldout")
     done = train_here(**options(tmp_path, model, evaluate_on=str(folder), evaluate_steps=7))
     best = max(done.scores, key=lambda row: (row["ndcg_at_10"], row["step"]))
@@ -129,18 +130,18 @@ def test_evaluation_keeps_the_best_model(tmp_path, model, train_here, monkeypatc
 
 
 def test_the_same_command_again_does_nothing(tmp_path, model, train_here, monkeypatch):
-    """A finished run is taken up as it is; other settings in its place are refused with the difference."""
-    given = options(tmp_path, model)
-    first = train_here(**given)
+    """A finished run stays as it is; other settings in its folder are refused with the difference."""
+    command = options(tmp_path, model)
+    first = train_here(**command)
     monkeypatch.setattr("lib.training.local_train.run_interval", None)
 
-    assert train_here(**given) == first
+    assert train_here(**command) == first
     with pytest.raises(RunError, match="learning_rate"):
-        train_here(**given | {"learning_rate": 3e-3})
+        train_here(**command | {"learning_rate": 3e-3})
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "said"),
+    ("wrong", "error", "message"),
     [
         ({"loss": ("nonsense",)}, UsageError, "Losses: bce"),
         ({"loss": ("infonce:heat=1",)}, UsageError, "temperature"),
@@ -174,19 +175,19 @@ def test_the_same_command_again_does_nothing(tmp_path, model, train_here, monkey
         ({"recipe": "piccolo-stage1", "model": None}, UsageError, "what piccolo-stage1 began from"),
     ],
 )
-def test_bad_input_is_told_before_workers_start(wrong, error, said, tmp_path, model, train_here, monkeypatch):
-    """What is wrong with command, model or data is told in the driver, and names value and choices."""
+def test_bad_input_is_refused_before_workers_start(wrong, error, message, tmp_path, model, train_here, monkeypatch):
+    """A mistake in command, model or data is an error of the driver, which names value and choices."""
 
     def never(*_):
         raise AssertionError("workers were started")
 
     monkeypatch.setattr("lib.training.local_train.run_interval", never)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         train_here(**options(tmp_path, model, **wrong))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model, train_here):
-    """It names the step, rows of the batch and the last good checkpoint."""
+    """The error names the step, rows of the batch and the last good checkpoint."""
     with pytest.raises(RunError, match=r"step \d+: the loss is .*pairs.jsonl#"):
         train_here(**options(tmp_path, model, loss=("infonce:temperature=1e-39",)))  # a scale that is infinite
 
@@ -201,7 +202,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, model, train_here):
     ],
     ids=["lora", "temperature", "checkpointing", "dataset-loss"],
 )
-def test_what_can_be_asked_for(more, tmp_path, model, train_here):
+def test_options_change_the_model_which_reloads(more, tmp_path, model, train_here):
     """Adapters, a learned temperature, checkpointing in bfloat16, losses by dataset: the model changes, and reloads."""
     rng = np.random.default_rng(0)
     rows = [json.loads(line) for line in write_pairs(tmp_path / "all.jsonl").read_text().splitlines()]
@@ -214,8 +215,8 @@ def test_what_can_be_asked_for(more, tmp_path, model, train_here):
     assert theirs.prompts["query"] == more.get("query_prompt", "")
 
 
-def test_adapters_leave_the_rest_alone(tmp_path, model, train_here):
-    """What has no adapter, as embeddings and norms, is what it was, to the bit."""
+def test_adapters_leave_other_weights_alone(tmp_path, model, train_here):
+    """Weights without an adapter, such as embeddings and norms, stay the same to the bit."""
     from safetensors.numpy import load_file
 
     done = train_here(**options(tmp_path, model, lora_rank=4, learning_rate=1e-2))
@@ -226,19 +227,17 @@ def test_adapters_leave_the_rest_alone(tmp_path, model, train_here):
     assert all("layer" in name and name.endswith("weight") and "LayerNorm" not in name for name in changed)
 
 
-def test_legs_make_no_difference(tmp_path, model, train_here):
+def test_intervals_make_no_difference(tmp_path, model, train_here):
     """A run that stops at a checkpoint and goes on has the losses of one that does not, to the bit."""
-    import pyarrow.parquet as pq
-
-    found = []
-    for name, every in (("whole", 20), ("legs", 6)):
+    losses = []
+    for name, every in (("whole", 20), ("intervals", 6)):
         folder = heldout(tmp_path / f"heldout-{name}")
-        given = options(tmp_path, model, evaluate_on=str(folder), evaluate_steps=every)
-        train_here(**given | {"output": str(tmp_path / name)})
-        found.append(pq.read_table(tmp_path / name / "metrics").sort_by("step")["loss"].to_pylist())
+        command = options(tmp_path, model, evaluate_on=str(folder), evaluate_steps=every)
+        train_here(**command | {"output": str(tmp_path / name)})
+        losses.append(pq.read_table(tmp_path / name / "metrics").sort_by("step")["loss"].to_pylist())
 
-    assert found[0] == found[1]
-    assert len(found[0]) == 20
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 20
 
 
 def heldout(folder: Path) -> Path:

@@ -1,6 +1,6 @@
-"""The order of a training plan: which row group of which part (its path in the plan) is the global batch of a step.
+"""The reader of a training plan: the row group of each step, of the part that the plan's order names.
 
-Training reads it whole (steps, never rows), and then one row group a step.
+The order is read whole; rows are read one row group a step.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from ...storage.folder import Folder
 
 ORDER = "order.parquet"
 SCHEMA = pa.schema([("step", pa.int64()), ("part", pa.string()), ("group", pa.int32()), ("dataset", pa.string())])
-OPEN_PARTS = 8
+OPEN_PARTS = 8  # Parquet files, each with its footer in memory
 
 
 class BatchReader:

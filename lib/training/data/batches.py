@@ -1,4 +1,4 @@
-"""Buckets of checked pairs become global batches: the second map of a training plan.
+"""The second map of a training plan: global batches from buckets of checked pairs.
 
 A batch is of one dataset, and no text stands in two of its rows, so that what one row calls a negative is never what
 another calls a positive. Every pass over a bucket draws and packs anew, from the seed and the bucket alone.
@@ -36,8 +36,8 @@ BATCHES = pa.schema(
         ("source", pa.string()),
     ]
 )
-DRAWN_ROWS = 20_000  # whose negatives are drawn at a time
-RANDOM_BITS = 40
+DRAWN_ROWS = 20_000  # a draw at a time: bounds the memory of the shuffle
+RANDOM_BITS = 40  # below the row number in the shuffle's sort keys
 Set = tuple[str, str, bool]  # entry, dataset, in_batch: what a batch is of
 
 
@@ -50,7 +50,8 @@ def generator(*words: Any) -> np.random.Generator:
 def draw(counts: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
     """int64 [n, wanted]: places in lists of `counts` (int64 [n], none 0), drawn without replacement.
 
-    A list that is too short is laid end to end with itself until it is long enough, and drawn from so.
+    A list that is too short is laid end to end with itself until it is long enough. Sorting by (row, random number) shuffles
+    each row's list alone; the first `wanted` of it are the draw.
     """
     blocks = [np.zeros((0, wanted), np.int64)]
     for start in range(0, len(counts), DRAWN_ROWS):
@@ -65,8 +66,8 @@ def draw(counts: np.ndarray, wanted: int, random: np.random.Generator) -> np.nda
     return np.concatenate(blocks)
 
 
-class _Open:
-    """A batch being filled."""
+class _OpenBatch:
+    """A batch that is not full yet."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -74,7 +75,7 @@ class _Open:
         self.positives: set[int] = set()  # keys of all positives of its rows, drawn or not
 
     def offer(self, row: int, own: Sequence[int], positives: Sequence[int]) -> int | None:
-        """Take the row, or the key that is in its way."""
+        """Add the row, or return the key of a text that another row of the batch has too."""
         if not self.texts.isdisjoint(own) or not self.positives.isdisjoint(own):
             return next(key for key in own if key in self.texts or key in self.positives)
         if not self.texts.isdisjoint(positives):
@@ -93,15 +94,15 @@ def pack(
 ) -> np.ndarray:
     """int64 [batches, size]: the rows in full batches, in none of which two rows have a text in common.
 
-    own: by row, keys of its query and passages; positives: of all its positives. A row in another's way waits under the
-    key they share, and of the rows that wait for one key one is asked a batch: the work is near linear in the rows.
+    own: by row, keys of its query and passages; positives: of all its positives. A row that shares a text with the open batch
+    waits under that text's key, and a batch takes at most one row of a key: the work is near linear in the rows.
     """
     waiting: dict[int, deque[int]] = {}
     fresh = iter(rows)
     full: list[list[int]] = []
     while True:
-        batch = _Open()
-        _ask_waiting(batch, waiting, own, positives, size)
+        batch = _OpenBatch()
+        _add_waiting(batch, waiting, own, positives, size)
         while len(batch.rows) < size:
             row = next(fresh, None)
             if row is None:
@@ -112,8 +113,8 @@ def pack(
         full.append(batch.rows)
 
 
-def _ask_waiting(
-    batch: _Open,
+def _add_waiting(
+    batch: _OpenBatch,
     waiting: dict[int, deque[int]],
     own: Sequence[Sequence[int]],
     positives: Sequence[Sequence[int]],
@@ -128,7 +129,7 @@ def _ask_waiting(
             blocking = batch.offer(row, own[row], positives[row])
             if blocking is not None:
                 waiting.setdefault(blocking, deque()).append(row)
-        if queue:  # at the end of the line, behind the keys that had no turn
+        if queue:  # to the end, behind the keys that this batch has not tried
             waiting.setdefault(key, deque()).extendleft(reversed(queue))
 
 
@@ -250,7 +251,7 @@ def _teacher(pairs: pa.Table, chosen: np.ndarray, counts: tuple[np.ndarray, np.n
     without = absent[0] | absent[1] if chosen.shape[1] > 1 else absent[0]
     flat = []
     for column, missing, count in zip(columns, absent, counts, strict=True):
-        scores = np.zeros(int(count.sum()), np.float32)  # places of rows without scores stay 0 and are never shown
+        scores = np.zeros(int(count.sum()), np.float32)  # rows without scores keep 0, which a null hides
         scores[np.repeat(~missing, count)] = column.flatten().to_numpy()
         flat.append(scores)
     values = pa.array(np.concatenate(flat)[chosen.ravel()], pa.float32())
@@ -260,7 +261,7 @@ def _teacher(pairs: pa.Table, chosen: np.ndarray, counts: tuple[np.ndarray, np.n
 def _batches(table: pa.Table, in_batch: bool, size: int, random: np.random.Generator) -> pa.Table:
     """The rows that fill whole batches of `size`, batch by batch."""
     rows = random.permutation(table.num_rows)
-    if not in_batch:  # a row is held against its own passages alone: what others hold is no matter
+    if not in_batch:  # a row is compared with its own passages alone: equal texts in other rows do no harm
         return table.take(pa.array(rows[: len(rows) // size * size]))
     query = table["query_key"].to_numpy()[:, None]
     passages = one_array(table["passage_keys"]).flatten().to_numpy().reshape(len(query), -1 if len(query) else 1)

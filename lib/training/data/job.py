@@ -1,4 +1,4 @@
-"""The training plan: pairs, or single texts, from many files become global batches in the order in which they are trained on.
+"""The training plan: global batches of pairs, or of single texts, from many files, in training order.
 
     OUTPUT/plan/_run.json         the settings of the plan; another plan is refused
     OUTPUT/plan/pairs-NAME/       a run over the rows of each --data: checked, and partitioned into buckets
@@ -42,7 +42,7 @@ SHARD_ROWS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """The data of a training, and how it becomes batches.
+    """The data of a training, and the sizes of its batches and epochs.
 
     data: URL or NAME=URL words. weight: NAME=NUMBER words, passes over a --data or a dataset in an epoch. global_batch: rows of
     a step, over all workers; all of one dataset. group: passages of a row, a positive and negatives. max_steps: where the plan
@@ -86,7 +86,7 @@ def plan(options: DataOptions, output: Folder, workers: CpuWorkerOptions) -> Tra
     _check_names(weights, [*urls, *sorted(datasets - set(urls))])
     for name, facts in pairs.items():
         check_pairs(name, facts, options.global_batch)
-    # Only now, so that after a mistake that the first map finds the command may be mended in the same place.
+    # Not before: a mistake that the first map finds can then be corrected by another command in the same folder.
     stored = create_run_config(planning.folder, {"settings": fixed})
     check_same_settings(planning.folder, stored["settings"], fixed)
     streams = [
@@ -118,7 +118,7 @@ def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
 
 
 def _fixed(options: DataOptions, entries: Sequence[Entry], weights: Mapping[str, float]) -> dict[str, Any]:
-    """What fixes the plan."""
+    """The settings on which the plan depends: data, weights and numbers."""
     return {
         **{f"files of {entry.name}": entry.fingerprint for entry in entries},
         **{f"weight of {name}": weight for name, weight in sorted(weights.items())},
@@ -166,8 +166,8 @@ class _Planning:
     ) -> tuple[pa.Table, list[dict[str, Any]]]:
         """The order of the steps, and the facts of the parts that it names. Fills the streams.
 
-        Where --max-steps cuts the epochs short, first as many epochs are made as are needed if every row finds a batch,
-        then more while steps are lacking.
+        Where --max-steps cuts the epochs short, the second map first makes the epochs that suffice if every row fits into a
+        batch, and then more until there are enough steps.
         """
         size, most = self.options.global_batch, self.options.max_steps
         # Steps of an epoch, at most:
@@ -226,7 +226,7 @@ class _Planning:
 
 
 def _passes(streams: Sequence[Stream], epochs: range) -> range:
-    """The passes over an entry that these epochs take and those before them did not."""
+    """The passes over an entry that begin in these epochs."""
     first, stop = (
         max(passes_of(s.weight, until) for s in streams) if until else 0 for until in (epochs.start, epochs.stop)
     )

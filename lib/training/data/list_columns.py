@@ -1,4 +1,4 @@
-"""Columns that hold one value or a list of values a row, in whatever form a file keeps them."""
+"""Columns of one value or a list of values a row: the forms that files use, read as one."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def score_lists(column: pa.ChunkedArray, name: str) -> ListColumn:
 
 
 def no_lists(rows: int, kind: pa.DataType) -> ListColumn:
-    """What a column that is not there holds."""
+    """The lists of a column that a file lacks: none in any row."""
     counts = np.zeros(rows, np.int64)
     return ListColumn(pa.array([], kind), counts, np.ones(rows, bool), pa.nulls(rows, pa.string()))
 

@@ -1,7 +1,7 @@
-"""Training pairs, read and checked: the first map of a training plan, which deals them into buckets.
+"""The first map of a training plan: read and check training pairs, and partition them into buckets.
 
 Data for pretraining has single texts: each is the query and the positive of its row, and there are no negatives.
-A row that cannot be used keeps its reason and takes no part; what a dealt part holds is told in its footer (SUMMARY).
+A row that cannot be used keeps its reason and is in no batch; the counts of a part are its facts: see `summary`.
 """
 
 import unicodedata
@@ -66,14 +66,15 @@ def _normal(text: str) -> str:
 def read_pairs(
     shard: Shard, columns: pa.Schema, odd: Mapping[str, pa.Schema], storage: Mapping[str, Any]
 ) -> list[pa.Table]:
-    """The shard's rows in order, a table for each run of files that keep them alike.
+    """The shard's rows in order, one table for neighbouring files of equal columns.
 
-    columns: what most files have of NEEDED and OPTIONAL, or of ALONE and its own; odd: by path, what others have.
+    columns: those that most files have, of NEEDED and OPTIONAL, or of ALONE and ALONE_OPTIONAL; odd: those of other files,
+    by path.
     """
     tables: list[pa.Table] = []
-    for piece in shard.ranges:
-        schema = odd.get(piece.path, columns)
-        table = read_rows(Shard(shard.number, (piece,)), schema.names, schema, storage)
+    for each in shard.ranges:
+        schema = odd.get(each.path, columns)
+        table = read_rows(Shard(shard.number, (each,)), schema.names, schema, storage)
         if tables and tables[-1].schema == table.schema:
             tables[-1] = pa.concat_tables([tables[-1], table])
         else:
@@ -82,7 +83,7 @@ def read_pairs(
 
 
 def checked(table: pa.Table, entry: str) -> pa.Table:
-    """Rows as they were read become PAIRS; each that cannot be used has a REASON. entry: names rows without a dataset."""
+    """Convert rows to PAIRS; a row that cannot be used gets a REASON. entry: the dataset of rows that name none."""
     rows = table.num_rows
     alone = ALONE[0] in table.column_names
     query, no_query = _query(table, ALONE[0] if alone else NEEDED[0])
@@ -184,12 +185,12 @@ def _flag(table: pa.Table) -> tuple[pa.Array, pa.Array]:
 
 
 def _filled(lists: ListColumn) -> np.ndarray:
-    """bool, one a value: whether the text is there."""
+    """bool, one a value: false for a null or empty text."""
     return pc.fill_null(pc.not_equal(lists.values, ""), False).to_numpy(zero_copy_only=False)
 
 
 def _without_empty(texts: ListColumn, scores: ListColumn) -> tuple[ListColumn, ListColumn, pa.Array]:
-    """Texts and their scores without empty texts, and why a row has none."""
+    """Texts and their scores without empty texts, and a reason for each row that has none."""
     none = pa.array(texts.counts == 0)
     kept, scores = _keep(texts, scores, _filled(texts))
     emptied = pc.if_else(pa.array(kept.counts == 0), EMPTY_POSITIVES, NO_REASON)
@@ -243,7 +244,7 @@ def count_reason(into: dict[str, list[Any]], reason: str, count: int, source: st
 class PartitionPairs(FusedMapper):
     """The first map: the rows of one --data entry, checked and partitioned; a part's facts are its `summary`.
 
-    Whole datasets to a bucket where the entry tells them apart, else rows at random. columns, odd: see read_pairs.
+    A dataset is whole in one bucket where a column names it; else rows go to buckets at random. columns, odd: see read_pairs.
     """
 
     entry: str

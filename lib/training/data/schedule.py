@@ -31,7 +31,7 @@ class Stream:
 
 
 def passes_of(weight: float, epochs: int) -> int:
-    """How many passes over a dataset all epochs take."""
+    """The number of passes over a dataset that all epochs take."""
     return max(1, math.ceil(round(epochs * weight, 9)))
 
 

@@ -1,4 +1,4 @@
-"""The files of a training plan, one entry for each --data: named, measured, and their first rows looked at."""
+"""The files of a training plan, one entry for each --data: their names, sizes, columns and first rows."""
 
 import math
 import re
@@ -21,9 +21,9 @@ from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, checked, read_pairs
 
 NAME = re.compile(r"[\w.-]+")
 SAMPLE_FILES, SAMPLE_ROWS, SAMPLE_THREADS = 64, 100, 16
-BUCKET_BATCHES, MIN_BATCHES = 64, 4  # a bucket, of which half a batch is left over on average
-MIN_ROWS, MAX_ROWS = 25_000, 200_000  # a bucket, unless its batches are larger
-BUCKET_BYTES = 256 << 20
+BUCKET_BATCHES, MIN_BATCHES = 64, 4  # of a bucket; half a batch of each bucket is left over on average
+MIN_ROWS, MAX_ROWS = 25_000, 200_000  # of a bucket, unless its batches are larger
+BUCKET_BYTES = 256 << 20  # a worker needs a few times as much memory
 FORMS = "A pair has a text in 'query' and one or a list of texts in 'pos'; 'text' without them is for pretraining"
 
 
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def by_dataset(self) -> bool:
-        """Whether its rows say which dataset they are of."""
+        """True where a column names the dataset of each row."""
         return "dataset" in self.corpus.schema.names
 
     @property
@@ -104,7 +104,7 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
 
 
 class _AnyColumns(CorpusOptions):
-    """Options that ask for no column: the files' columns decide which are needed."""
+    """Options without a text column: the files' columns decide which are needed."""
 
     def text_columns(self) -> list[str]:
         return []

@@ -8,7 +8,7 @@ from ...errors import InputError
 from .pairs import NO_NEGATIVES, count_reason
 from .schedule import Stream
 
-SHOWN = 3  # reasons, or datasets, that a message names
+SHOWN = 3  # reasons that a message names
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def merge_facts(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def check_pairs(name: str, pairs: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
-    pairs: what `merge_facts` makes of its parts' summaries.
+    pairs: the result of `merge_facts`.
     """
     usable = sum(rows for rows, _ in pairs["sets"].values())
     if not usable:

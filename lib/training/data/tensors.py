@@ -1,4 +1,4 @@
-"""A batch of the plan, a table, as the tensors that losses want."""
+"""Tensors for the losses, from a batch of the plan."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ from ..losses import BatchKeys
 
 
 def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> BatchKeys:
-    """What the losses need to know of a global batch. Raises InputError where some rows have scores and some have not."""
+    """Keys, scores and flags of a global batch, for the losses. Raises InputError where only some rows have scores."""
     teacher = None
     without = table["teacher"].null_count
     if 0 < without < table.num_rows:
