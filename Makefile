@@ -23,7 +23,7 @@ demo: .venv/demo  ## embed and index this Python's own documentation with MiniLM
 servers: .venv/ready  ## install the S3 servers of the tests: Ceph where apt and root are there, Swift
 	bash tests/real/install.sh
 
-test: .venv/ready servers check  ## lint, types, and every quick test (some 18 to 20 minutes on 2 cores)
+test: .venv/ready servers check  ## lint, types, and every quick test
 	$(BIN)/python -m pytest
 
 check: .venv/ready  ## ruff and mypy
