@@ -13,7 +13,7 @@ import pytest
 # Before anything imports them: no test downloads, and tokenizers fork without a warning.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait do not spin: on busy cores tiny models took six times as long
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads make tiny models six times as slow on busy cores
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
