@@ -138,7 +138,6 @@ class FinetunePlan:
     reranker: RerankSpec | None
     prompts: tuple[str, str]
     tokens: tuple[int, int]
-    clip: float
 
 
 def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
@@ -155,16 +154,15 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         raise UsageError(f"no --model{why}. Give the model to begin from, as --model BAAI/bge-base-zh-v1.5")
     _refuse_unused(kind, config, stage)
     _refuse_other_kind(kind, recipe, config)
-    clip = config.optimizer.clip
     if kind == RERANKING:
         reranker = resolve_reranker(RerankerOptions(model=model, recipe=name, max_tokens=stage.passage_tokens))
-        limit = reranker.limit
-        return FinetunePlan(kind, stage, by_dataset, reranker.model, reranker, ("", ""), (limit, limit), clip)
+        tokens = (reranker.limit, reranker.limit)
+        return FinetunePlan(kind, stage, by_dataset, reranker.model, reranker, ("", ""), tokens)
     spec, prompts = _encoder(config, stage, model)
     if not spec.include_prompt and any(prompts):
         raise ModelError(f"{model} leaves its prompt out of the pooling, which is not trained. Give --query-prompt ''")
-    tokens = tuple(_length(most, spec) for most in (stage.query_tokens, stage.passage_tokens))
-    return FinetunePlan(kind, stage, by_dataset, spec, None, prompts, (tokens[0], tokens[1]), clip)
+    tokens = (_length(stage.query_tokens, spec), _length(stage.passage_tokens, spec))
+    return FinetunePlan(kind, stage, by_dataset, spec, None, prompts, tokens)
 
 
 def _stage(config: FinetuneConfig) -> Stage:
@@ -186,9 +184,8 @@ def _check_numbers(config: FinetuneConfig, stage: Stage) -> None:
     for name, value in values.items():
         least, most = bounds.get(name, (0.0, float("inf")))
         if not least <= value <= most or (value == 0 and name in ("learning_rate", "clip")):
-            raise UsageError(
-                f"--{name.replace('_', '-')} {value} is out of range: give a number over {least:g} and up to {most:g}"
-            )
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {value} is out of range: give a number over {least:g} and up to {most:g}")
 
 
 def _refuse_unused(kind: str, config: FinetuneConfig, stage: Stage) -> None:
@@ -233,9 +230,8 @@ def _losses(config: FinetuneConfig, stage: Stage) -> Mapping[str, Any]:
     if config.loss.learn_temperature and kinds != [EMBEDDING]:
         raise UsageError(f"--learn-temperature is of losses of vectors, and this one is of {kinds[0]}. Leave it out")
     dims = stage.matryoshka
-    unified = any(
-        isinstance(each, M3Unified) for loss in by_dataset.values() for each in getattr(loss, "losses", (loss,))
-    )
+    single = [each for loss in by_dataset.values() for each in getattr(loss, "losses", (loss,))]
+    unified = any(isinstance(each, M3Unified) for each in single)
     if unified and (dims or len(by_dataset) > 1 or not isinstance(by_dataset[""], M3Unified)):
         raise UsageError("m3-unified goes with no other loss and with no --matryoshka. Leave the others out")
     if not dims:
@@ -251,9 +247,9 @@ def recipe_of(config: FinetuneConfig) -> str | None:
 def _refuse_other_kind(kind: str, recipe: Any, config: FinetuneConfig) -> None:
     kinds = {EMBEDDING: Recipe, TEXT: Recipe, RERANKING: RerankRecipe}
     if recipe is not None and not isinstance(recipe, kinds[kind]):
+        known = ", ".join(losses.names())
         raise UsageError(
-            f"--loss is of {kind}, and --recipe {config.recipe} trains another kind of model. Losses: "
-            f"{', '.join(losses.names())}"
+            f"--loss is of {kind}, and --recipe {config.recipe} trains another kind of model. Losses: {known}"
         )
 
 

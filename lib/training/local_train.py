@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from ..storage import directory
 from ..storage.folder import Folder
 from ..storage.scratch import Scratch
 from . import checkpoint
-from .loop import Trainer, advance, export, start
-from .metrics import publish_metrics
+from .loop import Trainer, run_steps, start
 from .step.collectives import Rank
 from .train_run import TrainRun
 
@@ -22,17 +19,14 @@ SLOTS = ("local-checkpoint-0", "local-checkpoint-1")  # taken in turn: one of th
 
 
 def run_interval(run: TrainRun, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-    """Train to `run.until` from the last checkpoint. report: gets the metrics of each step."""
+    """Train to `run.until` from the newest checkpoint. report: gets the metrics of each step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = start(run, Rank(0, 1, run.virtual_ranks, run.global_batch), device)
-    _resume(trainer)
-    for row in advance(trainer):
-        report([row])
-        if not np.isfinite(row["loss"]) or not np.isfinite(row["gradient_norm"]):
-            return
-        if trainer.step % run.checkpoint_steps == 0 or trainer.step == run.until:
-            _save(trainer)
-    export(trainer)
+    trainer = start(run, Rank(0, 1, run.virtual_ranks, run.plan.stage.batch), device)
+    if saved := _saved_steps(run):
+        with Scratch("checkpoint") as place:
+            folder = directory.download_directory(saved[max(saved)], Path(place))
+            trainer.step = checkpoint.load(folder, trainer.trained, trainer.optimizer)
+    run_steps(trainer, report, _save)
 
 
 def _saved_steps(run: TrainRun) -> dict[int, Folder]:
@@ -41,20 +35,9 @@ def _saved_steps(run: TrainRun) -> dict[int, Folder]:
     return {int(json.loads(slot.read(checkpoint.STEP))["step"]): slot for slot in slots if directory.is_complete(slot)}
 
 
-def _resume(trainer: Trainer) -> None:
-    """Load the newest checkpoint, where there is one."""
-    saved = _saved_steps(trainer.run)
-    if saved:
-        with Scratch("checkpoint") as place:
-            folder = directory.download_directory(saved[max(saved)], Path(place))
-            trainer.step = checkpoint.load(folder, trainer.trained, trainer.optimizer)
-
-
 def _save(trainer: Trainer) -> None:
-    """Publish metrics before the checkpoint, so that every checkpoint has the metrics of the steps before it."""
+    """Write a checkpoint over the older of the two."""
     output, saved = trainer.run.output, _saved_steps(trainer.run)
-    publish_metrics(output.below("metrics"), pa.Table.from_pylist(trainer.metrics))
-    trainer.metrics.clear()
     newest = saved[max(saved)].url if saved else ""
     slot = next(slot for slot in (output.below(name) for name in SLOTS) if slot.url != newest)
     directory.remove_directory(slot)

@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -63,14 +63,14 @@ class Trainer:
         return self.rank.index == 0
 
 
-def work(run: TrainRun, report: Callable[[list[dict[str, Any]]], None] = lambda rows: None) -> None:
+def work(run: TrainRun, report: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Run the loop of one worker inside Ray Train. report: gets the metrics of the first rank's steps."""
     from ray import train
 
     run = replace(run, trainable=run.trainable.on_this_machine())
     _sweep(run)
     context = train.get_context()
-    rank = Rank(context.get_world_rank(), context.get_world_size(), run.virtual_ranks, run.global_batch)
+    rank = Rank(context.get_world_rank(), context.get_world_size(), run.virtual_ranks, run.plan.stage.batch)
     device = _device()
     if device.type == "cpu":
         return_large_blocks()
@@ -79,71 +79,76 @@ def work(run: TrainRun, report: Callable[[list[dict[str, Any]]], None] = lambda 
     if stored is not None:
         with stored.as_directory() as folder:
             trainer.step = checkpoint.load(Path(folder), trainer.trained, trainer.optimizer)
-    for row in advance(trainer):
-        report([row] if trainer.is_first else [])
-        if not np.isfinite(row["loss"]) or not np.isfinite(row["gradient_norm"]):
-            return
-        if trainer.step % run.checkpoint_steps == 0 or trainer.step == run.until:
-            _save(trainer)
-    export(trainer)
+    run_steps(trainer, report, _save)
 
 
 def start(run: TrainRun, rank: Rank, device: torch.device) -> Trainer:
     """Load and wrap the network. Raises ModelError."""
     if run.threads:
         torch.set_num_threads(run.threads)
-    torch.manual_seed(run.seed)  # of layers that begin at random
+    torch.manual_seed(run.config.pairs.seed)  # of layers that begin at random
     loaded = run.trainable.load(device)
     loaded.network.train()
-    if run.gradient_checkpointing:
+    if run.plan.stage.gradient_checkpointing:
         loaded.backbone.network.gradient_checkpointing_enable({"use_reentrant": False})
-    network = wrap_network(loaded.network, run.parallel, device, rank.world)
-    logit_scale = torch.nn.Parameter(torch.zeros((), device=device)) if run.learn_temperature else None
+    network = wrap_network(loaded.network, run.config.compute.parallel, device, rank.world)
+    logit_scale = None
+    if run.config.loss.learn_temperature:
+        logit_scale = torch.nn.Parameter(torch.zeros((), device=device))
     trained = Trained(loaded.network, logit_scale)
-    chunker = Chunker(run.token_budget, device, loaded.padding_id)
-    autocast = _autocast(run.dtype, device)
-    steps = {
-        name: run.trainable.step_factory()(network, loss, chunker, autocast, logit_scale)
-        for name, loss in run.losses.items()
-    }
+    parts = (Chunker(run.token_budget, device, loaded.padding_id), _autocast(run.dtype, device), logit_scale)
+    make_step = run.trainable.step_factory()
+    steps = {name: make_step(network, loss, *parts) for name, loss in run.plan.losses.items()}
     optimizer = run.optimization.optimizer(trained)
     return Trainer(run, rank, device, loaded, network, optimizer, trained, steps)
 
 
-def advance(trainer: Trainer) -> Iterator[dict[str, Any]]:
-    """Run the remaining steps up to `until`; yield one metrics row a step. Ends before a step whose gradients are not finite."""
+def run_steps(trainer: Trainer, report: Callable[[list[dict[str, Any]]], Any], save: Callable[[Trainer], None]) -> None:
+    """Run the remaining steps up to `until`, and export the model. Ends before a step whose gradients are not finite.
+
+    report: gets the metrics of each step, in the first rank. save: writes a checkpoint.
+    """
     run = trainer.run
     with Reader(run, trainer.rank) as reader:
         while trainer.step < run.until:
-            began = time.perf_counter()
-            batch = reader.get(trainer.step)
-            dataset = batch.dataset
-            step = trainer.steps.get(dataset, trainer.steps[""])
-            trainer.network.zero_gradients(trainer.optimizer)
-            value = step(batch.inputs_of(trainer.rank, seed_of(run.seed, trainer.step, DROPOUT), trainer.device))
-            learned = trainer.trained.logit_scale
-            if learned is not None and learned.grad is not None:
-                mean_over_ranks(learned.grad)
-            norm = trainer.network.clip_gradients(run.optimization.clip)
-            loss, tokens = _totals(trainer, float(value), len(batch.inputs.tokens.ids))
-            if not np.isfinite(loss) or not np.isfinite(norm):
-                _fail(trainer, batch, loss, norm)
-                yield {"step": trainer.step + 1, "loss": loss, "gradient_norm": norm}
+            row = _run_step(trainer, reader)
+            if trainer.is_first:
+                report([row])
+            if "seconds" not in row:
                 return
-            rate = run.optimization.rate(trainer.step + 1, run.steps)
-            run.optimization.set_rates(trainer.optimizer, rate)
-            trainer.optimizer.step()
-            trainer.step += 1
-            row: dict[str, Any] = {
-                "step": trainer.step,
-                "epoch": trainer.step / run.epoch_steps,
-                "loss": loss,
-                "lr": rate,
-            }
-            row |= {"gradient_norm": norm, "tokens": tokens, "rows": run.global_batch, "dataset": dataset}
-            row |= {"seconds": time.perf_counter() - began, "peak_flops": _peak(trainer.device) * trainer.rank.world}
             trainer.metrics.append(row)
-            yield row
+            if trainer.step % run.config.checkpoint_steps == 0 or trainer.step == run.until:
+                if trainer.is_first:  # first, so that every checkpoint has the metrics of the steps before it
+                    publish_metrics(run.output.below("metrics"), pa.Table.from_pylist(trainer.metrics))
+                trainer.metrics.clear()
+                save(trainer)
+    export(trainer)
+
+
+def _run_step(trainer: Trainer, reader: "Reader") -> dict[str, Any]:
+    """Run a step; its metrics, without `seconds` where loss or gradients are not finite and the weights stay as they are."""
+    run, began = trainer.run, time.perf_counter()
+    batch = reader.get(trainer.step)
+    step = trainer.steps.get(batch.dataset, trainer.steps[""])
+    trainer.network.zero_gradients(trainer.optimizer)
+    seed = seed_of(run.config.pairs.seed, trainer.step, DROPOUT)
+    value = step(batch.inputs_of(trainer.rank, seed, trainer.device))
+    learned = trainer.trained.logit_scale
+    if learned is not None and learned.grad is not None:
+        mean_over_ranks(learned.grad)
+    norm = trainer.network.clip_gradients(run.optimization.clip)
+    loss, tokens = _totals(trainer, float(value), len(batch.inputs.tokens.ids))
+    row: dict[str, Any] = {"step": trainer.step + 1, "loss": loss, "gradient_norm": norm}
+    if not np.isfinite(loss) or not np.isfinite(norm):
+        _fail(trainer, batch, loss, norm)
+        return row
+    rate = run.optimization.rate(trainer.step + 1, run.data.steps)
+    run.optimization.set_rates(trainer.optimizer, rate)
+    trainer.optimizer.step()
+    trainer.step += 1
+    row |= {"epoch": trainer.step / run.data.epoch_steps, "lr": rate, "tokens": tokens, "dataset": batch.dataset}
+    row |= {"rows": run.plan.stage.batch, "peak_flops": _peak(trainer.device) * trainer.rank.world}
+    return row | {"seconds": time.perf_counter() - began}
 
 
 def _totals(trainer: Trainer, value: float, tokens: int) -> tuple[float, int]:
@@ -192,7 +197,7 @@ class Reader:
     """Batches in the plan's order, read and tokenised by a thread ahead of their use."""
 
     def __init__(self, run: TrainRun, rank: Rank) -> None:
-        self._order = BatchReader(run.plan.url, run.plan.options)
+        self._order = BatchReader(run.data.url, run.output.options)
         self._texts = run.trainable.row_tokenizer()
         self._rank, self._until = rank, run.until
         self._thread = ThreadPoolExecutor(1)
@@ -235,13 +240,10 @@ def _autocast(dtype: str, device: torch.device) -> Callable[[], AbstractContextM
 
 
 def _save(trainer: Trainer) -> None:
-    """Publish metrics before the checkpoint, so that every checkpoint has the metrics of the steps before it."""
+    """Write a checkpoint, which Ray Train uploads while the training goes on."""
     from ray import train
     from ray.train import CheckpointUploadMode
 
-    if trainer.is_first:
-        publish_metrics(trainer.run.output.below("metrics"), pa.Table.from_pylist(trainer.metrics))
-    trainer.metrics.clear()
     folder = Path(tempfile.mkdtemp(prefix=_prefix(trainer.run)))
     checkpoint.save(folder, trainer.step, trainer.trained, trainer.optimizer)
     train.report(

@@ -7,11 +7,10 @@ repeated step counts.
 import logging
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,55 +41,30 @@ SCHEMA = pa.schema(
 )
 
 
-def progress_line(
-    rows: Sequence[Mapping[str, Any]], total_steps: int, flops_per_token: float | None, peak_flops: float | None
-) -> str:
-    """Describe the progress of a run whose latest steps are `rows`, in order, as SCHEMA.
-
-    flops_per_token: of a training step, forward and backward. peak_flops: FLOP/s of all devices together; MFU is shown
-    where both are known.
-    """
-    if not rows:
-        return f"step 0/{total_steps}  waiting for the first step"
-    last, seconds = rows[-1], max(sum(row["seconds"] for row in rows), 1e-9)
-    rate = sum(row["tokens"] for row in rows) / seconds
-    parts = [
-        f"step {last['step']}/{total_steps}",
-        f"loss {last['loss']:.4f}",
-        f"lr {last['lr']:.1e}",
-        f"{rate:,.0f} tokens/s",
-        f"{sum(row['rows'] for row in rows) / seconds:,.0f} samples/s",
-    ]
-    if flops_per_token and peak_flops:
-        parts.append(f"MFU {100 * rate * flops_per_token / peak_flops:.0f} %")
-    left = max(0, total_steps - last["step"]) * seconds / len(rows)
-    return "  ".join([*parts, f"ETA {format_duration(left)}"])
-
-
 @dataclass
 class TrainingProgress:
-    """The live line of a training run. Keeps the last WINDOW steps only."""
+    """The live line of a training run, of its last WINDOW steps.
+
+    flops_per_token: of a training step, forward and backward. peak_flops: FLOP/s of all devices together; MFU is shown where
+    both are known. stream: the standard error of the moment by default.
+    """
 
     total_steps: int
     flops_per_token: float | None = None
     peak_flops: float | None = None
-    stream: TextIO | None = None  # the standard error of the moment by default
-    _recent: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _live: LiveLine = field(init=False)
+    stream: TextIO | None = None
+    _recent: list[Mapping[str, Any]] = field(default_factory=list)  # replaced, never changed: another thread reads it
 
-    def __post_init__(self) -> None:
-        self._live = LiveLine(self.line, self.fraction, self.stream)
-
-    def start(self) -> None:
-        self._live.start()
-
-    def stop(self) -> None:
-        """Write the last line, which stays."""
-        self._live.stop()
-        stream = self.stream or sys.stderr
-        stream.write(f"{self.line()}\n")
-        stream.flush()
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the line while the block runs. The last one stays."""
+        live = LiveLine(self.line, self.fraction, self.stream)
+        live.start()
+        try:
+            yield
+        finally:
+            live.stop()
+            print(self.line(), file=self.stream or sys.stderr, flush=True)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add finished steps in their order. A step that was added before means that the run was restarted from there.
@@ -104,32 +78,40 @@ class TrainingProgress:
                 continue
             if self._recent and row["step"] <= self._recent[-1]["step"]:
                 log.info(f"went back to step {row['step'] - 1}")
-            with self._lock:
-                earlier = (kept for kept in self._recent if kept["step"] < row["step"])
-                self._recent = deque([*earlier, row], maxlen=WINDOW)
-                self.peak_flops = row.get("peak_flops") or self.peak_flops
+            earlier = [kept for kept in self._recent if kept["step"] < row["step"]]
+            self._recent = [*earlier, row][-WINDOW:]
+            self.peak_flops = row.get("peak_flops") or self.peak_flops
 
     def line(self) -> str:
-        with self._lock:
-            return progress_line(tuple(self._recent), self.total_steps, self.flops_per_token, self.peak_flops)
+        rows = self._recent
+        if not rows:
+            return f"step 0/{self.total_steps}  waiting for the first step"
+        last, seconds = rows[-1], max(sum(row["seconds"] for row in rows), 1e-9)
+        rate = sum(row["tokens"] for row in rows) / seconds
+        parts = [
+            f"step {last['step']}/{self.total_steps}",
+            f"loss {last['loss']:.4f}",
+            f"lr {last['lr']:.1e}",
+            f"{rate:,.0f} tokens/s",
+            f"{sum(row['rows'] for row in rows) / seconds:,.0f} samples/s",
+        ]
+        if self.flops_per_token and self.peak_flops:
+            parts.append(f"MFU {100 * rate * self.flops_per_token / self.peak_flops:.0f} %")
+        left = max(0, self.total_steps - last["step"]) * seconds / len(rows)
+        return "  ".join([*parts, f"ETA {format_duration(left)}"])
 
     def fraction(self) -> float:
-        with self._lock:
-            return self._recent[-1]["step"] / max(self.total_steps, 1) if self._recent else 0.0
+        rows = self._recent
+        return rows[-1]["step"] / max(self.total_steps, 1) if rows else 0.0
 
 
-def publish_metrics(folder: Folder, table: pa.Table) -> str | None:
-    """Write the metrics of steps (columns as SCHEMA) to a file and return its name, or None where there are no rows.
-
-    The name depends on the first step only: the file of a repeated range replaces the earlier one.
-    """
-    if not table.num_rows:
-        return None
+def publish_metrics(folder: Folder, table: pa.Table) -> None:
+    """Write the metrics of steps (at least one; columns as SCHEMA) to a file, which is named after the first step only: the
+    file of a repeated range replaces the earlier one."""
     name = f"{PREFIX}{pc.min(table['step']).as_py():08d}.parquet"
     written = {WRITTEN: str(time.time_ns()).encode()}  # a repeated range may begin at another step, and overlap
     table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(written)
     folder.publish(name, parquet_bytes(table))
-    return name
 
 
 def read_metrics(folder: Folder) -> pa.Table:
@@ -139,46 +121,41 @@ def read_metrics(folder: Folder) -> pa.Table:
         tables = list(pool.map(lambda name: pq.read_table(pa.BufferReader(folder.read(name))), names))
     tables.sort(key=lambda table: int((table.schema.metadata or {}).get(WRITTEN, 0)))
     whole = pa.concat_tables([SCHEMA.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
-    return last_of_each_step(whole)
+    _, places = np.unique(
+        whole["step"].to_numpy()[::-1], return_index=True
+    )  # of the last row of each step, from the end
+    return whole.take(pa.array(whole.num_rows - 1 - places))
 
 
-def last_of_each_step(table: pa.Table) -> pa.Table:
-    """Sort the rows by step and keep the last row of each."""
-    steps = table["step"].to_numpy()
-    kept, first = np.unique(steps[::-1], return_index=True)
-    return table.take(pa.array(len(steps) - 1 - first)) if len(kept) else table
+def tensorboard(folder: Folder, table: pa.Table, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Write a TensorBoard event file of the run: EVENTS.
 
-
-def tensorboard(folder: Folder, table: pa.Table, evaluations: Sequence[Mapping[str, float]], began: float = 0.0) -> str:
-    """Write a TensorBoard event file of the run and return its name, which is the same for every run.
-
-    evaluations: a step and its measures each, by name. began: epoch seconds of the first step. The time of an event is
-    `began` plus the seconds of the steps up to it, so that the same steps give the same bytes.
+    scores: rows of a step, and of those that were evaluated the name `measure` and its value under that name. The time of an
+    event is the seconds of the steps up to it, so that the same steps give the same bytes.
     """
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
 
-    steps, ends = table["step"].to_numpy(), began + np.cumsum(table["seconds"].to_numpy())
+    steps, ends = table["step"].to_numpy(), np.cumsum([0.0, *table["seconds"].to_numpy()])
     with tempfile.TemporaryDirectory() as folder_path:
         path = Path(folder_path) / EVENTS
         writer = RecordWriter(str(path))
-        writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
-        for row, end in zip(table.to_pylist(), ends.tolist(), strict=True):
+        writer.write(Event(wall_time=0.0, file_version="brain.Event:2").SerializeToString())
+        for row, end in zip(table.to_pylist(), ends[1:].tolist(), strict=True):
             scalars = {f"train/{name}": row[name] for name in ("loss", "lr", "gradient_norm")}
             scalars["train/tokens_per_second"] = row["tokens"] / max(row["seconds"], 1e-9)
             writer.write(_event(row["step"], end, scalars))
-        for scores in evaluations:
-            done = int(np.searchsorted(steps, scores["step"], side="right"))
-            scalars = {f"eval/{name}": value for name, value in scores.items() if name != "step"}
-            writer.write(_event(int(scores["step"]), float(ends[done - 1]) if done else began, scalars))
+        for row in scores:
+            if "measure" in row:
+                end = ends[np.searchsorted(steps, row["step"], side="right")]
+                writer.write(_event(row["step"], float(end), {f"eval/{row['measure']}": row[row["measure"]]}))
         writer.close()
         folder.publish(EVENTS, path.read_bytes())
-    return EVENTS
 
 
-def _event(step: int, at: float, scalars: Mapping[str, float | None]) -> bytes:
+def _event(step: int, at: float, scalars: Mapping[str, float]) -> bytes:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
     return bytes(Event(wall_time=at, step=step, summary=Summary(value=values)).SerializeToString())

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import recipes
-from .config import FinetuneConfig, FinetunePlan
-from .data.job import TrainingPlan
+from .config import FinetunePlan
 from .losses import RERANKING
+from .train_run import TrainRun
 
 USE = """```python
 from sentence_transformers import {kind}
@@ -26,35 +26,32 @@ CALLS = {
 
 def write_card(
     folder: Path,
-    config: FinetuneConfig,
-    plan: FinetunePlan,
+    run: TrainRun,
     facts: Mapping[str, Any],
-    data: TrainingPlan,
     scores: Sequence[Mapping[str, Any]],
     versions: Mapping[str, str],
 ) -> None:
     """Write README.md into a model directory."""
-    kind = "CrossEncoder" if plan.kind == RERANKING else "SentenceTransformer"
+    plan, recipe = run.plan, run.config.recipe
+    kind, task = "SentenceTransformer", "sentence-similarity"
+    if plan.kind == RERANKING:
+        kind, task = "CrossEncoder", "text-ranking"
     in_segments = plan.reranker is not None and bool(plan.reranker.segments)
-    measured = [row for row in scores if "measure" in row]
+    datasets = [(name, f"{each.rows:,}", f"{each.batches:,}") for name, each in run.data.counts.datasets.items()]
     sections = [
-        f"---\nlibrary_name: sentence-transformers\npipeline_tag: {_task(kind)}\nbase_model: {plan.spec.name}\n---",
+        f"---\nlibrary_name: sentence-transformers\npipeline_tag: {task}\nbase_model: {plan.spec.name}\n---",
         f"# {plan.spec.name}, fine-tuned with Shoal",
-        SEGMENTS.format(recipe=config.recipe) if in_segments else USE.format(kind=kind, call=CALLS[kind]),
+        SEGMENTS.format(recipe=recipe) if in_segments else USE.format(kind=kind, call=CALLS[kind]),
         _about(plan),
-        "## Data\n\n" + _table(("dataset", "rows", "batches"), _datasets(data)),
+        "## Data\n\n" + _table(("dataset", "rows", "batches"), datasets),
         "## Training\n\n" + _table(("", ""), [*facts.items(), *_numbers(plan)]),
     ]
-    if measured:
+    if measured := [row for row in scores if "measure" in row]:
         rows = [(row["step"], f"{row[row['measure']]:.4f}") for row in measured]
-        where = f"Held-out queries of `{config.evaluation.evaluate_on}`."
+        where = f"Held-out queries of `{run.config.evaluation.evaluate_on}`."
         sections.append(f"## Scores\n\n{where}\n\n" + _table(("step", measured[0]["measure"]), rows))
     sections.append("## Versions\n\n" + _table(("", ""), list(versions.items())))
     (folder / "README.md").write_text("\n\n".join(sections) + "\n", "utf-8")
-
-
-def _task(kind: str) -> str:
-    return "text-ranking" if kind == "CrossEncoder" else "sentence-similarity"
 
 
 def _about(plan: FinetunePlan) -> str:
@@ -67,10 +64,6 @@ def _about(plan: FinetunePlan) -> str:
         parts.append(f"trained for their first {', '.join(map(str, stage.matryoshka))} dimensions (Matryoshka)")
     query, passage = plan.prompts
     return f"{', '.join(parts)}. Before queries: `{query}`; before passages: `{passage}`."
-
-
-def _datasets(data: TrainingPlan) -> list[tuple[Any, ...]]:
-    return [(name, f"{each.rows:,}", f"{each.batches:,}") for name, each in data.counts.datasets.items()]
 
 
 def _numbers(plan: FinetunePlan) -> list[tuple[str, Any]]:

@@ -2,13 +2,14 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .. import errors
+from ..engine.workers import WorkerPlan
 from ..errors import RunError, ShoalError, StorageError
 from ..storage.filesystem import filesystem
 from ..storage.folder import Folder
@@ -33,32 +34,14 @@ UPLOAD_ATTEMPTS = 8
 RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The fewest and the most workers of a training, and the resources of each. threads: of a worker on CPUs. labels: of the
-    nodes that they may run on."""
-
-    minimum: int
-    maximum: int
-    cpus: float
-    gpus: float
-    threads: int
-    labels: Mapping[str, str] = field(default_factory=dict)
-    in_process: bool = False  # one worker, the driver itself
-
-    def __str__(self) -> str:
-        each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
-        count = f"{self.minimum} to {self.maximum}" if self.minimum < self.maximum else f"{self.maximum}"
-        return f"{count} worker{'s' * (self.maximum > 1)} of {each}"
-
-
-def environment() -> None:
+def set_environment() -> None:
     """Set what Ray Train reads, before Ray starts."""
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
-def run_interval(run: TrainRun, pool: Pool, keep: int, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-    """Train to `run.until`. keep: checkpoints. report: gets the metrics of finished steps, a few at a time.
+def run_interval(run: TrainRun, workers: WorkerPlan, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+    """Train to `run.until`. report: gets the metrics of finished steps, a few at a time.
 
     Raises RunError when the workers cannot run, and a ShoalError that a worker raised.
     """
@@ -66,16 +49,18 @@ def run_interval(run: TrainRun, pool: Pool, keep: int, report: Callable[[Sequenc
     from ray.train.torch import TorchConfig, TorchTrainer
 
     fs, path = filesystem(run.output.url, _retrying_options(run.output))
-    board, scaling = _board(), _typeless(train.ScalingConfig)
+    least, most = workers.minimum, workers.maximum
+    scaling: Any = train.ScalingConfig  # another class to a type checker, which does not know elastic runs
+    board = _board()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run, "board": board},
-        torch_config=TorchConfig(backend=None if pool.gpus else "gloo"),
+        torch_config=TorchConfig(backend=None if workers.gpus else "gloo"),
         scaling_config=scaling(
-            num_workers=pool.maximum if pool.minimum == pool.maximum else (pool.minimum, pool.maximum),
-            use_gpu=pool.gpus > 0,
-            resources_per_worker={"CPU": pool.cpus} | ({"GPU": pool.gpus} if pool.gpus else {}),
-            label_selector=dict(pool.labels) or None,
+            num_workers=most if least == most else (least, most),
+            use_gpu=workers.gpus > 0,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+            label_selector=dict(workers.labels) or None,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=train.RunConfig(
@@ -83,10 +68,10 @@ def run_interval(run: TrainRun, pool: Pool, keep: int, report: Callable[[Sequenc
             storage_path=path,
             storage_filesystem=_arrow(fs),
             failure_config=train.FailureConfig(max_failures=FAILURES),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=keep),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=run.config.keep),
         ),
     )
-    with _Listener(board, report):
+    with _listening(board, report):
         try:
             trainer.fit()
         except Exception as error:  # Ray Train wraps every error of the workers in types of its own
@@ -104,7 +89,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if ray.get(board.begin.remote() if first else board.failed.remote()):
         return
     try:
-        work(settings["run"], lambda rows: board.add.remote(rows) if rows else None)
+        work(settings["run"], board.add.remote)
     except StorageError as error:  # a store that was away longer than the retries: worth another start
         board.note.remote(str(error))
         raise
@@ -119,21 +104,14 @@ def _worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def _typeless(kind: Any) -> Any:
-    """ray.train.ScalingConfig is another class to a type checker, which does not know elastic runs."""
-    return kind
-
-
 def _board() -> Any:
-    """An actor that keeps the metrics of the first rank until the driver takes them."""
+    """An actor on this node, whose life is the driver's: it keeps the first rank's metrics until the driver takes them."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    this_node = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )  # lives as long as the driver
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     kind: Any = ray.remote(_Board)
-    return kind.options(num_cpus=0, scheduling_strategy=this_node).remote()
+    return kind.options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class _Board:
@@ -146,11 +124,9 @@ class _Board:
 
     def begin(self) -> tuple[str, str] | None:
         self.idle += 1
-        if self.idle > IDLE_STARTS and self.failure is None:
-            self.fail(
-                "RunError",
-                f"the workers died {IDLE_STARTS} times without a step between. Their last error: {self.last}",
-            )
+        if self.idle > IDLE_STARTS:
+            why = f"the workers died {IDLE_STARTS} times without a step between. Their last error: {self.last}"
+            self.fail("RunError", why)
         return self.failure
 
     def add(self, rows: list[dict[str, Any]]) -> None:
@@ -171,39 +147,33 @@ class _Board:
         return self.failure
 
 
-class _Listener:
-    """Polls the board in a thread, and once more at the end; then raises the error that a worker wrote there."""
+@contextmanager
+def _listening(board: Any, report: Callable[[Sequence[dict[str, Any]]], None]) -> Iterator[None]:
+    """Poll the board in a thread, and once more at the end; then raise the error that a worker wrote there."""
+    import ray
 
-    def __init__(self, board: Any, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-        self.board, self.report = board, report
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._listen, daemon=True)
+    ended = threading.Event()
 
-    def __enter__(self) -> "_Listener":
-        self.thread.start()
-        return self
+    def take() -> None:
+        if rows := ray.get(board.take.remote()):
+            report(rows)
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        import ray
+    def listen() -> None:
+        while not ended.wait(POLL_SECONDS):
+            take()
 
-        self.ended.set()
-        self.thread.join()
-        self._take()
-        failure = ray.get(self.board.failed.remote())
-        ray.kill(self.board)
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        take()
+        failure = ray.get(board.failed.remote())
+        ray.kill(board)
         if failure:  # it says more than Ray Train's error
             raise getattr(errors, failure[0], RunError)(failure[1])
-
-    def _listen(self) -> None:
-        while not self.ended.wait(POLL_SECONDS):
-            self._take()
-
-    def _take(self) -> None:
-        import ray
-
-        rows = ray.get(self.board.take.remote())
-        if rows:
-            self.report(rows)
 
 
 def _retrying_options(output: Folder) -> dict[str, Any]:

@@ -18,19 +18,18 @@ def page(
     title: str,
     facts: Mapping[str, Any],
     table: pa.Table,
-    evaluations: Sequence[Mapping[str, float]],
+    scores: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
     versions: Mapping[str, str],
-    measure: str = "ndcg_at_10",
 ) -> str:
     """Write the page of a run.
 
-    facts: of the run, in their order. table: as metrics.SCHEMA, by step, each step once. evaluations: a step and its
-    measures each, by name; of `measure` more is better, and it is drawn.
+    facts: of the run, in their order. table: as metrics.SCHEMA, by step, each step once. scores: rows of a step, in order, and
+    of those that were evaluated the name `measure`, of which more is better, and its value under that name.
     """
     sections = [f"<section>{value_table(facts)}</section>", *_curves(table)]
-    if evaluations:
-        sections.append(_evaluations(evaluations, measure))
+    if measured := [row for row in scores if "measure" in row]:
+        sections.append(_evaluations(measured, measured[0]["measure"]))
     if table.num_rows:
         sections.append(section("Loss by dataset", _by_dataset(table)))
     sections += [section("Options", value_table(options)), section("Versions", value_table(versions))]
@@ -63,21 +62,14 @@ def _curves(table: pa.Table) -> list[str]:
     return sections
 
 
-def _evaluations(evaluations: Sequence[Mapping[str, float]], measure: str) -> str:
-    """Draw the measure over the steps, its best value highlighted, above a table of all measures."""
-    by_step = sorted(evaluations, key=lambda row: row["step"])
-    measured = [row for row in by_step if math.isfinite(row.get(measure, math.nan))]
-    chart, best = "", None
-    if measured:
-        row = max(measured, key=lambda row: row[measure])
-        best = by_step.index(row)
-        steps = np.array([each["step"] for each in measured], dtype=np.int64)
-        values = np.array([each[measure] for each in measured], dtype=float)
-        note = Note(row["step"], row[measure], f"best {row[measure]:.4f} at step {row['step']:,.0f}")
-        chart = line_chart([Curve(steps, values, dots=True)], "step", best=note)
-    names = sorted({name for row in by_step for name in row} - {"step"}, key=lambda name: (name != measure, name))
-    rows = [[f"{row['step']:,.0f}", *(f"{row[name]:.4f}" if name in row else "" for name in names)] for row in by_step]
-    return section(f"Evaluation: {measure}", chart + number_table(["step", *names], rows, best))
+def _evaluations(measured: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """Draw the measure over the steps, its best value highlighted, above a table of its values."""
+    steps, values = (np.array([row[name] for row in measured]) for name in ("step", measure))
+    best = int(values.argmax())
+    note = Note(steps[best], values[best], f"best {values[best]:.4f} at step {steps[best]:,}")
+    chart = line_chart([Curve(steps, values, dots=True)], "step", best=note)
+    rows = [[f"{step:,}", f"{value:.4f}"] for step, value in zip(steps, values, strict=True)]
+    return section(f"Evaluation: {measure}", chart + number_table(["step", measure], rows, best))
 
 
 def _by_dataset(table: pa.Table) -> str:

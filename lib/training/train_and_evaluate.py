@@ -2,23 +2,22 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..cli.options import configure, flat
+from ..engine.workers import WorkerPlan
 from ..errors import RunError
 from ..evaluation.config import EvaluateConfig
 from ..evaluation.job import evaluate, resolve
 from ..models.files import cache_folder
 from ..models.spec import flops_per_token
 from ..storage import directory
-from ..storage.folder import Folder
 from . import local_train, ray_train
 from .config import FinetuneConfig, FinetunePlan, recipe_of
 from .losses import RERANKING
 from .metrics import TrainingProgress, read_metrics
-from .ray_train import Pool
 from .train_run import FAILURE, TrainRun
 
 log = logging.getLogger("shoal")
@@ -27,67 +26,59 @@ SCORES = "scores.json"
 BACKWARD = 3  # FLOP of a training step over those of a forward pass
 
 
-def train_and_evaluate(
-    config: FinetuneConfig, plan: FinetunePlan, run: TrainRun, pool: Pool, check_lease: Callable[[], None]
-) -> list[dict[str, Any]]:
+def train_and_evaluate(run: TrainRun, workers: WorkerPlan, check_lease: Callable[[], None]) -> list[dict[str, Any]]:
     """Train every interval that is not done, and score its model. check_lease: raises when another driver has taken the run over."""
-    output, every = run.output, config.evaluation.evaluate_steps if config.evaluation.evaluate_on else None
-    scores = _read_scores(output)
+    output, steps, spec, evaluation = run.output, run.data.steps, run.plan.spec, run.config.evaluation
+    scores = json.loads(output.read(SCORES)) if output.exists(SCORES) else []
     done = {row["step"] for row in scores}
-    log.info(f"train {plan.spec.name}, {run.steps:,} steps of {run.global_batch:,} rows, {pool}")
-    progress = TrainingProgress(run.steps, BACKWARD * flops_per_token(plan.spec, sum(plan.tokens) // 4))
-    for until in _evaluated_steps(run.steps, every):
+    log.info(f"train {spec.name}, {steps:,} steps of {run.plan.stage.batch:,} rows, {workers}")
+    progress = TrainingProgress(steps, BACKWARD * flops_per_token(spec, sum(run.plan.tokens) // 4))
+    every = evaluation.evaluate_steps if evaluation.evaluate_on else None
+    for until in [*(range(every, steps, every) if every else ()), steps]:
         if until in done:
             continue
         if not directory.is_complete(run.export(until)):
-            _train_until(replace(run, until=until), pool, config.keep, progress)
+            _train_until(replace(run, until=until), workers, progress)
         check_lease()
         row: dict[str, Any] = {"step": until}
-        if config.evaluation.evaluate_on:
-            row |= _score(config, plan, run.export(until), until)
+        if evaluation.evaluate_on:
+            row |= _score(run, until)
         scores.append(row)
         check_lease()
         output.publish(SCORES, json.dumps(scores, indent=1).encode())
-        _drop_worse(run, scores)
+        for worse in {row["step"] for row in scores} - {best_of(scores)["step"]}:
+            directory.remove_directory(run.export(worse))
     return scores
 
 
-def _train_until(run: TrainRun, pool: Pool, keep: int, progress: TrainingProgress) -> None:
+def _train_until(run: TrainRun, workers: WorkerPlan, progress: TrainingProgress) -> None:
     """Train one interval. Raises RunError naming step, rows and last checkpoint when the loss is not finite."""
     output = run.output
-    if output.exists(FAILURE):
-        output.publish(FAILURE, b"")
-    progress.start()
-    try:
-        if pool.in_process:
+    output.remove(FAILURE)
+    with progress.shown():
+        if workers.in_process:
             local_train.run_interval(run, progress.add)
         else:
-            ray_train.run_interval(run, pool, keep, progress.add)
-    finally:
-        progress.stop()
-    if failure := output.read(FAILURE) if output.exists(FAILURE) else b"":
-        raise RunError(_explain(json.loads(failure), output))
-
-
-def _explain(failure: Mapping[str, Any], output: Folder) -> str:
+            ray_train.run_interval(run, workers, progress.add)
+    if not output.exists(FAILURE):
+        return
+    failure = json.loads(output.read(FAILURE))
     steps = read_metrics(output.below("metrics"))["step"]  # published with every checkpoint
     last = steps[-1].as_py() if len(steps) else 0
     good = f"the checkpoint of step {last} is the last good one" if last else "there is no checkpoint before it"
-    return (
+    raise RunError(
         f"step {failure['step']}: the loss is {failure['loss']}, the norm of the gradients {failure['gradient_norm']}. Its "
         f"{failure['count']} rows of {failure['dataset']} begin with {', '.join(failure['rows'])}; {good}, in {output.url}. "
         "Look at those rows, or lower --learning-rate, and start with a new --output"
     )
 
 
-def _score(config: FinetuneConfig, plan: FinetunePlan, export: Folder, step: int) -> dict[str, Any]:
+def _score(run: TrainRun, step: int) -> dict[str, Any]:
     """The main measure of an exported model on the held-out queries, by the evaluate job."""
-    model = (
-        export.url
-        if export.is_local or not config.storage.storage_option
-        else str(directory.download_directory(export, cache_folder()))
-    )
-    (result,) = evaluate(_evaluation(config, plan, model, f"step-{step:07d}"))
+    export, model = run.export(step), run.export(step).url
+    if run.config.storage.storage_option and not export.is_local:
+        model = str(directory.download_directory(export, cache_folder()))
+    (result,) = evaluate(_evaluation(run.config, run.plan, model, f"step-{step:07d}"))
     log.info(f"step {step}: {result.main_score} {result.main:.4f}")
     return {"measure": result.main_score, result.main_score: result.main}
 
@@ -114,23 +105,6 @@ def _evaluation(config: FinetuneConfig, plan: FinetunePlan, model: str, name: st
     )
 
 
-def _evaluated_steps(steps: int, every: int | None) -> list[int]:
-    """Steps at which training stops to evaluate: every `every` steps, and the last one."""
-    return sorted({*(range(every, steps, every) if every else ()), steps})
-
-
-def _read_scores(output: Folder) -> list[dict[str, Any]]:
-    return json.loads(output.read(SCORES)) if output.exists(SCORES) else []
-
-
 def best_of(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of the best model, the later one of equals; the last where nothing was measured."""
     return max(scores, key=lambda row: (row.get(row.get("measure", ""), 0.0), row["step"]))
-
-
-def _drop_worse(run: TrainRun, scores: Sequence[dict[str, Any]]) -> None:
-    """Remove all exported models but the best."""
-    best = best_of(scores)["step"]
-    for row in scores:
-        if row["step"] != best:
-            directory.remove_directory(run.export(row["step"]))

@@ -23,29 +23,21 @@ EXPORTS, FAILURE = "exports", "_failure.json"
 class TrainRun:
     """A training, or an interval of it.
 
-    losses: by dataset, "" for all others. plan: the folder of the training plan. steps: of the whole run; until: the last one of
-    this interval; epoch_steps: of one pass over the data. virtual_ranks: see collectives.Rank. dtype: "float32" | "bfloat16".
-    parallel: see parallel.wrap_network. checkpoint_steps: between two checkpoints. threads: of a worker on CPUs.
+    output: the run's folder, the same in every process. until: the last step of this interval. virtual_ranks: see
+    collectives.Rank. dtype: "float32" | "bfloat16". threads: of a worker on CPUs.
     """
 
-    trainable: Trainable
-    losses: Mapping[str, Any]
-    plan: Folder
+    config: FinetuneConfig
+    plan: FinetunePlan
+    data: TrainingPlan
     output: Folder
-    steps: int
-    until: int
-    epoch_steps: float
-    global_batch: int
-    virtual_ranks: int
-    seed: int
+    trainable: Trainable
     optimization: Optimization
-    dtype: str = "float32"
-    parallel: str = "ddp"
-    token_budget: int = 4096
-    gradient_checkpointing: bool = False
-    learn_temperature: bool = False
-    checkpoint_steps: int = 100
-    threads: int | None = None
+    until: int
+    virtual_ranks: int
+    dtype: str
+    token_budget: int
+    threads: int | None
 
     def export(self, step: int) -> Folder:
         """The folder of the model as it is after a step."""
@@ -57,26 +49,18 @@ def make_train_run(
 ) -> TrainRun:
     """The whole training. run_config: has what was decided by the machines of its first command."""
     stage = plan.stage
+    rates = (stage.learning_rate, stage.schedule, stage.warmup, stage.weight_decay, stage.beta2)
     return TrainRun(
-        trainable=_trainable(plan, config.pairs.seed),
-        losses=plan.losses,
-        plan=Folder(data.url, config.folder.options),
+        config,
+        plan,
+        data,
         output=config.folder,
-        steps=data.steps,
+        trainable=_trainable(plan, config.pairs.seed),
+        optimization=Optimization(*rates, clip=config.optimizer.clip),
         until=data.steps,
-        epoch_steps=data.epoch_steps,
-        global_batch=stage.batch,
         virtual_ranks=run_config["virtual_ranks"],
-        seed=config.pairs.seed,
-        optimization=Optimization(
-            stage.learning_rate, stage.schedule, stage.warmup, stage.weight_decay, stage.beta2, clip=plan.clip
-        ),
         dtype=run_config["dtype"],
-        parallel=config.compute.parallel,
         token_budget=run_config["token_budget"],
-        gradient_checkpointing=stage.gradient_checkpointing,
-        learn_temperature=config.loss.learn_temperature,
-        checkpoint_steps=config.checkpoint_steps,
         threads=threads,
     )
 
@@ -85,9 +69,7 @@ def _trainable(plan: FinetunePlan, seed: int) -> Trainable:
     """The model that the losses train. Adapters where a rank is given."""
     stage, adapters = plan.stage, None
     if stage.lora_rank:
-        adapters = Adapters(
-            stage.lora_rank, stage.lora_alpha or 2 * stage.lora_rank, 0.0, stage.lora_targets or ALL_LINEAR
-        )
+        adapters = Adapters(stage.lora_rank, stage.lora_alpha or 2 * stage.lora_rank, stage.lora_targets or ALL_LINEAR)
     if plan.kind == TEXT:
         return RetroMAETrainable(plan.spec, plan.tokens[1], seed)
     if plan.reranker is not None:

@@ -30,13 +30,12 @@ from lib.training.losses import EMBEDDING, RERANKING, TEXT, Batch, BatchKeys, Sc
 from lib.training.losses.matryoshka import Matryoshka
 from lib.training.models.bge_m3 import BgeM3Network, token_outputs_of
 from lib.training.models.networks import VectorNetwork, load_backbone
-from lib.training.models.retromae import TextNetwork
 from lib.training.models.retromae_model import RetroMAE
 from lib.training.step import grad_cache
 from lib.training.step.chunks import Chunker
 from lib.training.step.collectives import Rank
 from lib.training.step.grad_cache import AccumulatingStep, GradCacheStep, StepInputs
-from lib.training.step.parallel import DDPModel, FSDPModel, SingleProcess, repeated_layers
+from lib.training.step.parallel import DDPModel, FSDPModel, SingleProcess
 from lib.training.step.trainable import Inputs
 
 ROWS, GROUP, VIRTUAL_RANKS = 8, 3, 4
@@ -93,10 +92,9 @@ def network_of(case: Case, model: Path):
     """The tiny model with dropout on; its weights are the same in every process."""
     kind = loss_of(case).kind
     spec, backbone, padding_id = loaded(str(model))
-    if kind == TEXT:
-        network = TextNetwork(RetroMAE(spec, device=CPU))
-        return network.train(), network.retromae.padding_id
     backbone = deepcopy(backbone)
+    if kind == TEXT:
+        return RetroMAE(spec, backbone).train(), padding_id
     torch.manual_seed(3)
     network = BgeM3Network(spec, backbone) if case.loss == UNIFIED else VectorNetwork(spec, backbone)
     network = network if kind == EMBEDDING else PairScores(network)
@@ -163,15 +161,15 @@ def plain(case: Case, model: Path) -> tuple[float, torch.Tensor]:
     batch, chunker = step_inputs_of(case, rank), Chunker(case.budget, CPU, padding_id)
     if loss.kind != EMBEDDING:
         group = GROUP if loss.kind == RERANKING else 1
-        plans = chunker.by_row(batch.inputs, batch.rows_by_virtual_rank(), group, batch.chunk_seed)
+        plans = chunker.plan(batch.inputs, batch.rows_by_virtual_rank(), group, batch.chunk_seed)
     else:
-        plans = chunker.by_text(batch.inputs, batch.texts_by_virtual_rank(), batch.chunk_seed)
+        plans = chunker.plan(batch.inputs, batch.texts_by_virtual_rank(), 1, batch.chunk_seed)
     chunks, chunk_outputs = [chunker.pack(batch.inputs, plan) for plan in plans], []
-    for chunk in chunks:
-        torch.manual_seed(chunk.seed)
-        chunk_outputs.append(network(chunk.packed))
-    positions = [np.concatenate([chunk.documents for chunk in chunks])]
-    positions += [np.concatenate([chunk.tokens for chunk in chunks])] * (len(chunk_outputs[0]) - 1)
+    for plan, (packed, _) in zip(plans, chunks, strict=True):
+        torch.manual_seed(plan.seed)
+        chunk_outputs.append(network(packed))
+    positions = [np.concatenate([plan.documents for plan in plans])]
+    positions += [np.concatenate([tokens for _, tokens in chunks])] * (len(chunk_outputs[0]) - 1)
     columns = zip(positions, zip(*chunk_outputs, strict=True), strict=True)
     outputs = [torch.cat(column)[torch.from_numpy(np.argsort(order))] for order, column in columns]
     if loss.kind != EMBEDDING:
@@ -195,7 +193,7 @@ def step_of(case: Case, model: Path, index: int, device: torch.device = CPU) -> 
         parallel = DDPModel(network)
         parallel.ddp.register_comm_hook(counted, _counting_hook)
     elif case.world > 1:
-        parallel = FSDPModel(network, repeated_layers(network), CPU)
+        parallel = FSDPModel(network, CPU)
     make_step = GradCacheStep if loss.kind == EMBEDDING else AccumulatingStep
     make_step = partial(GradCacheStep, assemble=token_outputs) if case.loss == UNIFIED else make_step
     step = make_step(parallel, loss, Chunker(case.budget, device, padding_id))

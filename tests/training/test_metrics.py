@@ -18,7 +18,7 @@ import pytest
 from lib.cli import progress
 from lib.cli.charts import BLUE, FAINT, POINTS
 from lib.storage.folder import Folder
-from lib.training.metrics import SCHEMA, TrainingProgress, progress_line, publish_metrics, read_metrics, tensorboard
+from lib.training.metrics import EVENTS, SCHEMA, TrainingProgress, publish_metrics, read_metrics, tensorboard
 from lib.training.report import page
 from tests.support.charts import charts, curve, paths, texts
 from tests.support.messages import listen
@@ -46,15 +46,20 @@ def table(steps: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(steps), SCHEMA)
 
 
+def scored(step: int, value: float) -> dict[str, Any]:
+    return {"step": step, "measure": "ndcg_at_10", "ndcg_at_10": value}
+
+
 def test_the_line_says_where_the_run_is() -> None:
     """Step, loss, learning rate, speed over the last steps, MFU where it is known, and the time left."""
     latest = [*rows(101, 119), row(120, loss=0.4321)]
     expected = "step 120/400  loss 0.4321  lr 1.0e-05  3,210 tokens/s  45 samples/s  "
 
-    assert progress_line(latest, 400, None, None) == f"{expected}ETA 9:20"
-    assert progress_line(latest, 400, 6e8, None) == f"{expected}ETA 9:20"
-    assert progress_line(latest, 400, 6e8, 5e12) == f"{expected}MFU 39 %  ETA 9:20"
-    assert progress_line([], 400, None, None) == "step 0/400  waiting for the first step"
+    for known, mfu in (((None, None), ""), ((6e8, None), ""), ((6e8, 5e12), "MFU 39 %  ")):
+        run = TrainingProgress(400, *known)
+        assert run.line() == "step 0/400  waiting for the first step"
+        run.add(latest)
+        assert run.line() == f"{expected}{mfu}ETA 9:20"
 
 
 def test_rates_are_of_the_last_steps() -> None:
@@ -67,14 +72,10 @@ def test_rates_are_of_the_last_steps() -> None:
 
 def test_a_restart_is_reported_once_and_its_steps_count_once() -> None:
     """After a restart the line goes on from the earlier step, with the rates of the steps before it and of the new ones."""
-    messages, stream = listen(), io.StringIO()
-    run = TrainingProgress(40, stream=stream)
+    messages, run = listen(), TrainingProgress(40)
     run.add(rows(1, 20))
     run.add([row(17, seconds=4.0)])
     run.add(rows(18, 21, seconds=4.0))
-    run.start()
-    run.stop()
-    run.stop()
 
     assert messages == ["went back to step 16"]
     assert run.line().startswith("step 21/40")
@@ -85,8 +86,8 @@ def test_a_skipped_step_is_reported() -> None:
     """Its row has no speed, and does not enter the line."""
     messages, stream = listen(), io.StringIO()
     run = TrainingProgress(40, stream=stream)
-    run.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
-    run.stop()
+    with run.shown():
+        run.add([*rows(1, 3), {"step": 4, "loss": float("nan"), "gradient_norm": 1.0}])
 
     assert messages == ["step 4 could not be done: loss nan, gradient norm 1.0"]
     assert stream.getvalue().startswith("step 3/40  ")
@@ -101,13 +102,12 @@ def test_the_line_is_drawn_during_the_run(live: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(progress, "LIVE_SECONDS", 0.01)
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
     run = TrainingProgress(9, stream=stream)
-    run.start()
-    deadline = time.monotonic() + 30
-    while stream.getvalue().count("waiting for the first step") < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert run.fraction() == 0.0
-    run.add(rows(1, 9))
-    run.stop()
+    with run.shown():
+        deadline = time.monotonic() + 30
+        while stream.getvalue().count("waiting for the first step") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert run.fraction() == 0.0
+        run.add(rows(1, 9))
     written = stream.getvalue()
 
     assert written.endswith("ETA 0:00\n")
@@ -120,15 +120,14 @@ def test_metrics_come_back_in_order_each_step_once(tmp_path: Path) -> None:
     """Files of ranges, one of them repeated: of a step done twice the later row counts, however ranges overlap."""
     folder = Folder(str(tmp_path / "metrics"))
     assert read_metrics(folder).equals(table([]))
-    assert publish_metrics(folder, pa.table({})) is None
-    names = [publish_metrics(folder, table(part)) for part in (rows(11, 20), rows(1, 10), rows(21, 25))]
+    for part in (rows(11, 20), rows(1, 10), rows(21, 25)):
+        publish_metrics(folder, table(part))
     again = table(rows(17, 24, loss=9.0))
     publish_metrics(folder, again.select(list(reversed(again.column_names))))
     publish_metrics(folder, table(rows(1, 2, loss=8.0)))  # replaces 1 to 10
     result = read_metrics(folder)
 
-    assert names[0] == "metrics-00000011.parquet"
-    assert len(folder.list()) == 4
+    assert sorted(folder.list()) == [f"metrics-{first:08d}.parquet" for first in (1, 11, 17, 21)]
     assert result.schema.equals(SCHEMA)
     assert result.equals(
         table([*rows(1, 2, loss=8.0), *rows(11, 16), *rows(17, 24, loss=9.0), row(25)]).select(SCHEMA.names)
@@ -158,24 +157,24 @@ def events(content: bytes) -> list[Any]:
 def test_tensorboard_events_read_back(tmp_path: Path) -> None:
     """Every scalar of every step under its tag, at the run's own seconds; the same run gives the same bytes."""
     folder = Folder(str(tmp_path / "events"))
-    measured = [{"step": 2, "ndcg_at_10": 0.25}, {"step": 4, "ndcg_at_10": 0.5, "recall_at_10": 0.75}]
-    name = tensorboard(folder, table(rows(1, 4)), measured, began=1000.0)
-    first = folder.read(name)
+    measured = [scored(2, 0.25), scored(4, 0.5)]
+    tensorboard(folder, table(rows(1, 4)), [{"step": 1}, *measured])
+    first = folder.read(EVENTS)
     read = events(first)
     scalars = {(value.tag, event.step): value.simple_value for event in read for value in event.summary.value}
 
     assert read[0].file_version == "brain.Event:2"
-    assert [event.wall_time for event in read] == [1000, 1002, 1004, 1006, 1008, 1004, 1008]
+    assert [event.wall_time for event in read] == [0, 2, 4, 6, 8, 4, 8]
     assert scalars["train/loss", 4] == pytest.approx(0.5)
     assert scalars["train/lr", 1] == pytest.approx(1e-5)
     assert scalars["train/gradient_norm", 3] == pytest.approx(1.5)
     assert scalars["train/tokens_per_second", 2] == pytest.approx(3210)
     assert scalars["eval/ndcg_at_10", 2] == pytest.approx(0.25)
-    assert scalars["eval/recall_at_10", 4] == pytest.approx(0.75)
-    assert len(scalars) == 4 * 4 + 3
-    assert tensorboard(folder, table(rows(1, 4)), measured, began=1000.0) == name
-    assert folder.read(name) == first
-    assert list(folder.list()) == [name]
+    assert scalars["eval/ndcg_at_10", 4] == pytest.approx(0.5)
+    assert len(scalars) == 4 * 4 + 2
+    tensorboard(folder, table(rows(1, 4)), measured)
+    assert folder.read(EVENTS) == first
+    assert list(folder.list()) == [EVENTS]
 
 
 def test_tensorboard_itself_reads_the_file(tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ def test_tensorboard_itself_reads_the_file(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tensorboard(Folder(str(tmp_path)), table(rows(1, 4)), [{"step": 4, "ndcg_at_10": 0.5}])
+    tensorboard(Folder(str(tmp_path)), table(rows(1, 4)), [scored(4, 0.5)])
     read = EventAccumulator(str(tmp_path)).Reload()
 
     assert [(event.step, event.value) for event in read.Scalars("train/loss")][1] == (2, 1.0)
@@ -221,15 +220,14 @@ class Checker(HTMLParser):
             self.cells[-1][-1] += data
 
 
-def a_page(steps: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, float]] = (), **facts: Any) -> str:
+def a_page(steps: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]] = (), **facts: Any) -> str:
     options = {"learning_rate": 1e-5, "negatives": ("a", "b"), "note": None, "prompt": "<b>&\"'</b>"}
-    return page("run <1>", {"model": "tiny & small"} | facts, table(steps), evaluations, options, {"torch": "2.13"})
+    return page("run <1>", {"model": "tiny & small"} | facts, table(steps), scores, options, {"torch": "2.13"})
 
 
 def test_the_page_shows_everything_of_a_small_run() -> None:
     """Facts, curves, mean losses by dataset, evaluations with the best one, options, versions; all escaped; no other file."""
-    measured = [{"step": 30, "ndcg_at_10": 0.6123, "map": 0.5}, {"step": 60, "ndcg_at_10": 0.5999}]
-    text = a_page(rows(1, 60), measured)
+    text = a_page(rows(1, 60), [scored(30, 0.6123), scored(60, 0.5999)])
     read = Checker(text)
 
     assert read.open == []
@@ -243,9 +241,9 @@ def test_the_page_shows_everything_of_a_small_run() -> None:
     assert ["prompt", "<b>&\"'</b>"] in read.cells
     assert ["note", ""] in read.cells
     assert ["torch", "2.13"] in read.cells
-    assert ["step", "ndcg_at_10", "map"] in read.cells
-    assert ["30", "0.6123", "0.5000"] in read.cells
-    assert ["60", "0.5999", ""] in read.cells
+    assert ["step", "ndcg_at_10"] in read.cells
+    assert ["30", "0.6123"] in read.cells
+    assert ["60", "0.5999"] in read.cells
     assert text.count('<tr class="best">') == 1
     loss, _, _, speed, evaluation = charts(text)
     np.testing.assert_allclose(curve(loss, FAINT), [[step, 2 / step] for step in range(1, 61)], atol=0.02)
@@ -263,8 +261,8 @@ def test_the_page_shows_everything_of_a_small_run() -> None:
 def test_the_page_of_a_run_without_steps_or_with_one() -> None:
     """Nothing to draw, or a single point, is a page too; a loss that is no number is left out and counted."""
     assert "No step was done" in a_page([])
-    assert Checker(a_page([row(1)], [{"step": 1, "ndcg_at_10": 0.0}])).open == []
-    text = a_page([row(1), row(2, loss=float("nan")), row(3, loss=float("inf")), row(4)], [{"step": 4, "map": 0.5}])
+    assert Checker(a_page([row(1)], [scored(1, 0.0)])).open == []
+    text = a_page([row(1), row(2, loss=float("nan")), row(3, loss=float("inf")), row(4)], [{"step": 4}])
 
     assert Checker(text).open == []
     assert "2 steps without a number are left out" in text

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from lib.models.spec import ModelSpec
 from lib.models.spec_reader import read_spec
 from lib.training.models import word_masking
-from lib.training.models.word_masking import WordVocabulary, draw_masks, mask_encoder, read_word_vocabulary
+from lib.training.models.word_masking import WordVocabulary, draw_masks, read_word_vocabulary
 
 
 def seeds_of(texts: int, step: int = 0) -> np.ndarray:
@@ -29,7 +29,8 @@ def test_masks_hit_the_share_and_spare_special_tokens() -> None:
     borders = np.concatenate([[0], np.cumsum(lengths)])
     ids = random.integers(5, 1000, size=borders[-1])
     ids[borders[:-1]], ids[borders[1:] - 1], ids[borders[:-1] + 1] = 2, 3, 1  # [UNK] is no word either
-    shown, positions = mask_encoder(ids, borders, words, 0.3, seeds_of(2000))
+    masks = draw_masks(ids, borders, words, seeds_of(2000))
+    shown, positions = masks.encoder_ids, masks.encoder_targets
     fate = np.array([(shown[positions] == 4).mean(), (shown[positions] == ids[positions]).mean()])
 
     assert len(positions) / (len(ids) - 6000) == pytest.approx(0.3, abs=0.01)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from ...models.pooling import pool
 from ...models.spec import ModelSpec
 from ..losses import TokenOutputs, TokenTexts, at_least_float32
 from ..step.grad_cache import GradCacheStep, StepInputs
-from ..step.trainable import LoadedModel, add_adapters
 from .embedder import EmbedderRowTokenizer, EmbedderTrainable
-from .networks import Backbone, VectorNetwork, full_precision, load_backbone
+from .networks import Backbone, VectorNetwork, full_precision
 
 
 class BgeM3Network(VectorNetwork):
@@ -45,11 +45,7 @@ class BgeM3Network(VectorNetwork):
 class BgeM3Trainable(EmbedderTrainable):
     """An embedder whose step also passes token outputs to the loss."""
 
-    def load(self, device: torch.device) -> LoadedModel:
-        """Raises ModelError."""
-        backbone, padding_id = load_backbone(self.spec, device)
-        backbone.network = add_adapters(backbone.network, self.adapters)
-        return LoadedModel(BgeM3Network(self.spec, backbone).to(device), backbone, padding_id)
+    network_class: ClassVar[type[VectorNetwork]] = BgeM3Network
 
     def step_factory(self) -> Callable[..., GradCacheStep]:
         special = tuple(sorted(EmbedderRowTokenizer(self).passage_tokenizer.special_ids))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from ...models.packing import offsets_of
 from ...models.spec import ModelSpec, Tokens, on_this_machine
 from ...models.tokenizer import Tokenizer
 from ..step.grad_cache import GradCacheStep
-from ..step.trainable import Adapters, Inputs, LoadedModel, RowTokenizer, add_adapters
+from ..step.trainable import Adapters, Inputs, LoadedModel, add_adapters
 from .export import save_embedder
 from .networks import VectorNetwork, load_backbone
 
@@ -29,6 +30,7 @@ class EmbedderTrainable:
     prompts: tuple[str, str]
     max_tokens: tuple[int, int]
     adapters: Adapters | None = None
+    network_class: ClassVar[type[VectorNetwork]] = VectorNetwork
 
     def on_this_machine(self) -> "EmbedderTrainable":
         return replace(self, spec=on_this_machine(self.spec))
@@ -40,8 +42,7 @@ class EmbedderTrainable:
         """Raises ModelError."""
         backbone, padding_id = load_backbone(self.spec, device)
         backbone.network = add_adapters(backbone.network, self.adapters)
-        network = VectorNetwork(self.spec, backbone).to(device)
-        return LoadedModel(network, backbone, padding_id)
+        return LoadedModel(self.network_class(self.spec, backbone).to(device), backbone, padding_id)
 
     def step_factory(self) -> Callable[..., GradCacheStep]:
         return GradCacheStep
@@ -51,7 +52,7 @@ class EmbedderTrainable:
         save_embedder(network.backbone.network, network.dense, self.spec, self.prompts, folder)
 
 
-class EmbedderRowTokenizer(RowTokenizer):
+class EmbedderRowTokenizer:
     """Tokenize rows of the plan: queries [b], then passages [b * g]."""
 
     def __init__(self, embedder: EmbedderTrainable) -> None:
@@ -66,11 +67,6 @@ class EmbedderRowTokenizer(RowTokenizer):
         prompts = [self.prompts[0] if prompt is None else prompt for prompt in rows["prompt"].to_pylist()]
         queries = [prompt + text for prompt, text in zip(prompts, rows["query"].to_pylist(), strict=True)]
         passages = [self.prompts[1] + text for texts in rows["passages"].to_pylist() for text in texts]
-        return Inputs(concatenate_tokens(self.query_tokenizer(queries), self.passage_tokenizer(passages)))
-
-
-def concatenate_tokens(first: Tokens, second: Tokens) -> Tokens:
-    """The texts of `first`, then those of `second`."""
-    lengths = np.concatenate([np.diff(first.offsets), np.diff(second.offsets)])
-    ids = np.concatenate([first.ids, second.ids])
-    return Tokens(ids, offsets_of(lengths), np.concatenate([first.truncated, second.truncated]))
+        ids, offsets, truncated = zip(self.query_tokenizer(queries), self.passage_tokenizer(passages), strict=True)
+        lengths = np.concatenate([np.diff(each) for each in offsets])
+        return Inputs(Tokens(np.concatenate(ids), offsets_of(lengths), np.concatenate(truncated)))

@@ -18,23 +18,20 @@ from ..step.trainable import merge_adapters
 
 WEIGHT_FILE_SIZE = "2GB"  # upload to an object store reads one file into memory
 TYPE = "sentence_transformers.models."
+SETTINGS = "config_sentence_transformers.json"
 # Files of the base model that are not copied: they are written anew, or describe the base model alone.
-REPLACED = frozenset(
-    {
-        directory.FILES,
-        "modules.json",
-        "config_sentence_transformers.json",
-        "sentence_bert_config.json",
-        "README.md",
-        "config.json",
-    }
-)
+REPLACED = (directory.FILES, "README.md", "config.json", "modules.json", "sentence_bert_config.json", SETTINGS)
 
 
 def save_embedder(network: Any, dense: nn.Sequential, spec: ModelSpec, prompts: tuple[str, str], folder: Path) -> None:
     """Write sentence-transformers' layout: weights, tokenizer, pooling, dense layers and normalisation."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_network(merge_adapters(network), spec, folder)
+    network = merge_adapters(network)
+    if hasattr(network.config, "auto_map"):
+        del network.config.auto_map  # names code of the base model's repository, which the trained network does not use
+    with quiet():
+        network.save_pretrained(folder, max_shard_size=WEIGHT_FILE_SIZE)
+    copy_tokenizer(spec, folder)
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPE}Transformer"}, _module(1, "Pooling")]
     write_json(folder / "1_Pooling/config.json", _pooling(spec))
     for number, (layer, source) in enumerate(zip(dense, spec.dense, strict=True), 2):
@@ -45,23 +42,13 @@ def save_embedder(network: Any, dense: nn.Sequential, spec: ModelSpec, prompts: 
         modules.append(_module(len(modules), "Normalize"))
         (folder / modules[-1]["path"]).mkdir()
     write_json(folder / "modules.json", modules)
-    write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": spec.max_tokens, "do_lower_case": spec.lower_case}
-    )
+    transformer = {"max_seq_length": spec.max_tokens, "do_lower_case": spec.lower_case}
+    write_json(folder / "sentence_bert_config.json", transformer)
     named = spec.prompts | {QUERY: prompts[0], PASSAGE: prompts[1], "document": prompts[1]}
     head: dict[str, Any] = {"prompts": named, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     if spec.truncate_dim:
         head["truncate_dim"] = spec.truncate_dim
-    write_json(folder / "config_sentence_transformers.json", head)
-
-
-def save_network(network: Any, spec: ModelSpec, folder: Path) -> None:
-    """Write weights and config.json with transformers, and copy the tokenizer's files."""
-    if hasattr(network.config, "auto_map"):
-        del network.config.auto_map  # names code of the base model's repository, which the trained network does not use
-    with quiet():
-        network.save_pretrained(folder, max_shard_size=WEIGHT_FILE_SIZE)
-    copy_tokenizer(spec, folder)
+    write_json(folder / SETTINGS, head)
 
 
 def copy_tokenizer(spec: ModelSpec, folder: Path) -> None:
@@ -100,9 +87,7 @@ def _append_end(spec: ModelSpec, folder: Path) -> None:
 
 
 def _pooling(spec: ModelSpec) -> Mapping[str, Any]:
-    modes = {
-        name: mode in spec.pooling for name, mode in OLD_POOLING.items()
-    }  # keys that every version of the library reads
+    modes = {name: mode in spec.pooling for name, mode in OLD_POOLING.items()}  # keys that every version reads
     return {"word_embedding_dimension": spec.hidden_size, "include_prompt": spec.include_prompt} | modes
 
 

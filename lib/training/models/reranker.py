@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ...models.forward import PackedBatch
 from ...models.load import quiet
+from ...models.packing import positions_of
 from ...models.reranker import Picker, Reranker
 from ...models.reranker_spec import SPEC_FILE, RerankSpec
 from ...models.score_heads import Classifier, load_classifier
 from ...models.spec import on_this_machine
 from ..step.grad_cache import AccumulatingStep
-from ..step.trainable import Adapters, Inputs, LoadedModel, RowTokenizer, add_adapters, merge_adapters
+from ..step.trainable import Adapters, Inputs, LoadedModel, add_adapters, merge_adapters
 from .export import WEIGHT_FILE_SIZE, copy_tokenizer, write_json
 from .networks import Backbone, full_precision
 
@@ -57,9 +58,7 @@ class RerankerTrainable:
         network: Any = loaded.network
         if getattr(network, "pooler", None) is not None:
             network.pooler = None  # unused: scores come from the head's own copy of it
-        if (
-            self.spec.answers
-        ):  # the head reads the answers' rows of the output matrix, which may be tied to the embeddings
+        if self.spec.answers:  # the head reads their rows of the output matrix, which may be tied to the embeddings
             network.get_input_embeddings().requires_grad_(False)
         backbone = Backbone(add_adapters(network, self.adapters), loaded.mode)
         return LoadedModel(ScoreNetwork(backbone, loaded.head, loaded.pick), backbone, loaded.padding_id)
@@ -75,9 +74,8 @@ class RerankerTrainable:
         base = getattr(full, full.base_model_prefix)
         mismatch = base.load_state_dict(backbone.state_dict(), strict=False)
         if mismatch.unexpected_keys or any("pooler" not in name for name in mismatch.missing_keys):
-            raise ModelError(
-                f"{self.spec.model.name} cannot be put together again: {mismatch}. Shoal does not train it"
-            )
+            what = f"{self.spec.model.name} cannot be put together again"
+            raise ModelError(f"{what}: {mismatch}. Shoal does not train it")
         if isinstance(network.head, Classifier):
             _copy_head(network.head, full)
             full.config.sentence_transformers = {"activation_fn": ACTIVATIONS[self.spec.activation]}
@@ -98,7 +96,7 @@ class RerankerTrainable:
             return AutoModelForCausalLM.from_pretrained(self.spec.model.folder, dtype=torch.float32)
 
 
-class PairRowTokenizer(RowTokenizer):
+class PairRowTokenizer:
     """Tokenize rows of the plan as pairs, [b * g], row by row."""
 
     def __init__(self, spec: RerankSpec) -> None:
@@ -111,9 +109,8 @@ class PairRowTokenizer(RowTokenizer):
         pairs = self._format(list(chain.from_iterable(queries)), list(chain.from_iterable(passages)))
         if not self._uses_token_types:
             return Inputs(pairs.tokens)
-        lengths = np.diff(pairs.tokens.offsets)
-        position = np.arange(len(pairs.tokens.ids)) - np.repeat(pairs.tokens.offsets[:-1], lengths)
-        return Inputs(pairs.tokens, (position >= np.repeat(pairs.second, lengths)).astype(np.int64))
+        second = np.repeat(pairs.second, np.diff(pairs.tokens.offsets))
+        return Inputs(pairs.tokens, (positions_of(pairs.tokens.offsets) >= second).astype(np.int64))
 
 
 def _copy_head(head: Classifier, full: Any) -> None:

@@ -1,7 +1,7 @@
 """RetroMAE pretraining (Xiao et al. 2022, arXiv 2205.12035, enhanced decoding) on the padding-free forward.
 
 The encoder reads a text with 30 % of its tokens masked. A decoder of one layer reconstructs the text from the encoder's first
-state and, at each position, a random half of the other tokens. Only the encoder is saved: `RetroMAE.network`.
+state and, at each position, a random half of the other tokens. Only the encoder is saved.
 
 As in the authors' code the decoder's keys are the encoder's first state and the embedded tokens after it, its queries are that
 state plus the position embeddings, and no position attends to itself; word_masking.py draws the masks. Two differences. A loss
@@ -9,6 +9,7 @@ is the mean over the positions of one text, where theirs averages over the token
 same for any split into chunks and ranks. Whole words are also masked for SentencePiece, where theirs masks single tokens.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ModelError
-from ...models import self_test
-from ...models.forward import PackedBatch, move, run_equal_length, run_packed
-from ...models.load import load_network, position_start, quiet, vocabulary_size
+from ...models.forward import PackedBatch, move
+from ...models.load import quiet, vocabulary_size
 from ...models.packing import Group, length_groups
 from ...models.spec import ModelSpec
-from .word_masking import SETS, Masks, read_word_vocabulary
+from .networks import Backbone
+from .word_masking import SETS, Masks, draw_masks, read_word_vocabulary
 
 LOGITS = 2**26  # computed at a time, 256 MiB in float32: all logits of a batch would be tens of GiB at 250,000 tokens
 SCORES = 2**24  # attention scores computed at a time, for each head
@@ -61,38 +62,28 @@ class Decoder(nn.Module):
 
 
 class RetroMAE(nn.Module):
-    """Encoder, masked-language head and decoder. The head's output matrix is tied to the encoder's embeddings.
+    """Encoder, masked-language head and decoder. The head's output matrix is tied to the encoder's embeddings."""
 
-    network: the encoder, saved by `network.save_pretrained(folder)`. vocabulary: for `draw_masks`. padding_id: for `flatten`.
-    mode: as Encoder's. fresh_head: names of the head's weights that the checkpoint lacks; they are random.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, *, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0
-    ) -> None:
-        """Load and self-test (seconds), in evaluation mode. `seed` draws new weights, the same on every rank.
+    def __init__(self, spec: ModelSpec, backbone: Backbone, seed: int = 0) -> None:
+        """Load the head, and make the decoder. `seed` draws weights that the files lack, the same on every rank.
 
         Raises ModelError for a model without a masked-language head of one module or without a table of positions.
         """
         super().__init__()
-        self.network: Any = load_network(spec, dtype, device)
-        embeddings = getattr(self.network, "embeddings", None)
-        if not isinstance(getattr(embeddings, "position_embeddings", None), nn.Embedding):
+        self.backbone = backbone
+        network: Any = backbone.network
+        if not isinstance(getattr(getattr(network, "embeddings", None), "position_embeddings", None), nn.Embedding):
             raise ModelError(f"{spec.name} ({spec.model_type}) has no table of positions. RetroMAE is for BERT's kind.")
-        self.padding_id = position_start(self.network)
-        self.vocabulary = read_word_vocabulary(spec, vocabulary_size(self.network))
+        self.vocabulary = read_word_vocabulary(spec, vocabulary_size(network))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head, self.fresh_head = _load_head(spec, self.network, dtype)
-            self.decoder = Decoder(self.network.config)
-        self.to(device=device, dtype=dtype)
-        with torch.no_grad():
-            self.mode = self_test.choose_mode(self.network, spec, self.padding_id, device)
-        self.eval()
+            self.head = _load_head(spec, network)
+            self.decoder = Decoder(network.config)
 
-    def forward(self, batch: PackedBatch, masks: Masks) -> Tensor:
-        """The sum of `losses`, float32 []. A step's loss is this, summed over chunks, divided by the texts of the global batch."""
-        return self.losses(batch, masks).sum()
+    def forward(self, batch: PackedBatch) -> tuple[Tensor]:
+        """The loss of each text, float32 [texts], under masks drawn from torch's generator, which the step seeds for dropout."""
+        seeds = torch.randint(2**62, (len(batch.borders) - 1, 1)).numpy()
+        return (self.losses(batch, draw_masks(batch.ids.cpu().numpy(), batch.borders, self.vocabulary, seeds)),)
 
     def losses(self, batch: PackedBatch, masks: Masks) -> Tensor:
         """Encoder loss + decoder loss of each text, each the mean over its targets: float32 [texts].
@@ -101,7 +92,7 @@ class RetroMAE(nn.Module):
         text without words is 0.
         """
         device = batch.ids.device
-        states = self._encode(batch, move(masks.encoder_ids, device))
+        states = self.backbone(replace(batch, ids=move(masks.encoder_ids, device)))
         decoded = self.decode(states.index_select(0, batch.offsets[:-1]), batch, masks)
         targets = (masks.encoder_targets, masks.decoder_targets)
         of_encoder, of_decoder = (move(positions, device) for positions in targets)
@@ -115,7 +106,8 @@ class RetroMAE(nn.Module):
 
     def decode(self, first_states: Tensor, batch: PackedBatch, masks: Masks) -> Tensor:
         """The decoder's states [tokens, hidden], from the texts' first encoder states, [texts, hidden], and visible tokens."""
-        table, device = self.network.embeddings, batch.ids.device
+        table: Any = self.backbone.network.embeddings
+        device = batch.ids.device
         text = move(np.repeat(np.arange(len(first_states)), np.diff(batch.borders)), device)
         queries = table.position_embeddings(batch.positions) + first_states.index_select(0, text)
         tokens = table(input_ids=batch.ids[None], position_ids=batch.positions[None])[0]
@@ -133,15 +125,6 @@ class RetroMAE(nn.Module):
                 outputs.append(self.decoder(queries[span].view(shape), context[span].view(shape), mask))
                 start = end
         return torch.cat([states.flatten(0, 1) for states in outputs])
-
-    def _encode(self, batch: PackedBatch, ids: Tensor) -> Tensor:
-        """The encoder's states [tokens, hidden] of the batch with its token ids replaced by `ids`."""
-        shown = PackedBatch(ids, batch.positions, batch.offsets, batch.borders)
-        if self.mode == "packed":
-            return run_packed(self.network, shown)
-        ends = [int(np.searchsorted(batch.borders, g.start + g.count * g.length)) for g in length_groups(batch.borders)]
-        starts = [0, *ends[:-1]]
-        return torch.cat([run_equal_length(self.network, shown.part(*each)) for each in zip(starts, ends, strict=True)])
 
     def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy of each state [n, hidden], float32 [n]. The backward pass recomputes logits, a part at a time."""
@@ -182,15 +165,13 @@ def _shares(positions: np.ndarray, borders: np.ndarray) -> tuple[np.ndarray, np.
     return text, np.asarray(1 / np.bincount(text, minlength=len(borders) - 1)[text], dtype=np.float32)
 
 
-def _load_head(spec: ModelSpec, network: Any, dtype: torch.dtype) -> tuple[nn.Module, tuple[str, ...]]:
-    """Load the masked-language head, tied to the embeddings of `network`; also names its weights that the files lack."""
+def _load_head(spec: ModelSpec, network: Any) -> nn.Module:
+    """Load the masked-language head, tied to the embeddings of `network`. Weights that the files lack are random."""
     from transformers import AutoModelForMaskedLM
 
     try:
         with quiet():
-            full, report = AutoModelForMaskedLM.from_pretrained(
-                spec.folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
+            full = AutoModelForMaskedLM.from_pretrained(spec.folder, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # no such class for this model, or damaged weights
         raise ModelError(
             f"{spec.name} ({spec.model_type}) cannot be loaded as a masked language model, as RetroMAE needs it: "
@@ -202,5 +183,4 @@ def _load_head(spec: ModelSpec, network: Any, dtype: torch.dtype) -> tuple[nn.Mo
         raise ModelError(f"{type(full).__name__} has {len(heads)} modules after its encoder; RetroMAE follows one.")
     setattr(full, prefix, network)
     full.tie_weights()
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(f"{prefix}."))
-    return getattr(full, heads[0]), tuple(missing)
+    return getattr(full, heads[0])

@@ -6,12 +6,13 @@ several sets of hidden words a text, of which each position uses one.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError, UsageError
+from ...errors import ModelError
 from ...models.packing import offsets_of
 from ...models.spec import ModelSpec
 
@@ -34,6 +35,11 @@ class WordVocabulary:
     continues: np.ndarray
     special: np.ndarray
     mask_id: int
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """Ids of all tokens that are not special, int64: the replacements."""
+        return np.flatnonzero(~self.special)
 
 
 @dataclass(frozen=True)
@@ -86,65 +92,47 @@ def _continues(piece: str, family: str) -> bool:
 def draw_masks(ids: np.ndarray, borders: np.ndarray, vocabulary: WordVocabulary, seeds: np.ndarray) -> Masks:
     """Draw the masks of texts.
 
-    ids: int [tokens], special tokens included. borders: int64 [texts + 1]. seeds: integers >= 0 [texts, any], such as the
-    run's seed, the step and the row. A text's masks depend on its tokens and its seeds alone.
-    Raises UsageError for a text without tokens, or another number of seeds than texts.
+    ids: int [tokens], special tokens included. borders: int64 [texts + 1]; no text is without a token. seeds: integers >= 0
+    [texts, any], such as the run's seed, the step and the row. A text's masks depend on its tokens and its seeds alone.
     """
-    if len(seeds) != len(borders) - 1 or (np.diff(borders) < 1).any():
-        raise UsageError(
-            f"{len(seeds)} seeds for {len(borders) - 1} texts of {np.diff(borders).min(initial=0)} tokens and more. Give a "
-            "row of seeds a text, and texts with their special tokens."
-        )
-    masked, targets = mask_encoder(ids, borders, vocabulary, ENCODER_SHARE, seeds)
-    hidden, sets = mask_decoder(ids, borders, vocabulary, DECODER_SHARE, seeds)
-    return Masks(masked, targets, np.flatnonzero(~vocabulary.special[ids]), hidden, sets)
-
-
-def mask_encoder(
-    ids: np.ndarray, borders: np.ndarray, vocabulary: WordVocabulary, share: float, seeds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mask the encoder's input, int64 [tokens]; also returns the chosen positions, int64 [chosen].
-
-    Whole words of a text are chosen in random order until their tokens are closest to `share` of the text; at least one.
-    """
-    shown, chosen = ids.astype(np.int64), []
-    starts, others = _word_starts(ids, borders, vocabulary), np.flatnonzero(~vocabulary.special)
-    for i, (first, end) in enumerate(pairwise(borders)):
-        real, number = _word_numbers(ids, starts, vocabulary, first, end)
-        if not len(real):
-            continue
-        random = np.random.default_rng([*seeds[i].tolist(), ENCODER])
-        sizes = np.bincount(number)
-        order = random.permutation(len(sizes))
-        reached = (
-            np.cumsum(sizes[order]) - sizes[order] / 2
-        )  # to the middle of each word: rounding to the nearest share
-        words = np.zeros(len(sizes), dtype=bool)
-        words[order[reached <= share * len(real)]] = words[order[0]] = True
-        positions = first + real[words[number]]
-        fate = random.random(len(positions))
-        shown[positions[fate < MASKED]] = vocabulary.mask_id
-        replaced = positions[(fate >= MASKED) & (fate < MASKED + REPLACED)]
-        shown[replaced] = others[random.integers(len(others), size=len(replaced))]
-        chosen.append(positions)
-    return shown, np.concatenate([*chosen, np.empty(0, dtype=np.int64)]).astype(np.int64)
-
-
-def mask_decoder(
-    ids: np.ndarray, borders: np.ndarray, vocabulary: WordVocabulary, share: float, seeds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw each text's sets of hidden words and the set of each position, see Masks. Special tokens are never hidden."""
-    starts, lengths = _word_starts(ids, borders, vocabulary), np.diff(borders)
+    lengths = np.diff(borders)
     ends = offsets_of(np.minimum(lengths, SETS) * lengths)
+    shown, targets = ids.astype(np.int64), [np.empty(0, dtype=np.int64)]
     hidden, set_of_position = np.zeros(ends[-1], dtype=bool), np.empty(borders[-1], dtype=np.int64)
+    starts = _word_starts(ids, borders, vocabulary)
     for i, (first, end) in enumerate(pairwise(borders)):
-        real, number = _word_numbers(ids, starts, vocabulary, first, end)
+        # Positions in the text of the tokens of words, and the number of each token's word, from 0.
+        real = np.flatnonzero(~vocabulary.special[ids[first:end]])
+        number = np.cumsum(starts[first:end])[real] - 1
+        if len(real):
+            random = np.random.default_rng([*seeds[i].tolist(), ENCODER])
+            targets.append(first + _mask_encoder(shown[first:end], real, number, vocabulary, random))
         random = np.random.default_rng([*seeds[i].tolist(), DECODER])
         sets = min(int(lengths[i]), SETS)
-        hidden_words = random.random((sets, int(number[-1]) + 1 if len(number) else 0), dtype=np.float32) < share
+        hidden_words = random.random((sets, number.max(initial=-1) + 1), dtype=np.float32) < DECODER_SHARE
         hidden[ends[i] : ends[i + 1]].reshape(sets, -1)[:, real] = hidden_words[:, number]
         set_of_position[first:end] = random.integers(sets, size=int(lengths[i]))
-    return hidden, set_of_position
+    return Masks(shown, np.concatenate(targets), np.flatnonzero(~vocabulary.special[ids]), hidden, set_of_position)
+
+
+def _mask_encoder(
+    shown: np.ndarray, real: np.ndarray, number: np.ndarray, vocabulary: WordVocabulary, random: np.random.Generator
+) -> np.ndarray:
+    """Mask one text, int64 [length], in place; returns the chosen positions, int64 [chosen].
+
+    Whole words are chosen in random order until their tokens are closest to ENCODER_SHARE of the text; at least one.
+    """
+    sizes = np.bincount(number)
+    order = random.permutation(len(sizes))
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2  # of each word: rounds to the nearest share
+    words = np.zeros(len(sizes), dtype=bool)
+    words[order[middles <= ENCODER_SHARE * len(real)]] = words[order[0]] = True
+    chosen = real[words[number]]
+    fate = random.random(len(chosen))
+    shown[chosen[fate < MASKED]] = vocabulary.mask_id
+    replaced = chosen[(fate >= MASKED) & (fate < MASKED + REPLACED)]
+    shown[replaced] = vocabulary.words[random.integers(len(vocabulary.words), size=len(replaced))]
+    return chosen
 
 
 def _word_starts(ids: np.ndarray, borders: np.ndarray, vocabulary: WordVocabulary) -> np.ndarray:
@@ -153,11 +141,3 @@ def _word_starts(ids: np.ndarray, borders: np.ndarray, vocabulary: WordVocabular
     after = np.concatenate([[True], special[:-1]])[: len(ids)]
     after[borders[:-1]] = True
     return np.asarray(~special & (after | ~vocabulary.continues[ids]))
-
-
-def _word_numbers(
-    ids: np.ndarray, starts: np.ndarray, vocabulary: WordVocabulary, first: int, end: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the text first:end of the tokens of words, and the number of each token's word, from 0."""
-    real = np.flatnonzero(~vocabulary.special[ids[first:end]])
-    return real, np.cumsum(starts[first:end])[real] - 1

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from ...models.forward import move
 from ...models.spec import Tokens
 from ..losses import Batch, BatchKeys, Scores
-from .chunks import Chunk, Chunker, ChunkPlan
+from .chunks import Chunker, ChunkPlan
 from .collectives import Rank
 from .parallel import SingleProcess
 from .trainable import Inputs
@@ -75,12 +75,6 @@ class StepInputs:
         return seed_of(self.seed, self.rank.own_virtual_ranks()[position], chunk)
 
 
-class Step(Protocol):
-    """Leave the gradients of a batch in the weights, averaged over the ranks, and return the rank's loss, []."""
-
-    def __call__(self, batch: StepInputs) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class GradCacheStep:
     """Two passes (GradCache), for losses between rows.
@@ -97,7 +91,8 @@ class GradCacheStep:
     assemble: Callable[[StepInputs, tuple[Tensor, ...]], Any] | None = None
 
     def __call__(self, batch: StepInputs) -> Tensor:
-        plans = self.chunker.by_text(batch.inputs, batch.texts_by_virtual_rank(), batch.chunk_seed)
+        """Leave the gradients of a batch in the weights, averaged over the ranks, and return the rank's loss, []."""
+        plans = self.chunker.plan(batch.inputs, batch.texts_by_virtual_rank(), 1, batch.chunk_seed)
         leaves = self._embed_no_grad(batch, plans)
         value = self._loss_gradients(batch, leaves)
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -111,12 +106,13 @@ class GradCacheStep:
         """
         leaves: tuple[Tensor, ...] = ()
         for number in range(self.network.forward_count(len(plans))):
-            chunk = self.chunker.pack(batch.inputs, plans[min(number, len(plans) - 1)])
-            seed_dropout(chunk.seed)
+            plan = plans[min(number, len(plans) - 1)]
+            packed, tokens = self.chunker.pack(batch.inputs, plan)
+            seed_dropout(plan.seed)
             with self.autocast():
-                outputs = self.network.forward_no_grad(chunk.packed)
+                outputs = self.network.forward_no_grad(packed)
             leaves = leaves or _empty_outputs(outputs, batch.tokens)
-            for leaf, output, positions in zip(leaves, outputs, _positions(chunk, outputs), strict=True):
+            for leaf, output, positions in zip(leaves, outputs, _positions(plan, tokens, outputs), strict=True):
                 leaf.index_copy_(0, positions, output)
         return tuple(leaf.requires_grad_() for leaf in leaves)
 
@@ -145,12 +141,13 @@ class GradCacheStep:
         """
         total = self.network.forward_count(len(plans))
         for number in range(total):
-            chunk = self.chunker.pack(batch.inputs, plans[min(number, len(plans) - 1)])
-            seed_dropout(chunk.seed)
+            plan = plans[min(number, len(plans) - 1)]
+            packed, tokens = self.chunker.pack(batch.inputs, plan)
+            seed_dropout(plan.seed)
             with self.network.gradient_sync(number == total - 1):
                 with self.autocast():
-                    outputs = self.network(chunk.packed)
-                triples = zip(outputs, gradients, _positions(chunk, outputs), strict=True)
+                    outputs = self.network(packed)
+                triples = zip(outputs, gradients, _positions(plan, tokens, outputs), strict=True)
                 surrogate = torch.stack([(out * gradient[where]).sum() for out, gradient, where in triples]).sum()
                 (surrogate if number < len(plans) else surrogate * 0.0).backward()
 
@@ -169,24 +166,22 @@ class AccumulatingStep:
 
     def __call__(self, batch: StepInputs) -> Tensor:
         group = (len(batch.tokens.offsets) - 1) // batch.keys.count
-        plans = self.chunker.by_row(batch.inputs, batch.rows_by_virtual_rank(), group, batch.chunk_seed)
-        total, value = self.network.forward_count(len(plans)), None
+        plans = self.chunker.plan(batch.inputs, batch.rows_by_virtual_rank(), group, batch.chunk_seed)
+        total = self.network.forward_count(len(plans))
+        values: list[Tensor] = []
         for number in range(total):
             plan = plans[min(number, len(plans) - 1)]
-            chunk, rows = self.chunker.pack(batch.inputs, plan), plan.rows
-            assert rows is not None
-            seed_dropout(chunk.seed)
+            packed, _ = self.chunker.pack(batch.inputs, plan)
+            seed_dropout(plan.seed)
             with self.network.gradient_sync(number == total - 1):
                 with self.autocast():
-                    (outputs,) = self.network(chunk.packed)
-                ascending = np.argsort(chunk.documents)  # by number of text: the order of np.sort(rows)
-                scores = outputs[move(ascending, outputs.device)].unflatten(0, (len(rows), group))
-                part = self.loss(Scores(_keys_of_rows(batch.keys, np.sort(rows)), scores))
+                    (outputs,) = self.network(packed)
+                ascending = np.argsort(plan.documents)  # by number of text: the order of np.sort(plan.rows)
+                scores = outputs[move(ascending, outputs.device)].unflatten(0, (len(plan.rows), group))
+                part = self.loss(Scores(_keys_of_rows(batch.keys, np.sort(plan.rows)), scores))
                 (part if number < len(plans) else part * 0.0).backward()
-            if number < len(plans):
-                value = part.detach() if value is None else value + part.detach()
-        assert value is not None
-        return value
+            values.append(part.detach())
+        return sum(values[1 : len(plans)], values[0])
 
 
 def _empty_outputs(outputs: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor, ...]:
@@ -195,10 +190,9 @@ def _empty_outputs(outputs: tuple[Tensor, ...], tokens: Tokens) -> tuple[Tensor,
     return tuple(output.new_empty(count, *output.shape[1:]) for output, count in zip(outputs, counts, strict=True))
 
 
-def _positions(chunk: Chunk, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+def _positions(plan: ChunkPlan, tokens: np.ndarray, outputs: tuple[Tensor, ...]) -> list[Tensor]:
     """For each output of a chunk, the positions of its rows among those of all chunks, int64."""
-    documents, *tokens = chunk.documents, *[chunk.tokens] * (len(outputs) - 1)
-    return [move(positions, outputs[0].device) for positions in (documents, *tokens)]
+    return [move(positions, outputs[0].device) for positions in (plan.documents, *[tokens] * (len(outputs) - 1))]
 
 
 def _keys_of_rows(keys: BatchKeys, rows: np.ndarray) -> BatchKeys:

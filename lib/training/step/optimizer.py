@@ -22,7 +22,6 @@ class Optimization:
     warmup: float = 0.1
     weight_decay: float = 0.01
     beta2: float = 0.999
-    epsilon: float = 1e-8
     clip: float = 1.0
 
     def set_rates(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -46,12 +45,8 @@ class Optimization:
             {"params": [weight for weight in weights if weight.dim() == 1], "weight_decay": 0.0},
             {"params": [weight for weight in weights if weight.dim() == 0], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.learning_rate,
-            betas=(0.9, self.beta2),
-            eps=self.epsilon,
-        )
+        filled = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(filled, lr=self.learning_rate, betas=(0.9, self.beta2))
 
 
 # Factor of the learning rate by the share of the steps after the warm-up that are done.

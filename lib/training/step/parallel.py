@@ -8,7 +8,7 @@ zero_gradients(optimizer) set all gradients to zero, before a step
 clip_gradients(most)      scale gradients so that their norm is at most `most`; returns the norm before
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -77,14 +77,14 @@ class FSDPModel(SingleProcess):
     All ranks must run the same number of forward passes: a rank with fewer chunks repeats its last one with zero gradients.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         super().__init__(network)
         self.device = device
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-        for layer in layers:
+        for layer in repeated_layers(network):
             fully_shard(layer, mesh=mesh)
         self.root: Any = fully_shard(network, mesh=mesh)
 
@@ -107,12 +107,8 @@ def repeated_layers(network: nn.Module) -> list[nn.Module]:
     return max(uniform, key=len) if uniform else []
 
 
-WRAPPERS: dict[str, Callable[[nn.Module, torch.device], SingleProcess]] = {
-    "ddp": lambda network, device: DDPModel(network),
-    "fsdp": lambda network, device: FSDPModel(network, repeated_layers(network), device),
-}
-
-
 def wrap_network(network: nn.Module, kind: str, device: torch.device, world: int) -> SingleProcess:
     """Wrap the network for `world` ranks. kind: "ddp" | "fsdp"; a single rank needs neither."""
-    return WRAPPERS[kind](network, device) if world > 1 else SingleProcess(network)
+    if world == 1:
+        return SingleProcess(network)
+    return DDPModel(network) if kind == "ddp" else FSDPModel(network, device)

@@ -1,5 +1,6 @@
 """The interface of what can be trained (embedder, reranker, pretraining), and low-rank adapters for any of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,12 +35,6 @@ class Inputs(NamedTuple):
     token_types: np.ndarray | None = None
 
 
-class RowTokenizer(Protocol):
-    """Turn rows of the plan into tokens, as the step takes them. A worker makes one."""
-
-    def __call__(self, rows: pa.Table) -> Inputs: ...
-
-
 class Trainable(Protocol):
     """A model to train, as its options. It is pickled and sent to every worker."""
 
@@ -47,12 +42,14 @@ class Trainable(Protocol):
         """A copy whose model files are on this machine. Raises ModelError."""
         ...
 
-    def row_tokenizer(self) -> RowTokenizer: ...
+    def row_tokenizer(self) -> Callable[[pa.Table], Inputs]:
+        """A callable that turns rows of the plan into tokens, as the step takes them."""
+        ...
 
     def load(self, device: torch.device) -> LoadedModel: ...
 
     def step_factory(self) -> Any:
-        """A callable that makes a Step from network, loss, chunker, autocast and logit_scale."""
+        """A callable that makes a step of grad_cache from network, loss, chunker, autocast and logit_scale."""
         ...
 
     def save(self, network: Any, folder: Path) -> None:
@@ -66,7 +63,6 @@ class Adapters:
 
     rank: int
     alpha: int
-    dropout: float = 0.0
     targets: str = ALL_LINEAR
 
 
@@ -80,9 +76,7 @@ def add_adapters(network: Any, adapters: Adapters | None) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets: Any = adapters.targets if adapters.targets == ALL_LINEAR else adapters.targets.split(",")
-    config = LoraConfig(
-        r=adapters.rank, lora_alpha=adapters.alpha, lora_dropout=adapters.dropout, target_modules=targets
-    )
+    config = LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=targets)
     try:
         return inject_adapter_in_model(config, network)
     except ValueError as error:
