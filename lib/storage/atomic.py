@@ -5,38 +5,33 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 """
 
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import StorageError
 from .retry import error_code
 
-STALE_SECONDS = (
-    600.0  # age at which an unfinished local file has no writer any more: writing a part takes a few seconds
-)
+STALE_SECONDS = 600.0  # age of an unfinished local file without a writer: writing a part takes a few seconds
 COPY_BYTES = 8 << 20  # read at once where a file is copied between disks
-
-
-def protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    """The names of the filesystem in fsspec, such as `s3` and `s3a`."""
-    return fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether the filesystem is that of this machine."""
-    return "file" in protocols(fs)
+    return isinstance(fs, LocalFileSystem)
 
 
 def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
     """Write `data` under `path`, over an existing object. Raises what the filesystem raises."""
-    if not is_local(fs):
+    if is_local(fs):
+        _take_name(path, lambda: _write_unfinished(path, [data]))
+    else:
         fs.pipe_file(path, bytes(data))
-        return
-    _take_name(path, lambda: _write_unfinished(path, [data]))
 
 
 def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
@@ -44,16 +39,22 @@ def put_file(fs: fsspec.AbstractFileSystem, path: str, source: str) -> None:
 
     On one disk both names are then one file: the source must not be written to again.
     """
-    if not is_local(fs):
+    if is_local(fs):
+        _take_name(path, lambda: _link_unfinished(path, source))
+    else:
         fs.put_file(source, path)
-        return
-    _take_name(path, lambda: _link_unfinished(path, source))
 
 
 def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write `data` under `path`, which must not exist yet. Raises FileExistsError when it does."""
     if not is_local(fs):
-        return _create_object(fs, path, data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except Exception as error:
+            if error_code(error) in ("PreconditionFailed", "412"):
+                raise FileExistsError(path) from error
+            raise
+        return
     unfinished = _write_unfinished(path, [data])
     try:
         os.link(unfinished, path)
@@ -66,13 +67,10 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def make_folder(path: str) -> None:
-    """Make a local folder, and write a trial file to it. Raises StorageError where that is not possible."""
+    """Make a local folder, and a trial file in it. Raises StorageError where that is not possible."""
     try:
         os.makedirs(path, exist_ok=True)
-        trial = f"{path}/.{uuid.uuid4().hex}.unfinished"
-        with open(trial, "wb"):
-            pass
-        os.unlink(trial)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise StorageError(
             f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to"
@@ -88,15 +86,6 @@ def sweep(path: str, done: Container[str]) -> None:
                 name.rpartition(".")[0] in done or time.time() - entry.stat().st_mtime > STALE_SECONDS
             ):
                 os.unlink(entry.path)
-
-
-def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except Exception as error:
-        if error_code(error) in ("PreconditionFailed", "412"):
-            raise FileExistsError(path) from error
-        raise
 
 
 def _link_unfinished(path: str, source: str) -> str:

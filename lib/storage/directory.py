@@ -19,8 +19,7 @@ def upload_directory(source: Path, target: Folder) -> None:
     for file in sorted(path for path in source.rglob("*") if path.is_file() and path.name != FILES):
         name = file.relative_to(source).as_posix()
         data = file.read_bytes()
-        folder, _, last = name.rpartition("/")
-        (target.below(folder) if folder else target).publish(last, data)
+        target.publish(name, data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     target.publish(FILES, json.dumps(files, indent=1).encode())
 
@@ -43,9 +42,8 @@ def download_directory(source: Folder, target: Path) -> Path:
     for name, entry in json.loads(listed).items():
         if name.startswith("/") or ".." in name.split("/"):
             raise StorageError(f"{source.url} lists {name!r}, which lies outside of it. It is not one of ours")
-        folder, _, last = name.rpartition("/")
         (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        data = (source.below(folder) if folder else source).read(last)
+        data = source.read(name)
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise StorageError(f"{source.path(name)} is not what {FILES} says of it. Upload it again")
         (unfinished / name).write_bytes(data)

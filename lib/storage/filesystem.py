@@ -82,9 +82,9 @@ def absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(url)
 
 
-def has_buckets(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether the first name of a path is a bucket, which can be probed."""
-    return not BUCKETS.isdisjoint(atomic.protocols(fs))
+def has_bucket(url: str) -> bool:
+    """Whether the first name of the path is a bucket, which can be probed."""
+    return url.split("://")[0] in BUCKETS
 
 
 def open_file(url: str, options: Mapping[str, Any], buffering: int = READ_BYTES) -> IO[bytes]:
@@ -119,10 +119,7 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence])
-        return self.position
-
-    def tell(self) -> int:
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
         return self.position
 
     def readall(self) -> bytes:

@@ -11,10 +11,10 @@ DIGITS = 12  # hex digits: of a million names, two are equal with a probability 
 
 
 def fingerprint(*values: Any, digits: int = DIGITS) -> str:
-    """Hash the values as canonical JSON with sha256; the first `digits` hex digits.
+    """Hash the values as canonical JSON with sha256; the first `digits` hex digits. Classes and fields may be renamed.
 
-    Names of classes and fields are not part of it: they may be renamed. Raises TypeError for a value that is neither a JSON
-    value nor a tuple, a path or a frozen dataclass of such, since its text could differ between two processes.
+    Raises TypeError for a value that is neither a JSON value nor a tuple, a path or a frozen dataclass of such, since its text
+    could differ between two processes.
     """
     plain = [_plain(value) for value in values]
     text = json.dumps(plain[0] if len(plain) == 1 else plain, sort_keys=True)
@@ -22,7 +22,6 @@ def fingerprint(*values: Any, digits: int = DIGITS) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):

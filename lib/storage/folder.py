@@ -7,28 +7,28 @@ timeout, a server that restarts) are retried for RETRY_SECONDS; permanent ones (
 """
 
 import hashlib
-from collections.abc import Container
+import json
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from ..errors import StorageError
 from . import atomic
-from .filesystem import PROBE_OPTIONS, filesystem, has_buckets, open_file
-from .retry import PROBE_SECONDS, final_reason, retrying
+from .filesystem import PROBE_OPTIONS, filesystem, has_bucket, open_file
+from .retry import PROBE_SECONDS, retrying
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of objects, addressed by their bare names. Small and picklable: it travels to every worker."""
+    """A folder of objects, addressed by their names. Small and picklable: it travels to every worker."""
 
     url: str
     options: dict[str, Any] = field(default_factory=dict)
-
-    def _open(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return filesystem(self.url, self.options)
 
     def path(self, name: str) -> str:
         """The URL of an object in the folder."""
@@ -43,7 +43,7 @@ class Folder:
         fs, path = self._open()
         if atomic.is_local(fs):
             atomic.make_folder(path)
-        elif has_buckets(fs):
+        elif has_bucket(self.url):
             if hasattr(fs, "call_s3"):
                 fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
             try:
@@ -53,26 +53,18 @@ class Folder:
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Names directly in the folder that start with `prefix`, with their sizes in bytes; nothing unfinished."""
-        fs, path = self._open()
-
-        def names() -> dict[str, int]:
-            try:
-                entries = fs.ls(path, detail=True)
-            except FileNotFoundError as error:
-                if final_reason(error):  # the bucket, not the folder, is missing
-                    raise
-                return {}
-            files = ((e["name"].rsplit("/", 1)[-1], e) for e in entries if e["type"] == "file")
-            shown = ((name, e) for name, e in files if name and not name.startswith("."))  # a folder marker has no name
-            return {name: e["size"] for name, e in shown if name.startswith(prefix)}
-
-        return retrying(names, self.url)
+        try:
+            entries = self._retry(lambda fs, path: fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return {}
+        files = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+        hidden = ("", ".")  # a folder marker has no name
+        return {name: size for name, size in files.items() if name[:1] not in hidden and name.startswith(prefix)}
 
     def exists(self, name: str) -> bool:
         """Whether the object exists: one request, while `list` makes one for every thousand names."""
-        fs, path = self._open()
         try:
-            retrying(lambda: fs.info(f"{path}/{name}"), self.path(name))
+            self._retry(lambda fs, path: fs.info(path), name)
         except FileNotFoundError:
             return False
         return True
@@ -84,8 +76,13 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError when there is none."""
-        fs, path = self._open()
-        return retrying(lambda: fs.cat_file(f"{path}/{name}"), self.path(name))
+        return self._retry(lambda fs, path: fs.cat_file(path), name)
+
+    def read_json(self, name: str) -> Any:
+        """The JSON of an object; None when there is none."""
+        with suppress(FileNotFoundError):
+            return json.loads(self.read(name))
+        return None
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable reader that fetches ranges. Raises FileNotFoundError when there is no such object."""
@@ -93,17 +90,15 @@ class Folder:
 
     def publish(self, name: str, data: bytes | memoryview) -> None:
         """Put the whole object under `name` in one step, over an existing one. Raises StorageError."""
-        fs, path = self._open()
-        retrying(lambda: atomic.put(fs, f"{path}/{name}", data), self.path(name))
+        self._retry(lambda fs, path: atomic.put(fs, path, data), name)
 
-    def put(self, name: str, path: str) -> str:
+    def put(self, name: str, source: str) -> str:
         """Put a local file of any size under `name` in one step; returns its sha256. The file must not be written to again.
 
         Raises StorageError.
         """
-        fs, place = self._open()
-        retrying(lambda: atomic.put_file(fs, f"{place}/{name}", path), self.path(name))
-        with open(path, "rb") as file:
+        self._retry(lambda fs, path: atomic.put_file(fs, path, source), name)
+        with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def claim(self, name: str, data: bytes) -> bool:
@@ -112,40 +107,38 @@ class Folder:
         A retried request whose first answer was lost meets its own object, hence the comparison. Stores without an atomic
         create (OpenStack Swift) may let a later process win: claim bytes that every process writes alike, or read them back.
         """
-        fs, path = self._open()
 
-        def attempt() -> None:
+        def create(fs: fsspec.AbstractFileSystem, path: str) -> None:
             with suppress(FileExistsError):
-                atomic.create(fs, f"{path}/{name}", data)
+                atomic.create(fs, path, data)
 
-        retrying(attempt, self.path(name))
+        self._retry(create, name)
         return self.read(name) == data
 
     def remove(self, name: str) -> None:
         """Delete an object, if it exists."""
-        fs, path = self._open()
-
-        def attempt() -> None:
-            with suppress(FileNotFoundError):
-                fs.rm_file(f"{path}/{name}")
-
-        retrying(attempt, self.path(name))
+        with suppress(FileNotFoundError):
+            self._retry(lambda fs, path: fs.rm_file(path), name)
 
     def remove_all(self) -> None:
         """Delete every object below the folder."""
-        fs, path = self._open()
-
-        def attempt() -> None:
-            with suppress(FileNotFoundError):
-                fs.rm(path, recursive=True)
-
-        retrying(attempt, self.url)
+        with suppress(FileNotFoundError):
+            self._retry(lambda fs, path: fs.rm(path, recursive=True))
 
     def sweep(self, done: Container[str]) -> None:
         """Remove unfinished local files of killed writers: those of names in `done`, which are published, and old ones."""
         fs, path = self._open()
         if atomic.is_local(fs):
             atomic.sweep(path, done)
+
+    def _open(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        return filesystem(self.url, self.options)
+
+    def _retry(self, request: Callable[[fsspec.AbstractFileSystem, str], T], name: str = "") -> T:
+        """The answer to a request about an object, or about the folder itself."""
+        fs, path = self._open()
+        place, url = (f"{path}/{name}", self.path(name)) if name else (path, self.url)
+        return retrying(lambda: request(fs, place), url)
 
 
 def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:

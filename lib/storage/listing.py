@@ -12,7 +12,7 @@ from fsspec.utils import glob_translate
 
 from ..errors import StorageError, UsageError
 from . import atomic
-from .filesystem import filesystem, has_buckets
+from .filesystem import filesystem, has_bucket
 from .folder import Folder
 from .retry import retrying
 
@@ -22,8 +22,7 @@ WILDCARDS = "*?["
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a corpus as it was listed: `name` is its path below the input, `size` in bytes, `tag` its etag or
-    modification time."""
+    """One file of a corpus as it was listed. name: its path below the input; size: bytes; tag: its etag or modification time."""
 
     path: str
     name: str
@@ -39,11 +38,13 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     """
     fs, path = filesystem(url, options)
     scope = _Scope(path)
-    if has_buckets(fs):
+    if has_bucket(url):
         Folder(url, dict(options)).probe()
-    entries = retrying(lambda: _entries(fs, scope), url)
-    matches = [(place, entry) for place, entry in entries.items() if _is_file(place, entry) and scope.contains(place)]
-    files = [InputFile(fs.unstrip_protocol(p), scope.name(p), entry["size"], _tag(entry)) for p, entry in matches]
+    files = []
+    for place, entry in retrying(lambda: _entries(fs, scope), url).items():
+        # Consoles make an empty object that ends in `/` for a folder.
+        if entry["type"] == "file" and not place.endswith("/") and scope.contains(place):
+            files.append(InputFile(fs.unstrip_protocol(place), scope.name(place), entry["size"], _tag(entry)))
     return sorted(files, key=lambda file: file.path)
 
 
@@ -84,14 +85,11 @@ class _Scope:
         below = place == self.root or place.startswith(f"{self.root.rstrip('/')}/")
         if not below or any(part.startswith(HIDDEN) for part in self.name(place).split("/")):
             return False
-        return self.pattern is None or any(map(self.pattern.match, _upwards(place, self.root)))
-
-
-def _upwards(place: str, root: str) -> Iterator[str]:
-    """The place and the folders above it that are below the root."""
-    while len(place) > len(root):
-        yield place
-        place = place.rpartition("/")[0]
+        while self.pattern and len(place) > len(self.root):
+            if self.pattern.match(place):
+                return True
+            place = place.rpartition("/")[0]
+        return self.pattern is None
 
 
 def _entries(fs: fsspec.AbstractFileSystem, scope: _Scope) -> dict[str, dict[str, Any]]:
@@ -145,8 +143,3 @@ def _tag(entry: Mapping[str, Any]) -> str:
         if entry.get(key):
             return str(entry[key]).strip('"')
     return ""
-
-
-def _is_file(place: str, entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is a file: not a folder, nor the empty object ending in `/` that consoles make for one."""
-    return entry["type"] == "file" and not place.endswith("/")

@@ -81,8 +81,6 @@ def _transient_reason(error: Exception, seconds: float) -> str:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a reader's error is about the data, which no retry changes, and not about the disk or the network.
-
-    pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot parse.
-    """
+    """Whether a reader's error is about the data, which no retry changes, and not about the disk or the network."""
+    # pyarrow raises its own classes, or a plain OSError without errno, for bytes that it cannot parse.
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
