@@ -66,12 +66,17 @@ class Note:
 def line_chart(
     curves: Sequence[Curve], x_label: str, best: Note | None = None, notes: Sequence[Note] = (), x_scale: str = "linear"
 ) -> str:
-    """Draw curves, one highlighted point, and notes above other points.
+    """Draw curves, one highlighted point, and notes above other points. x_scale: "linear" for whole numbers, or "log"."""
+    from matplotlib.ticker import LogLocator
 
-    x_scale: "linear" for whole numbers, as steps, or "log".
-    """
     with _figure(HEIGHT) as (figure, axes):
-        _scale(axes, x_scale)
+        axes.set_xscale(x_scale)
+        if x_scale == "log":
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         for curve in curves:
             x, y = thin(curve.x, curve.y)
             style = {"color": curve.colour, "linewidth": 1.0 if curve.colour == FAINT else 1.6, "clip_on": False}
@@ -105,8 +110,7 @@ def bar_chart(bars: Sequence[Bar], limit: float) -> str:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Keep at most `points` of the points: both ends, and of each stretch the lowest and the highest, so that no peak is
-    lost."""
+    """Keep at most `points` of the points: both ends, and of each stretch the lowest and the highest: no peak is lost."""
     if len(x) <= points:
         return x, y
     edges = np.linspace(1, len(x) - 1, (points - 2) // 2 + 1).astype(int)
@@ -127,7 +131,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Any, Any]]:
-    """Open an empty chart of WIDTH. Only here is matplotlib imported: it takes a second."""
+    """Open an empty chart of WIDTH. matplotlib is imported for the first chart: it takes a second."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -135,18 +139,6 @@ def _figure(height: float) -> Iterator[tuple[Any, Any]]:
         warnings.simplefilter("ignore")  # a name in letters that DejaVu lacks: the reader's browser has them
         figure = Figure(figsize=(WIDTH, height))
         yield figure, figure.subplots()
-
-
-def _scale(axes: Any, x_scale: str) -> None:
-    from matplotlib.ticker import LogLocator
-
-    axes.set_xscale(x_scale)
-    if x_scale == "log":
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-    else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _annotate(axes: Any, note: Note, offset: tuple[float, float], side: str, **style: Any) -> None:

@@ -1,21 +1,20 @@
 """Command-line options made from frozen dataclasses: an option is declared once, as a field with its help.
 
-A field's name gives the option's name, its type the values, its default the default. `Literal` becomes a choice,
-`tuple[str, ...]` a list by commas (with `many` a repeated option, with `rest` the words after --), `bool` a flag. A field
-whose type is a dataclass is a group: its fields are options of the command like any other, so configs are composed of groups
-and no option is declared twice.
+A field's name gives the option's name, its type the values, its default the default. `Literal` becomes a choice, `tuple[str, ...]`
+a list by commas (with `many` a repeated option, with `rest` the words after --), `bool` a flag. A field whose type is a dataclass
+is a group: its fields are options of the command like any other, so configs are composed of groups and no option is declared twice.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
-from ..errors import ShoalError, UsageError
+from ..errors import ShoalError
 
 C = TypeVar("C")
 
@@ -35,10 +34,9 @@ def configure(config: type[C], **values: Any) -> C:
 
     Raises TypeError for a name that is no option of the config, or a required one that is missing.
     """
-    composed, rest = _compose(config, values)
-    if rest:
+    if rest := values.keys() - {each.name for each, _ in _declared(config)}:
         raise TypeError(f"{config.__name__} has no option {', '.join(sorted(rest))}")
-    return composed
+    return _compose(config, values)
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -50,19 +48,23 @@ def flat(config: Any) -> dict[str, Any]:
     return values
 
 
-def _is_group(hint: Any) -> TypeGuard[type]:
-    return isinstance(hint, type) and is_dataclass(hint)
-
-
-def _compose(config: type[C], values: dict[str, Any]) -> tuple[C, dict[str, Any]]:
-    """The config, and the values that it did not take."""
-    hints, arguments, rest = get_type_hints(config), {}, dict(values)
+def _compose(config: type[C], values: Mapping[str, Any]) -> C:
+    hints, arguments = get_type_hints(config), {}
     for each in fields(config):  # type: ignore[arg-type]
-        if _is_group(hints[each.name]):
-            arguments[each.name], rest = _compose(hints[each.name], rest)
-        elif each.name in rest:
-            arguments[each.name] = rest.pop(each.name)
-    return config(**arguments), rest
+        if is_dataclass(hints[each.name]):
+            arguments[each.name] = _compose(hints[each.name], values)
+        elif each.name in values:
+            arguments[each.name] = values[each.name]
+    return config(**arguments)
+
+
+def _declared(config: Any) -> list[tuple[Field, Any]]:
+    """The options of a config and of its groups, in order of declaration, with their types."""
+    hints, options = get_type_hints(config), []
+    for each in fields(config):
+        hint = hints[each.name]
+        options += _declared(hint) if is_dataclass(hint) else [(each, hint)]
+    return options
 
 
 class Words(click.ParamType):
@@ -90,15 +92,12 @@ def command(config: type[C], name: str, epilog: str) -> Callable[[Callable[[C], 
                 click.echo(f"error: {error}", err=True)
                 context.exit(error.exit_code)
 
+        required_first = sorted(_declared(config), key=lambda pair: pair[0].default is not MISSING)
+        params = [_option(field, hint) for field, hint in required_first]
         settings = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+        texts: Any = {"help": run.__doc__, "epilog": epilog}
         return click.Command(
-            name,
-            callback=main,
-            params=[_option(field, hint) for field, hint in _fields(config)],
-            help=run.__doc__,
-            epilog=epilog,
-            no_args_is_help=True,
-            context_settings=settings,
+            name, callback=main, params=params, no_args_is_help=True, context_settings=settings, **texts
         )
 
     return decorate
@@ -118,19 +117,6 @@ def _show_messages() -> None:
     logger.propagate = False
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
         logger.addHandler(_Stderr())
-
-
-def _fields(config: type) -> list[tuple[Field, Any]]:
-    """The options of a config and of its groups: required ones first, then in order of declaration."""
-    return sorted(_declared(config), key=lambda pair: pair[0].default is not MISSING)
-
-
-def _declared(config: type) -> list[tuple[Field, Any]]:
-    hints, options = get_type_hints(config), []
-    for each in fields(config):
-        hint = hints[each.name]
-        options += _declared(hint) if _is_group(hint) else [(each, hint)]
-    return options
 
 
 def _option(field: Field, hint: Any) -> click.Parameter:
@@ -155,8 +141,4 @@ def _type(field: Field, hint: Any) -> Any:
         return click.Choice(get_args(hint))
     if get_origin(hint) is tuple:
         return Words()
-    if hint is int and "min" in field.metadata:
-        return click.IntRange(min=field.metadata["min"])
-    if hint not in (str, int, float):
-        raise UsageError(f"no option type for {field.name}: {hint}")
-    return hint
+    return click.IntRange(min=field.metadata["min"]) if hint is int and "min" in field.metadata else hint

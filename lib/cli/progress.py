@@ -20,9 +20,8 @@ STAGES = ("read", "tokenise", "encode", "write")
 class LiveLine:
     """One line about a run, which a thread redraws on a terminal and repeats in a log.
 
-    text: returns the line. fraction: returns the share of the run that is done. stream: the terminal or the log; the
-    standard error of the moment by default. On a terminal, what the process writes to the standard error meanwhile
-    scrolls above the bar.
+    text: returns the line. fraction: returns the share of the run that is done. stream: the terminal or the log; the standard error
+    of the moment by default. On a terminal, what the process writes to the standard error meanwhile scrolls above the bar.
     """
 
     text: Callable[[], str]
@@ -33,7 +32,8 @@ class LiveLine:
 
     def start(self) -> None:
         stream = self.stream or sys.stderr
-        draw = self._draw_bar if _is_terminal(stream) else self._write_lines
+        redraws = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        draw = self._draw_bar if redraws else self._write_lines
         self._ended.clear()
         self._thread = threading.Thread(target=draw, args=(stream,), daemon=True)
         self._thread.start()
@@ -58,21 +58,14 @@ class LiveLine:
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),  # the room that the text leaves
         )
-        # soft_wrap: a long message stays one line, so that a path in it can be copied. The results go to the standard
-        # output, which may be a file: it stays as it is.
+        # soft_wrap: a path in a long message can be copied. redirect_stdout: the results go there, perhaps to a file.
         console = Console(file=stream, soft_wrap=True)
-        with Progress(
-            *columns, console=console, auto_refresh=False, transient=True, expand=True, redirect_stdout=False
-        ) as bar:
+        shape: Any = {"auto_refresh": False, "transient": True, "expand": True, "redirect_stdout": False}
+        with Progress(*columns, console=console, **shape) as bar:
             console.show_cursor(True)  # a driver that is killed leaves the terminal with its cursor
             task = bar.add_task(self.text(), total=1.0)
             while not self._ended.wait(LIVE_SECONDS):
                 bar.update(task, completed=self.fraction(), description=self.text(), refresh=True)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    """Return whether lines of the stream can be redrawn."""
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 @dataclass
@@ -121,12 +114,10 @@ class Progress:
         elapsed = max(time.monotonic() - self.began, 1e-9)
         finished = self.done - self.resumed
         left = (self.shards - self.done) * elapsed / finished if finished else None
-        parts = [
-            f"{self.done}/{self.shards} shards",
-            f"{self.rows / elapsed:,.0f} rows/s",
-            *([f"{self.tokens / elapsed:,.0f} tokens/s"] if self.tokens else []),
-            f"ETA {format_duration(left) if left is not None else '?'}",
-        ]
+        parts = [f"{self.done}/{self.shards} shards", f"{self.rows / elapsed:,.0f} rows/s"]
+        if self.tokens:
+            parts.append(f"{self.tokens / elapsed:,.0f} tokens/s")
+        parts.append(f"ETA {format_duration(left) if left is not None else '?'}")
         if self.errors:
             parts.append(f"{self.errors:,} bad rows kept")
         if self.failures:

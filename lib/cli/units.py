@@ -19,7 +19,7 @@ def format_bytes(size: float) -> str:
     """Write bytes as MiB, or as GiB where they are more than one."""
     if size < 2**30:
         return f"{size / 2**20:,.1f} MiB"
-    return f"{size / 2**30:,.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:,.0f} GiB"
+    return f"{size / 2**30:,.{2 if size < 100 * 2**30 else 0}f} GiB"
 
 
 def format_duration(seconds: float) -> str:
