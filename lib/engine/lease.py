@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import gcd
@@ -47,16 +47,12 @@ class ShardSlice:
     def meets(self, other: "ShardSlice") -> bool:
         """Whether some shard is in both."""
         step = gcd(self.of, other.of)
-        return not {n % step for n in self._numbers()}.isdisjoint(n % step for n in other._numbers())
-
-    def _numbers(self) -> range:
-        return range(self.first, self.last + 1)
+        own, others = ({n % step for n in range(each.first, each.last + 1)} for each in (self, other))
+        return not own.isdisjoint(others)
 
     def __str__(self) -> str:
-        if self == ALL:
-            return "the whole"
         span = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
-        return f"slice {span}/{self.of}"
+        return "the whole" if self == ALL else f"slice {span}/{self.of}"
 
 
 ALL = ShardSlice()
@@ -74,13 +70,13 @@ def parse_slice(text: str | None) -> ShardSlice:
 
 
 @contextmanager
-def hold_lease(run: Folder, shard_slice: ShardSlice) -> Iterator[Callable[[], None]]:
+def hold_lease(run: Folder, shard_slice: ShardSlice = ALL) -> Iterator[Callable[[], None]]:
     """Hold the lease of a slice while the block runs; yields a function that raises RunError once another driver has it.
 
-    Raises RunError when a living driver holds a lease of some of the same shards. The lease of a dead driver ends after some
-    DEAD seconds.
+    Raises RunError when a living driver holds a lease of some of the same shards. A dead driver's lease ends after DEAD seconds.
     """
-    lease = _take(_quick(run.below(HOLDERS)), shard_slice)
+    lease = _Lease(run, shard_slice)
+    lease.take()
     beating = threading.Thread(target=lease.beat, name="lease", daemon=True)
     beating.start()
     try:
@@ -90,28 +86,81 @@ def hold_lease(run: Folder, shard_slice: ShardSlice) -> Iterator[Callable[[], No
         beating.join(2 * BEAT)  # it may hang in a store that is away; then the lease dies with the process
 
 
-def _quick(folder: Folder) -> Folder:
-    """The folder with timeouts well under DEAD: one connection that hangs must not look like a death."""
-    is_s3 = folder.url.startswith(("s3://", "s3a://"))
-    return replace(folder, options=PROBE_OPTIONS | folder.options) if is_s3 else folder
-
-
 class _Lease:
-    def __init__(self, folder: Folder, shard_slice: ShardSlice, generation: int):
-        self.folder, self.shard_slice, self.generation = folder, shard_slice, generation
-        self.name = _name(shard_slice, generation)
-        self.key = uuid.uuid4().hex  # a later driver's object may have the same name
-        self.beats = 0
-        self.lost = False
-        self.ended = threading.Event()
+    """This driver's object among the holders of a run. generation: its number."""
 
-    def words(self) -> bytes:
-        return json.dumps(_self() | {"key": self.key, "beat": self.beats}).encode()
+    def __init__(self, run: Folder, shard_slice: ShardSlice):
+        self.run, self.shard_slice, self.generation, self.beats = run, shard_slice, 0, 0
+        self.key = uuid.uuid4().hex  # a later driver's object may have the same name
+        self.lost, self.ended = False, threading.Event()
+        self.folder = run.below(HOLDERS)
+        if run.url.startswith(
+            ("s3://", "s3a://")
+        ):  # a connection that hangs must not look like a death: timeouts under DEAD
+            self.folder = replace(self.folder, options=PROBE_OPTIONS | run.options)
+
+    def take(self) -> None:
+        """Create the object when no driver of some of the same shards is alive. Raises RunError where one is."""
+        while True:
+            holders = self.holders()
+            self.wait_until_dead(holders)
+            numbers = [number for other, number in holders.values() if other == self.shard_slice]
+            self.generation = 1 + max(numbers, default=-1)
+            if not self.claim():
+                continue  # another was as quick, and will be seen to live
+            if rivals := self.holders().keys() - holders.keys() - {self.name()}:
+                self.remove()
+                if self.name() > min(rivals):
+                    about = f"some of {self.shard_slice} of {self.run.url}"
+                    raise RunError(f"another driver has begun at the same moment with {about}")
+                continue  # it gives way, or has been at work before us
+            for name in holders:
+                self.folder.remove(name)
+            self.folder.sweep(done={*holders, self.name()})
+            return
+
+    def name(self, later: int = 0) -> str:
+        """The name of the object, or of that of a later driver."""
+        own = self.shard_slice
+        return f"{own.first}-{own.last}-of-{own.of}-{self.generation + later:04d}.json"
+
+    def holders(self) -> dict[str, tuple[ShardSlice, int]]:
+        """Leases of some of the same shards: by name, the slice and number of each."""
+        holders = {}
+        for name in self.folder.list():
+            first, last, of, generation = map(int, re.findall(r"\d+", name))
+            holders[name] = ShardSlice(first, last, of), generation
+        return {name: holding for name, holding in holders.items() if holding[0].meets(self.shard_slice)}
+
+    def wait_until_dead(self, holders: Mapping[str, tuple[ShardSlice, int]]) -> None:
+        """Return when none of these holders is alive. Raises RunError for one that is."""
+        seen = {name: words for name in holders if (words := self.folder.read_json(name)) and not _has_ended(words)}
+        if seen:
+            who = _who(next(iter(seen.values())))
+            log.info(f"held by {who}: waiting for some {DEAD:.0f} s to see whether it is alive")
+        for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
+            if not seen:
+                return
+            time.sleep(LOOK)
+            for name, words in list(seen.items()):
+                now = self.folder.read_json(name)
+                if now is None:
+                    del seen[name]
+                elif now != words:
+                    raise RunError(
+                        f"{holders[name][0]} of {self.run.url} is held by {_who(now)}, which is at work. Wait for it, end it, or "
+                        "take another --slice or --output"
+                    )
+
+    def claim(self) -> bool:
+        with suppress(FileNotFoundError):  # it was another's, who has ended since
+            return self.folder.claim(self.name(), self.words())
+        return False
 
     def check(self) -> None:
         if self.lost:
             raise RunError(
-                f"another driver has taken over {self.shard_slice} of {_run(self.folder)}: nothing was heard of this one for "
+                f"another driver has taken over {self.shard_slice} of {self.run.url}: nothing was heard of this one for "
                 f"{DEAD:.0f} s. What it did is kept; the other goes on"
             )
 
@@ -119,97 +168,24 @@ class _Lease:
         """Rewrite the object until the lease ends, and remove it then. After an error the next beat tries again."""
         while not self.ended.wait(BEAT) and not self.lost:
             with suppress(Exception):
-                self.lost = not self.is_mine() or self.folder.exists(_name(self.shard_slice, self.generation + 1))
+                self.lost = not self.is_mine() or self.folder.exists(self.name(later=1))
                 self.beats += 1
                 if not self.lost and not self.ended.is_set():
-                    self.folder.publish(self.name, self.words())
+                    self.folder.publish(self.name(), self.words())
         with suppress(Exception):
             self.remove()
 
-    def is_mine(self) -> bool:
-        stored = _read(self.folder, self.name)
-        return stored is not None and stored["key"] == self.key
-
     def remove(self) -> None:
         if self.is_mine():
-            self.folder.remove(self.name)
+            self.folder.remove(self.name())
 
+    def is_mine(self) -> bool:
+        stored = self.folder.read_json(self.name())
+        return stored is not None and stored["key"] == self.key
 
-def _take(folder: Folder, shard_slice: ShardSlice) -> _Lease:
-    while True:
-        holders = _holders(folder, shard_slice)
-        _wait_until_dead(folder, holders)
-        generation = 1 + max((number for other, number in holders.values() if other == shard_slice), default=-1)
-        lease = _Lease(folder, shard_slice, generation)
-        if not _claim(lease):
-            continue  # another was as quick, and will be seen to live
-        if rivals := _holders(folder, shard_slice).keys() - holders.keys() - {lease.name}:
-            lease.remove()
-            if lease.name > min(rivals):
-                raise RunError(
-                    f"another driver has begun at the same moment with some of {shard_slice} of {_run(folder)}"
-                )
-            continue  # it gives way, or has been at work before us
-        for name in holders:
-            folder.remove(name)
-        folder.sweep(done={*holders, lease.name})
-        return lease
-
-
-def _claim(lease: _Lease) -> bool:
-    with suppress(FileNotFoundError):  # it was another's, who has ended since
-        return lease.folder.claim(lease.name, lease.words())
-    return False
-
-
-def _wait_until_dead(folder: Folder, holders: dict[str, tuple[ShardSlice, int]]) -> None:
-    """Return when none of these holders is alive. Raises RunError for one that is."""
-    seen = {name: words for name in holders if (words := _read(folder, name)) and not _ended(words)}
-    if seen:
-        who = _who(next(iter(seen.values())))
-        log.info(f"held by {who}: waiting for some {DEAD:.0f} s to see whether it is alive")
-    for _ in range(round(DEAD / LOOK)):  # looks that were answered: while the store is away nobody can beat
-        if not seen:
-            return
-        time.sleep(LOOK)
-        for name, words in list(seen.items()):
-            now = _read(folder, name)
-            if now is None:
-                del seen[name]
-            elif now != words:
-                raise RunError(
-                    f"{holders[name][0]} of {_run(folder)} is held by {_who(now)}, which is at work. Wait for it, end it, or "
-                    "take another --slice or --output"
-                )
-
-
-def _run(folder: Folder) -> str:
-    return folder.url.removesuffix("/" + HOLDERS)
-
-
-def _holders(folder: Folder, shard_slice: ShardSlice) -> dict[str, tuple[ShardSlice, int]]:
-    """Leases of some of the same shards: by name, the slice and number of each."""
-    parsed = {name: _parsed(name) for name in folder.list()}
-    return {name: holding for name, holding in parsed.items() if holding[0].meets(shard_slice)}
-
-
-def _name(shard_slice: ShardSlice, generation: int) -> str:
-    return f"{shard_slice.first}-{shard_slice.last}-of-{shard_slice.of}-{generation:04d}.json"
-
-
-def _parsed(name: str) -> tuple[ShardSlice, int]:
-    first, last, _, of, generation = name.removesuffix(".json").split("-")
-    return ShardSlice(int(first), int(last), int(of)), int(generation)
-
-
-def _read(folder: Folder, name: str) -> dict[str, Any] | None:
-    with suppress(FileNotFoundError):
-        return json.loads(folder.read(name))
-    return None
-
-
-def _self() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "processes": _processes(), "pid": os.getpid()}
+    def words(self) -> bytes:
+        about = {"host": socket.gethostname(), "processes": _processes(), "pid": os.getpid()}
+        return json.dumps(about | {"key": self.key, "beat": self.beats}).encode()
 
 
 def _processes() -> str:
@@ -219,18 +195,15 @@ def _processes() -> str:
     return socket.gethostname()
 
 
-def _ended(words: dict[str, Any]) -> bool:
+def _has_ended(words: Mapping[str, Any]) -> bool:
     """Whether the process ran on this machine and has ended; for another machine only waiting can tell."""
-    if words["processes"] != _processes():
-        return False
-    try:
-        os.kill(words["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
+    if words["processes"] == _processes():
+        try:
+            os.kill(words["pid"], 0)
+        except OSError as error:  # PermissionError: it is another user's, and lives
+            return isinstance(error, ProcessLookupError)
     return False
 
 
-def _who(words: dict[str, Any]) -> str:
+def _who(words: Mapping[str, Any]) -> str:
     return f"process {words['pid']} on {words['host']}"
