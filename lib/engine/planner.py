@@ -1,9 +1,16 @@
-"""Planners: how a run gets its shards when its folder has no plan yet, and when its input has grown."""
+"""Planners: how a run gets its shards when its folder has no plan yet, and when its input has grown.
+
+    describe     the part of a new run's config that the input decides: `columns`, `id_column`, `shard_rows`
+    plan         the shards of a run that has none (PLAN_SCHEMA)
+    extension    more shards, where the input has grown since the plan was made; None where it has not
+
+`workers` are resolved before a plan is made, so that a cluster without room is refused before the work on the plan.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,36 +20,12 @@ from ..errors import InputError
 from .workers import WorkerRequest
 
 
-class Planner(Protocol):
-    """The source of a run's shards."""
-
-    @property
-    def workers(self) -> WorkerRequest:
-        """Resolved before a plan is made, so that a cluster without room is refused before the work on the plan."""
-        ...
-
-    def check(self) -> None:
-        """Raise InputError when the input cannot be listed."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """The part of a new run's config that the input decides: `columns`, `id_column`, `shard_rows`."""
-        ...
-
-    def plan(self, run_config: Mapping[str, Any]) -> pa.Table:
-        """The shards of a run that has none, PLAN_SCHEMA."""
-        ...
-
-    def extension(self, run_config: Mapping[str, Any], planned: pa.Table) -> pa.Table | None:
-        """More shards, where the input has grown since the plan was made. Raises InputError where it has changed."""
-        ...
-
-
 @dataclass(frozen=True)
 class CorpusPlanner:
     """Plans the rows of a corpus. shard_rows: rows a shard by default, of the corpus and the most workers there can be.
 
-    Raises InputError for a corpus without rows, without readable files, or with a planned file that has changed.
+    Raises InputError for a corpus that cannot be listed, without rows, without readable files, or with a planned file that has
+    changed.
     """
 
     options: RowOptions
@@ -60,11 +43,7 @@ class CorpusPlanner:
         return measure(self.files, self.options, self.storage, self.strict)
 
     def rows_of_shard(self) -> int:
-        """Rows a shard: of the options, else by default, which depends on the workers."""
         return self.options.shard_rows or self.shard_rows(self.corpus, self.workers.resolve().maximum)
-
-    def check(self) -> None:
-        _ = self.files
 
     def describe(self) -> dict[str, Any]:
         corpus = self.corpus
@@ -72,11 +51,8 @@ class CorpusPlanner:
             raise InputError(f"no file at {self.options.input} can be read; the first: {corpus.measures[0]}")
         if not corpus.rows:
             raise InputError(f"{self.options.input} has no rows")
-        return {
-            "columns": schema_text(corpus.schema),
-            "id_column": corpus.id_column,
-            "shard_rows": self.rows_of_shard(),
-        }
+        columns = schema_text(corpus.schema)
+        return {"columns": columns, "id_column": corpus.id_column, "shard_rows": self.rows_of_shard()}
 
     def plan(self, run_config: Mapping[str, Any]) -> pa.Table:
         planned = cut_shards(self.corpus, run_config["shard_rows"])
@@ -117,14 +93,14 @@ class FixedPlanner:
         self.workers.resolve()
         return self.make()
 
-    def check(self) -> None:
-        """Nothing is listed."""
-
     def describe(self) -> dict[str, Any]:
         return {"columns": schema_text(self._plan_and_columns[1]), "id_column": None, "shard_rows": 0}
 
     def plan(self, run_config: Mapping[str, Any]) -> pa.Table:
         return self._plan_and_columns[0]
 
-    def extension(self, run_config: Mapping[str, Any], planned: pa.Table) -> pa.Table | None:
+    def extension(self, run_config: Mapping[str, Any], planned: pa.Table) -> None:
         return None
+
+
+Planner = CorpusPlanner | FixedPlanner

@@ -28,9 +28,9 @@ from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
 from .parts import FOOTER_THREADS, MANIFEST, RUN, Part, parquet_bytes, read_footer, read_manifest, write_manifest
 from .planner import Planner
-from .run_config import check_same_settings, create_run_config, read_run_config
 
 QUARANTINE, PLAN = "_quarantine.json", "_plan-{:04d}.parquet"
+MAX_LETTERS = 200  # of a value in an error message
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Run:
 
         Raises RunError when the folder holds a run with other settings, InputError when a planned file has changed.
         """
-        planner.check()
         run_config = read_run_config(folder)
         if run_config is None:
-            _refuse_stray_parts(folder)
-            new = {"settings": settings, "about": about} | planner.describe()
-            run_config = create_run_config(folder, new)
+            if stray := folder.list("part-"):
+                raise RunError(
+                    f"{folder.url} holds {len(stray)} parts but no {RUN}: it is not a run of this job, or a damaged one. "
+                    "Choose an empty --output"
+                )
+            run_config = create_run_config(folder, {"settings": settings, "about": about} | planner.describe())
         check_same_settings(folder, run_config["settings"], settings)
         plans = list(_plans(folder))
         if not plans:
@@ -69,12 +71,37 @@ class Run:
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
         return shards(self.plan, numbers)
 
-    def part_name(self, shard: Shard) -> str:
-        """The name that only the settings and the shard decide: late, doubled and retried writers overwrite each other."""
-        return f"part-{shard.number:06d}-{fingerprint(self.run_config['key'], shard.key)}.parquet"
-
     def part_names(self) -> dict[int, str]:
-        return {shard.number: self.part_name(shard) for shard in self.shards()}
+        """Names that only the settings and the shard decide: late, doubled and retried writers overwrite each other."""
+        key = self.run_config["key"]
+        return {each.number: f"part-{each.number:06d}-{fingerprint(key, each.key)}.parquet" for each in self.shards()}
+
+
+def read_run_config(folder: Folder) -> dict[str, Any] | None:
+    """The run config of a folder; None where there is no run."""
+    return folder.read_json(RUN)
+
+
+def create_run_config(folder: Folder, run_config: dict[str, Any]) -> dict[str, Any]:
+    """Create _run.json unless another driver was first; the stored one counts. `key` is added: it names the parts."""
+    key = fingerprint(run_config["settings"], digits=16)
+    folder.claim(RUN, json.dumps(run_config | {"key": key}, indent=1, sort_keys=True).encode())
+    return folder.read_json(RUN)
+
+
+def check_same_settings(folder: Folder, stored: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Raises RunError that spells out the difference, when the folder holds a run with other settings."""
+    requested = json.loads(json.dumps(requested))
+    differing = [name for name in sorted({*stored, *requested}) if stored.get(name) != requested.get(name)]
+    if differing:
+        values = [(name, _short(stored.get(name)), _short(requested.get(name))) for name in differing]
+        difference = "; ".join(f"{name}: there {old}, asked {new}" for name, old, new in values)
+        raise RunError(f"{folder.url} holds another run ({difference}). Choose a new --output, or ask for the same")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]}... ({len(text):,} letters)"
 
 
 def read_plan(folder: Folder) -> tuple[pa.Table, pa.Schema]:
@@ -96,8 +123,7 @@ def audit(run: Run, known: Mapping[int, Part]) -> list[Part]:
     Raises RunError naming what is missing, or a part whose rows are not those planned.
     """
     sizes, names = run.folder.list(), run.part_names()
-    absent = [number for number, name in names.items() if name not in sizes]
-    if absent:
+    if absent := [number for number, name in names.items() if name not in sizes]:
         raise RunError(
             f"{len(absent)} of {len(names)} shards have no part: {absent[:10]}. Start the same command again"
         )
@@ -108,7 +134,11 @@ def audit(run: Run, known: Mapping[int, Part]) -> list[Part]:
         footers = threads.map(lambda n: read_footer(run.folder, n, names[n], sizes[names[n]]), unknown)
         parts = known | dict(zip(unknown, footers, strict=True))
     ordered = [parts[number] for number in names]
-    _check_rows(run, ordered)
+    for shard, part in zip(run.shards(), ordered, strict=True):
+        if shard.rows not in (-1, part.source_rows):
+            raise RunError(
+                f"{part.part} is of {part.source_rows} rows, the plan of {shard.rows}. Delete it, start again"
+            )
     write_manifest(run.folder, ordered)
     run.folder.sweep(done={*sizes, MANIFEST})
     return ordered
@@ -117,17 +147,13 @@ def audit(run: Run, known: Mapping[int, Part]) -> list[Part]:
 def write_quarantine(folder: Folder, reasons: Mapping[int, str], elsewhere: Container[int] = ()) -> None:
     """Write the reasons of shards that were given up on, beside those that other drivers wrote of shards missing elsewhere."""
     own = {str(number): reason for number, reason in reasons.items()}
-    stored = _quarantine(folder)
+    stored = folder.read_json(QUARANTINE) or {}
     while stored or own:
         others = {number: reason for number, reason in stored.items() if int(number) in elsewhere}
         folder.publish(QUARANTINE, json.dumps(others | own, indent=1).encode())
-        stored = _quarantine(folder)  # another slice may have ended in the same moment
+        stored = folder.read_json(QUARANTINE) or {}  # another slice may have ended in the same moment
         if own.items() <= stored.items():
             return
-
-
-def _quarantine(folder: Folder) -> dict[str, str]:
-    return json.loads(folder.read(QUARANTINE)) if folder.exists(QUARANTINE) else {}
 
 
 def _plans(folder: Folder) -> Iterator[pa.Table]:
@@ -141,21 +167,3 @@ def _create_plan(folder: Folder, number: int, plan: pa.Table) -> pa.Table:
     name = PLAN.format(number)
     folder.claim(name, parquet_bytes(plan))
     return pq.read_table(pa.BufferReader(folder.read(name)))
-
-
-def _refuse_stray_parts(folder: Folder) -> None:
-    stray = folder.list("part-")
-    if stray:
-        raise RunError(
-            f"{folder.url} holds {len(stray)} parts but no {RUN}: it is not a run of this job, or a damaged one. "
-            "Choose an empty --output"
-        )
-
-
-def _check_rows(run: Run, parts: Sequence[Part]) -> None:
-    """A shard of known length must have been read whole."""
-    for shard, part in zip(run.shards(), parts, strict=True):
-        if shard.rows not in (-1, part.source_rows):
-            raise RunError(
-                f"{part.part} is of {part.source_rows} rows, the plan of {shard.rows}. Delete it, start again"
-            )

@@ -12,7 +12,7 @@ from typing import Any
 from ..cli.options import flat
 from ..engine.lease import ALL, hold_lease
 from ..engine.nodes import largest_node, parse_labels
-from ..engine.run_config import check_same_settings, create_run_config, read_run_config
+from ..engine.run import check_same_settings, create_run_config, read_run_config
 from ..engine.workers import WorkerPlan, WorkerRequest, connect_for, require_explicit_sizes
 from ..errors import UsageError
 from ..storage import directory

@@ -13,8 +13,7 @@ from ...engine.job import Job, refuse_nested, require_complete, run_job, stage_f
 from ...engine.mapper import FusedMapper
 from ...engine.parts import Part
 from ...engine.planner import FixedPlanner, Planner
-from ...engine.run import Run
-from ...engine.run_config import check_same_settings, create_run_config, read_run_config
+from ...engine.run import Run, check_same_settings, create_run_config, read_run_config
 from ...engine.workers import CpuWorkerOptions, WorkerOptions, WorkerPlan, WorkerRequest
 from ...errors import InputError, UsageError
 from ...storage.filesystem import StorageOptions, absolute, filesystem

@@ -15,8 +15,7 @@ from ...engine.executor import Outcome
 from ...engine.job import Job, require_complete, run_job, stage_folder
 from ...engine.parts import Part
 from ...engine.planner import FixedPlanner
-from ...engine.run import Run
-from ...engine.run_config import read_run_config
+from ...engine.run import Run, read_run_config
 from ...engine.workers import WorkerOptions, WorkerPlan, WorkerRequest
 from ...errors import RunError
 from ...reranking import job as rerank_job

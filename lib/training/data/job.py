@@ -23,8 +23,7 @@ from ...engine.actor_pool import shared_pool
 from ...engine.job import Job, even_rows, require_complete, run_job
 from ...engine.parts import parquet_bytes, read_facts
 from ...engine.planner import CorpusPlanner, FixedPlanner
-from ...engine.run import Run
-from ...engine.run_config import check_same_settings, create_run_config, read_run_config
+from ...engine.run import Run, check_same_settings, create_run_config, read_run_config
 from ...engine.shuffle import MAX_RANGES, bucket_plan
 from ...engine.workers import CpuWorkerOptions, WorkerPlan, WorkerRequest
 from ...errors import UsageError
