@@ -136,7 +136,7 @@ def measure(actors: int, at_once: int, asleep: int) -> Costs:
         object_store_memory=2**28,
     )
     connect()
-    workers = WorkerPlan(actors, actors, actors, threads=1, cpus=0.01, gpus=1.0, task_cpus=1.0)
+    workers = WorkerPlan(actors, actors, actors, cores=1, cpus=0.01, gpus=1.0, task_cpus=1.0)
     turns: list[Turn] = []
     with tempfile.TemporaryDirectory() as root, watched(turns):
         folder = Folder(root)

@@ -61,8 +61,7 @@ class ResolvedEmbedding:
         return Job(
             label=f"{self.encoder.spec.name} ({self.encoder.spec.dim} dims)",
             settings=settings(self.config, self.encoder),
-            mapper=self.mapper,
-            calibrate=_calibrated,
+            mapper=lambda run, workers: _calibrated(self.mapper(run, workers), run, workers),
             model=self.encoder.spec.name,
             shard_slice=parse_slice(self.config.run.slice),
         )

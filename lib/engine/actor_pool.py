@@ -5,20 +5,16 @@ before it. This module decides which actors exist; dispatch.py decides which act
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from ..data.shards import Shard
-from ..storage.folder import Folder
-from .mapper import AnyMapper, Receipt, ShardRunner
+from .mapper import Receipt, ShardRunner
 from .nodes import node_memory
 from .workers import WORKER_BASE, WorkerPlan
-
-StageArguments = tuple[AnyMapper, Folder, Mapping[int, str]]  # mapper, output, name of each shard's part
 
 
 class LoadError(Exception):
@@ -28,9 +24,8 @@ class LoadError(Exception):
 class ShardWorker:
     """The actor. What a mapper has loaded stays until a shard of another stage comes."""
 
-    def __init__(self) -> None:
-        self.stage = -1
-        self.runner: ShardRunner | None = None
+    stage = ""  # reference to the loaded one, in hex digits
+    runner: ShardRunner | None = None
 
     def node(self) -> str:
         """Id of the node that it runs on. An answer means that the actor has started."""
@@ -38,48 +33,32 @@ class ShardWorker:
 
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, stage: int, arguments: Sequence[Any], shard: Shard) -> Receipt:
-        """Do one shard. arguments: a list with a reference to StageArguments, fetched with the stage's first shard here."""
+    def run(self, stage: Sequence[Any], shard: Shard) -> Receipt:
+        """Do one shard. stage: a list with a reference to a Stage, which is fetched with the stage's first shard here."""
         import ray
 
-        if self.runner is None or stage != self.stage:
+        if self.runner is None or stage[0].hex() != self.stage:
             self.runner = None  # free the last stage's memory before the next one loads
             try:
-                self.runner, self.stage = ShardRunner(*ray.get(arguments[0])), stage
+                self.runner, self.stage = ShardRunner(ray.get(stage[0])), stage[0].hex()
             except Exception as error:
                 raise LoadError(f"{type(error).__name__}: {error}") from error
         return self.runner.run(shard)
 
 
-class State(Enum):
-    """An actor as the driver knows it; a dead one is no longer in the pool.
-
-    STARTING -> IDLE    its node is known
-    IDLE     -> BUSY    it has a shard, or two: the second waits behind the first
-    BUSY     -> IDLE    all its receipts are here
-    any      -> dead    it was stopped, it died, or it could not load
-    """
-
-    STARTING = "starting"
-    IDLE = "idle"
-    BUSY = "busy"
-
-
 @dataclass(eq=False)
 class PooledActor:
-    """A worker of the pool. started: the reference whose answer is its node; batch: number of the `start` that made it."""
+    """A worker of the pool. started: the reference whose answer is its node; batch: number of the `start` that made it.
+
+    It is starting until its node is known, then idle, or busy while it has a shard, or two: the second waits behind the first.
+    One that was stopped, that died, or that could not load is no longer in the pool.
+    """
 
     actor: Any
     started: Any
     batch: int
     node: str | None = None
     shards: list[Shard] = field(default_factory=list)
-
-    @property
-    def state(self) -> State:
-        if self.node is None:
-            return State.STARTING
-        return State.BUSY if self.shards else State.IDLE
 
 
 class ActorPool:
@@ -94,7 +73,7 @@ class ActorPool:
     def acquire(self, workers: WorkerPlan, shards: int) -> list[PooledActor]:
         """The actors that serve a stage of so many shards: existing ones first, then new ones."""
         wanted = min(workers.maximum, shards)
-        self.actors.sort(key=lambda actor: actor.state is State.STARTING)
+        self.actors.sort(key=lambda actor: actor.node is None)
         if shape_of(workers) == self.shape:
             self.stop(self.actors[workers.maximum :])
             existing = self.actors[:wanted]
@@ -124,12 +103,9 @@ class ActorPool:
         if shape_of(workers) != self.shape:
             self.stop(self.actors)
         self.shape = shape_of(workers)
-        kind: Any = ray.remote(ShardWorker).options(
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
-            label_selector=dict(workers.labels) or None,
-            max_restarts=0,
-        )
+        resources: Any = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
+        labels = dict(workers.labels) or None
+        kind: Any = ray.remote(ShardWorker).options(**resources, label_selector=labels, max_restarts=0)
         handles = [kind.remote() for _ in range(number)]
         self.batches += 1
         actors = [PooledActor(handle, handle.node.remote(), self.batches) for handle in handles]
@@ -146,7 +122,7 @@ class ActorPool:
         stopped = set(actors)
         self.actors = [actor for actor in self.actors if actor not in stopped]
         for actor in stopped:
-            import ray
+            import ray  # not for a pool that stayed empty: the local executor does without
 
             if ray.is_initialized():  # else they have ended with it
                 ray.kill(actor.actor)

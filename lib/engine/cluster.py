@@ -21,8 +21,8 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # On CPUs torch caches a compiled kernel for each of the last 1,024 batch shapes, twice. Packed batches never repeat a
-    # shape, so this cache would cost 160 MiB a worker for nothing. One batch needs fewer than 16.
+    # On CPUs torch caches a compiled kernel for each of the last 1,024 batch shapes, twice: 160 MiB a worker for packed batches,
+    # which never repeat a shape. One batch needs fewer than 16.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
     "LRU_CACHE_CAPACITY": "16",
 }
@@ -31,15 +31,11 @@ FORWARDED = ("AWS_", "HF_", "GOOGLE_", "FSSPEC_", "HTTP_PROXY", "HTTPS_PROXY", "
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start one on this machine; quietly.
-
-    Raises RunError when that cluster does not answer.
-    """
+    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start one on this machine. Raises RunError."""
     os.environ.update({k: v for k, v in (ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_task_oom_retries", "3"
-    )  # the default is without end: a shard that is too large would never be quarantined
+    # The default is without end: a shard that is too large would never be quarantined.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 
@@ -61,10 +57,10 @@ def connect() -> None:
 
 
 def _init_arguments(joins: bool) -> dict[str, Any]:
-    """Keyword arguments for ray.init.
+    """Keyword arguments for ray.init. A cluster that is joined from outside a job gets this package.
 
     A cluster that starts here inherits the variables. Without a runtime environment, which would waste the processes that Ray
-    starts ahead, and without a dashboard it starts 3 s sooner. A cluster that is joined from outside a job gets this package.
+    starts ahead, and without a dashboard it starts 3 s sooner.
     """
     if not joins:
         return {"include_dashboard": False}

@@ -5,32 +5,22 @@ come again. A shard that was in flight when actors died is tried alone, and left
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..data.shards import Shard
 from ..errors import RunError
-from ..storage.folder import Folder
-from .actor_pool import ActorPool, LoadError, PooledActor, StageArguments, State, shape_of, shared_pool
-from .mapper import AnyMapper, Receipt
+from .actor_pool import ActorPool, LoadError, PooledActor, shape_of, shared_pool
+from .mapper import Receipt, Stage
 from .workers import WorkerPlan
 
 MAX_ACTOR_DEATHS = 3  # a shard may see so many in one round
 DIED = "its process died each time"
 MAX_FAILED_STARTS = 5  # in a row; then the run ends
 IDLE_SECONDS = 30.0  # after which idle actors are stopped while the last shards are in flight
-_stages = count()
 
 
-def run_shards(
-    mapper: AnyMapper,
-    folder: Folder,
-    part_names: Mapping[int, str],
-    shards: Sequence[Shard],
-    workers: WorkerPlan,
-    in_flight: int,
-) -> Iterator[Receipt]:
+def run_shards(stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
     """A receipt of each shard, in no order. in_flight: shards that an actor has at once; it computes one of them.
 
     Raises RunError where no worker can start, and for other errors of Ray.
@@ -39,7 +29,7 @@ def run_shards(
 
     with shared_pool() as pool:
         try:
-            dispatcher = _Dispatcher(pool, (mapper, folder, part_names), shards, workers, in_flight)
+            dispatcher = _Dispatcher(pool, stage, shards, workers, in_flight)
             try:
                 yield from dispatcher.receipts()
             finally:
@@ -51,23 +41,18 @@ def run_shards(
 class _Dispatcher:
     """The shards of one stage, and the actors that serve it."""
 
-    def __init__(
-        self, pool: ActorPool, arguments: StageArguments, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int
-    ) -> None:
+    def __init__(self, pool: ActorPool, stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int):
         import ray
 
         self.pool, self.workers, self.in_flight = pool, workers, in_flight
-        self.stage, self.arguments = (
-            next(_stages),
-            [ray.put(arguments)],
-        )  # in a list Ray does not fetch it for each call
+        self.stage = [ray.put(stage)]  # in a list Ray does not fetch it for each call
         self.todo, self.deaths = deque(shards), Counter[int]()
         self.serving = pool.acquire(workers, len(shards))
         self.calls: dict[Any, tuple[PooledActor, Shard | None]] = {}  # of a start no shard
         self._await_starts(self.serving)
 
     def _await_starts(self, actors: Sequence[PooledActor]) -> None:
-        self.calls |= {actor.started: (actor, None) for actor in actors if actor.state is State.STARTING}
+        self.calls |= {actor.started: (actor, None) for actor in actors if actor.node is None}
 
     def busy(self) -> list[PooledActor]:
         return [actor for actor in self.serving if actor.shards]
@@ -100,18 +85,17 @@ class _Dispatcher:
         """Give each actor a shard, and another behind it. The last shards, and those that saw an actor die, stay alone."""
         for depth in range(self.in_flight):
             for actor in self.serving:
-                if not self.todo or (
-                    depth and (len(self.todo) <= len(self.serving) or self.deaths[self.todo[0].number])
-                ):
+                last = len(self.todo) <= len(self.serving)
+                if not self.todo or (depth and (last or self.deaths[self.todo[0].number])):
                     return
                 if actor.node and len(actor.shards) <= depth:
                     shard = self.todo.popleft()
                     actor.shards.append(shard)
-                    self.calls[actor.actor.run.remote(self.stage, self.arguments, shard)] = actor, shard
+                    self.calls[actor.actor.run.remote(self.stage, shard)] = actor, shard
 
     def _stop_unneeded(self) -> None:
         """Stop starting actors when there are more of them than shards left, and at the end idle ones on nodes without a busy one."""
-        starting = [actor for actor in self.serving if actor.state is State.STARTING]
+        starting = [actor for actor in self.serving if actor.node is None]
         self.pool.stop(starting[len(self.todo) :])
         if not self.todo:
             self.pool.keep_nodes_of(self.busy())

@@ -25,51 +25,36 @@ class MeasurableMapper(Mapper, Protocol):
 
     def lengths(self, tables: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """Counts of a shard that was read: rows of the input, and of each output row its tokens [n] and whether it is cut [n]."""
-        ...
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A plan in numbers. `tokens_per_second`: of one worker, measured here; None where this machine is not like one."""
+    """A plan in numbers. tokens_per_second: of one worker, measured here; None where this machine is not like one."""
 
-    files: int
-    rows: float
+    planner: CorpusPlanner
     shards: int
-    shard_rows: int
     tokens_a_row: float
     truncated_share: float
     output_bytes: float
-    worker_bytes: int
-    workers: WorkerPlan
     tokens_per_second: float | None
 
-    @property
-    def tokens(self) -> float:
-        return self.rows * self.tokens_a_row
-
-    @property
-    def seconds(self) -> float | None:
-        rate = self.tokens_per_second
-        return None if not rate else self.tokens / (rate * self.workers.maximum)
-
     def lines(self, price_per_hour: float | None) -> list[str]:
+        corpus, workers, rate = self.planner.corpus, self.planner.workers.resolve(), self.tokens_per_second
+        tokens, memory = corpus.rows * self.tokens_a_row, worker_memory(self.planner.workers.weight_bytes)
+        shards = f"{self.shards:,} shards of about {self.planner.rows_of_shard():,} rows"
         lines = [
-            f"plan      {self.rows:,.0f} rows in {self.files:,} files, {self.shards:,} shards of about {self.shard_rows:,} rows",
-            f"tokens    about {self.tokens:,.0f} ({self.tokens_a_row:.0f} a row, {self.truncated_share:.1%} of rows cut)",
+            f"plan      {corpus.rows:,.0f} rows in {len(corpus.files):,} files, {shards}",
+            f"tokens    about {tokens:,.0f} ({self.tokens_a_row:.0f} a row, {self.truncated_share:.1%} of rows cut)",
             f"output    about {self.output_bytes / 2**30:,.2f} GiB beside ids and carried columns",
-            f"workers   {self.workers}, about {self.worker_bytes / 2**30:.1f} GiB of memory each",
+            f"workers   {workers}, about {memory / 2**30:.1f} GiB of memory each",
         ]
-        if self.seconds is None:
-            return [
-                *lines,
-                "time      unknown: run --dry-run on a machine like the workers, or a first run with --limit 10000",
-            ]
-        assert self.tokens_per_second
-        lines.append(
-            f"time      about {format_duration(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s a worker, measured here"
-        )
+        if not rate:
+            advice = "run --dry-run on a machine like the workers, or a first run with --limit 10000"
+            return [*lines, f"time      unknown: {advice}"]
+        seconds = tokens / (rate * workers.maximum)
+        lines.append(f"time      about {format_duration(seconds)} at {rate:,.0f} tokens/s a worker, measured here")
         if price_per_hour is not None:
-            dollars = self.seconds / 3600 * self.workers.maximum * price_per_hour
+            dollars = seconds / 3600 * workers.maximum * price_per_hour
             lines.append(f"cost      about ${dollars:,.2f} at ${price_per_hour:g} a worker-hour")
         return lines
 
@@ -79,23 +64,19 @@ def estimate(job: Job, output: Folder, planner: CorpusPlanner, bytes_a_row: int)
 
     The job's mapper must be a MeasurableMapper. Raises ShoalError as the run itself would.
     """
-    workers, corpus, rows = planner.workers.resolve(), planner.corpus, planner.rows_of_shard()
-    plan = cut_shards(corpus, rows)
+    workers, corpus = planner.workers.resolve(), planner.corpus
+    plan = cut_shards(corpus, planner.rows_of_shard())
     mapper: MeasurableMapper = job.mapper(Run(output, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
     sample = [mapper.lengths(mapper.read(shard)[0]) for shard in sample_shards(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]
     rows_read, rows_out = sum(rows for rows, _, _ in sample), sum(len(tokens) for _, tokens, _ in sample)
     tokens, truncated = sum(int(t.sum()) for _, t, _ in sample), sum(int(c.sum()) for _, _, c in sample)
     timed = [sample_shards(plan, 1, rows)[0] for rows in TIMED_ROWS]
     return Estimate(
-        files=len(corpus.files),
-        rows=corpus.rows,
+        planner,
         shards=count_shards(plan),
-        shard_rows=rows,
         tokens_a_row=tokens / max(rows_read, 1),
         truncated_share=truncated / max(rows_out, 1),
         output_bytes=corpus.rows * rows_out / max(rows_read, 1) * bytes_a_row,
-        worker_bytes=worker_memory(planner.workers.weight_bytes),
-        workers=workers,
         tokens_per_second=_rate(mapper, workers, timed) if tokens else None,
     )
 

@@ -16,7 +16,7 @@ from ..errors import RunError, ShoalError
 from . import dispatch, local, ray_data
 from .actor_pool import shared_pool
 from .lease import ALL, ShardSlice
-from .mapper import AnyMapper, FusedMapper, Mapper, Receipt, Tables
+from .mapper import AnyMapper, FusedMapper, Mapper, Receipt, Stage, Tables
 from .parts import Part
 from .run import Run, audit, missing, write_quarantine
 from .workers import WorkerPlan
@@ -24,9 +24,7 @@ from .workers import WorkerPlan
 ATTEMPTS = 3  # rounds over the shards that failed
 # Shards of a wave, at least. Driver cost a shard: 7-16 kB and 11-17 ms on Ray Data; with the actor pool 5 kB and 1 ms.
 WAVE = 4000
-WAVE_A_WORKER = (
-    16  # shards of a wave for each worker, at least: all wait for a wave's last shard, and Ray Data starts anew
-)
+WAVE_A_WORKER = 16  # and for each worker: all wait for a wave's last shard, and Ray Data starts anew
 WAVE_RANGES = 100_000  # file ranges of a wave, at most; 0.9 kB each in the driver
 
 
@@ -60,7 +58,7 @@ def execute(
     """
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}
-    todo, run_shards, names = list(pending), executor_of(mapper, workers), run.part_names()
+    todo, run_shards, names = list(pending), _executor_of(mapper, workers), run.part_names()
     with progress.shown(), shared_pool():  # one actor pool for all waves and rounds
         for attempt in range(ATTEMPTS):
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
@@ -68,8 +66,8 @@ def execute(
             reasons = dict.fromkeys(todo, dispatch.DIED)
             for wave in _waves(run.shards(todo), max(WAVE, WAVE_A_WORKER * workers.maximum), WAVE_RANGES):
                 check_lease()
-                wave_names = {shard.number: names[shard.number] for shard in wave}
-                for receipt in run_shards(mapper, run.folder, wave_names, wave, workers, in_flight):
+                stage = Stage(mapper, run.folder, {shard.number: names[shard.number] for shard in wave})
+                for receipt in run_shards(stage, wave, workers, in_flight):
                     check_lease()
                     _note(receipt, parts, reasons, progress)
             todo = sorted(reasons)
@@ -83,8 +81,7 @@ def execute(
     return Outcome([] if quarantined or elsewhere else audit(run, parts), quarantined, progress, len(elsewhere))
 
 
-def executor_of(mapper: AnyMapper, workers: WorkerPlan) -> Callable[..., Iterator[Receipt]]:
-    """The `run_shards` function of the executor that suits the mapper."""
+def _executor_of(mapper: AnyMapper, workers: WorkerPlan) -> Callable[..., Iterator[Receipt]]:
     if workers.in_process:
         return local.run_shards
     return dispatch.run_shards if isinstance(mapper, FusedMapper) else ray_data.run_shards
@@ -92,8 +89,11 @@ def executor_of(mapper: AnyMapper, workers: WorkerPlan) -> Callable[..., Iterato
 
 def sample(mapper: Mapper, shards: Sequence[Shard], workers: WorkerPlan) -> list[Tables]:
     """The tables that a mapper's loaded model makes of a few shards; nothing is published. Raises RunError when one fails."""
+    if workers.in_process:
+        model = mapper.load()
+        return [model(mapper.read(shard)[0]) for shard in shards]
     results = []
-    for receipt, tables in (local if workers.in_process else ray_data).sample(mapper, shards, workers):
+    for receipt, tables in ray_data.sample(mapper, shards, workers):
         _raise_if_final(receipt)
         if receipt.failure:
             raise RunError(f"the sample failed: {receipt.failure}")

@@ -17,7 +17,6 @@ from ..storage.folder import Folder
 from ..storage.listing import covers
 from .executor import Outcome, execute
 from .lease import ALL, ShardSlice, hold_lease
-from .mapper import AnyMapper
 from .parts import read_manifest
 from .planner import Planner
 from .run import Run, missing
@@ -54,23 +53,18 @@ class Job:
     """A mapper and what fixes its output.
 
     label: what it does, in a few words. settings: what fixes the rows and their values; a run with others is another run.
-    mapper: made once the run is open and the workers are planned. calibrate: the mapper with constants that the workers find
-    once a run, before the first shard. model: its name. shard_slice: the shards to do.
+    mapper: made once the run is open and the workers are planned. model: its name. shard_slice: the shards to do.
     """
 
     label: str
     settings: Mapping[str, Any]
     mapper: Callable[[Run, WorkerPlan], Any]
-    calibrate: Callable[[Any, Run, WorkerPlan], Any] = lambda mapper, run, workers: mapper
     model: str | None = None
     shard_slice: ShardSlice = ALL
 
 
 def run_job(job: Job, folder: Folder, planner: Planner) -> Outcome:
-    """Plan or resume the run in `folder`, do what is pending, audit.
-
-    Raises ShoalError before anything scales, for what cannot work.
-    """
+    """Plan or resume the run in `folder`, do what is pending, audit. Raises ShoalError for what cannot work."""
     folder.probe()
     about = {name: version(name) for name in ("ray", "torch", "transformers", "pyarrow")} | {"model": job.model}
     run = Run.open(folder, job.settings, planner, about)
@@ -90,8 +84,7 @@ def run_job(job: Job, folder: Folder, planner: Planner) -> Outcome:
         workers = planner.workers.resolve()
         of = "" if shard_slice == ALL else f" in {shard_slice}"
         log.info(f"{job.label}, {len(pending)} of {own} shards to do{of}, {workers}")
-        mapper: AnyMapper = job.calibrate(job.mapper(run, workers), run, workers)
-        return execute(mapper, run, workers, progress, pending, shard_slice, check_lease)
+        return execute(job.mapper(run, workers), run, workers, progress, pending, shard_slice, check_lease)
 
 
 def stage_folder(output: Folder, name: str, *fixed: Any) -> Folder:

@@ -33,7 +33,7 @@ class PartitionMapper(FusedMapper):
         began = time.perf_counter()
         names = dict.fromkeys([self.key, *self.carried, *(name for _, name in self.template if name)])
         table = read_rows(shard, list(names), self.columns, self.storage)
-        seconds = {"read": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
         keys, broken = as_key(table[self.key])
         absent = pc.if_else(pc.is_null(keys), f"null {self.key}", pa.scalar(None, pa.string()))
         data: dict[str, Any] = {KEY: keys}
@@ -64,7 +64,7 @@ class JoinMapper(FusedMapper):
     def _join(self, shard: Shard) -> Result:
         began = time.perf_counter()
         left, right = read_sources(shard, self.left, self.right, self.columns, self.storage)
-        seconds = {"read": time.perf_counter() - began}
+        seconds = time.perf_counter() - began
         joined = attach(left, right, self.name)
         keys, _ = as_key(joined[self.key])
         joined = joined.set_column(joined.schema.get_field_index(KEY), KEY, keys)
@@ -90,16 +90,14 @@ def read_sources(
 
 
 def as_key(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """Ids as text, and reasons: see as_text. Whole numbers read the same whether they are kept as integers or as floats,
-    which is what a column of integers with a null becomes in many hands."""
-    if pa.types.is_floating(column.type):
-        whole = pc.equal(pc.floor(column), column)
-        if pc.all(whole).as_py() is not False:
-            column = column.cast(pa.int64())
+    """Ids as text, and reasons: see as_text. Whole numbers read the same from integers and from floats, which a column of integers
+    with a null becomes in many hands."""
+    if pa.types.is_floating(column.type) and pc.all(pc.equal(pc.floor(column), column)).as_py() is not False:
+        column = column.cast(pa.int64())
     return as_text(column)
 
 
-def _partitioned(table: pa.Table, buckets: int, source_rows: int, seconds: Mapping[str, float]) -> Result:
+def _partitioned(table: pa.Table, buckets: int, source_rows: int, read_seconds: float) -> Result:
     table, groups = partition(table, buckets)
-    errors = table.num_rows - table[REASON].null_count
-    return Result(table, {"source_rows": source_rows, "errors": errors}, groups=groups, seconds=seconds)
+    counts = {"source_rows": source_rows, "errors": table.num_rows - table[REASON].null_count}
+    return Result(table, counts, groups=groups, seconds={"read": read_seconds})

@@ -12,8 +12,7 @@ UNUSED_BYTES = 256 << 20  # free memory that the process keeps
 def return_large_blocks() -> None:
     """Give blocks of 1 MiB and more pages of their own, which return to the kernel when the block is freed.
 
-    By default glibc raises that size to 32 MiB, and tensors of chunks that all differ in length fragment its heap: 1,588 MiB
-    instead of 1,384 for 2,048 pairs of MiniLM, and more with a larger batch. New pages cost time: see LOG.md.
+    By default glibc raises that size to 32 MiB, and tensors of chunks that all differ in length fragment its heap.
     """
     _set(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
@@ -21,8 +20,7 @@ def return_large_blocks() -> None:
 def keep_large_blocks() -> None:
     """Reuse freed memory for blocks of up to 32 MiB, and return none of it to the kernel while it is less than 256 MiB.
 
-    By default glibc returns the pages of a large array to the kernel, which clears new pages for the next array. Where arrays have
-    few sizes that is wasted: a tenth of the time of encoding vectors for an index.
+    By default glibc returns a large array's pages to the kernel, which clears new ones for the next array of the same size.
     """
     _set(M_MMAP_THRESHOLD, REUSED_BYTES)
     _set(M_TRIM_THRESHOLD, UNUSED_BYTES)

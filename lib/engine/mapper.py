@@ -2,15 +2,15 @@
 
 A Mapper has three steps, which Ray Data overlaps in different processes: `read` on CPUs, the loaded model, `to_result`. It is
 for jobs whose reading and tokenising keep CPUs busy beside the model. A FusedMapper does all of a shard in one call of its
-worker. Both run on every executor they can: see executor.py.
+worker. executor.py has the executors of both.
 """
 
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -19,17 +19,15 @@ from ..errors import ShoalError
 from ..storage.folder import Folder
 from .parts import publish_part
 
-W = TypeVar("W")
 Tables = dict[str, pa.Table]  # a shard between two steps of a Mapper; every table travels as one buffer
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one shard.
+    """The outcome of one shard. table: the rows to publish. seconds: spent, by step. groups: rows of each row group of the part.
 
-    table: the rows to publish. counts: over `rows` (default: those of the table) and `source_rows` (default: the rows that the
-    plan expects), `errors`, `truncated`, `tokens`, ... facts: JSON values for the driver, kept in the part's footer: see
-    parts.read_facts. groups: rows of each row group of the part; 0 for none. seconds: spent, by stage.
+    counts: `rows` (default: those of the table), `source_rows` (default: those that the plan expects), `errors`, `truncated`,
+    `tokens`, ... facts: JSON values for the driver, kept in the part's footer: see parts.read_facts.
     """
 
     table: pa.Table
@@ -43,16 +41,13 @@ class Mapper(Protocol):
     """Work whose reading overlaps the model. Picklable: it travels to every task and actor."""
 
     def read(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
-        """Read and prepare, on CPUs. Also returns the seconds spent, by stage."""
-        ...
+        """Read and prepare, on CPUs. Also returns the seconds spent, by step."""
 
     def load(self) -> Callable[[Tables], Tables]:
         """Load the model, once in every worker; the returned function is called once a shard."""
-        ...
 
     def to_result(self, shard: Shard, tables: Tables) -> Result:
         """The rows to publish, on CPUs."""
-        ...
 
 
 class FusedMapper:
@@ -90,54 +85,52 @@ class Receipt:
             self.failure = f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}:{place.lineno})"
 
     @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to those of the stage, when it ends well."""
+    def timing(self, step: str) -> Iterator[None]:
+        """Note the seconds of the block, when it ends well."""
         began = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+        self.seconds[step] = time.perf_counter() - began
 
 
-def publish(folder: Folder, name: str, shard: Shard, result: Result, receipt: Receipt) -> None:
-    """Publish a shard's part and note it in the receipt. Raises RuntimeError when rows of the plan were not read."""
-    counts = {"rows": result.table.num_rows, "source_rows": shard.rows} | dict(result.counts)
-    if shard.rows not in (-1, counts["source_rows"]):
-        raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
-    receipt.counts = counts
-    receipt.part = asdict(publish_part(folder, name, shard.number, result.table, counts, result.facts, result.groups))
+@dataclass(frozen=True)
+class Stage:
+    """What is to be done with shards: their mapper, and the folder and names of their parts."""
+
+    mapper: Any  # AnyMapper
+    folder: Folder
+    part_names: Mapping[int, str]
+
+    def publish(self, shard: Shard, result: Result, receipt: Receipt) -> None:
+        """Publish a shard's part and note it in the receipt. Raises RuntimeError when rows of the plan were not read."""
+        counts = {"rows": result.table.num_rows, "source_rows": shard.rows} | dict(result.counts)
+        if shard.rows not in (-1, counts["source_rows"]):
+            raise RuntimeError(f"read {counts['source_rows']} rows where the plan has {shard.rows}")
+        name = self.part_names[shard.number]
+        part = publish_part(self.folder, name, shard.number, result.table, counts, result.facts, result.groups)
+        receipt.counts, receipt.part = counts, asdict(part)
 
 
-def fused(mapper: AnyMapper) -> Callable[[Shard, Receipt], Result]:
-    """Load the mapper; the returned function does all its steps in this process, and notes their seconds."""
+def _load(mapper: AnyMapper) -> Callable[[Shard], Result]:
+    """Load the mapper; the returned function does all its steps in this process."""
     if isinstance(mapper, FusedMapper):
-        work = mapper.load()
+        return mapper.load()
+    model = mapper.load()
 
-        def call(shard: Shard, receipt: Receipt) -> Result:
-            began = time.perf_counter()
-            result = work(shard)
-            spent = time.perf_counter() - began - sum(result.seconds.values())
-            receipt.seconds |= {"encode": spent, **result.seconds}
-            return result
+    def work(shard: Shard) -> Result:
+        tables, seconds = mapper.read(shard)
+        result = mapper.to_result(shard, model(tables))
+        return replace(result, seconds={**seconds, **result.seconds})
 
-        return call
-    model, steps = mapper.load(), mapper
-
-    def call_steps(shard: Shard, receipt: Receipt) -> Result:
-        tables, seconds = steps.read(shard)
-        receipt.seconds |= seconds
-        with receipt.timing("encode"):
-            tables = model(tables)
-        return steps.to_result(shard, tables)
-
-    return call_steps
+    return work
 
 
-class Loaded(Generic[W]):
-    """The result of loading, or the ShoalError that it raised, which every shard's receipt then carries to the driver.
+class Loaded:
+    """A loaded function, or the ShoalError that it raised, which every shard's receipt then carries to the driver.
 
-    Any other exception is raised as a RuntimeError: a GPU may not be ready yet, and Ray starts another worker.
+    Any other exception becomes a RuntimeError: a GPU may not be ready yet, and Ray starts another worker.
     """
 
-    def __init__(self, load: Callable[[], W]):
+    def __init__(self, load: Callable[[], Callable[[Any], Any]]):
         self.refusal = Receipt(-1)
         with self.refusal.catching():
             self.work = load()
@@ -154,9 +147,9 @@ class Loaded(Generic[W]):
 class ShardRunner:
     """Whole shards in one process: loads once, then turns shards into receipts."""
 
-    def __init__(self, mapper: AnyMapper, folder: Folder, part_names: Mapping[int, str]):
-        self.folder, self.part_names = folder, part_names
-        self.loaded = Loaded(lambda: fused(mapper))
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.loaded = Loaded(lambda: _load(stage.mapper))
 
     def run(self, shard: Shard) -> Receipt:
         """Read, compute and publish one shard. A failure is in the receipt."""
@@ -164,7 +157,10 @@ class ShardRunner:
         if not self.loaded.ready(receipt):
             return receipt
         with receipt.catching():
-            result = self.loaded.work(shard, receipt)
+            began = time.perf_counter()
+            result = self.loaded.work(shard)
+            spent = time.perf_counter() - began
+            receipt.seconds |= {"encode": spent - sum(result.seconds.values()), **result.seconds}
             with receipt.timing("write"):
-                publish(self.folder, self.part_names[shard.number], shard, result, receipt)
+                self.stage.publish(shard, result, receipt)
         return receipt

@@ -6,10 +6,8 @@ from typing import Any
 
 from ..errors import RunError, UsageError
 
-ANY_LABELS: Mapping[str, str] = {}
 
-
-def live_nodes(labels: Mapping[str, str] = ANY_LABELS) -> Sequence[Mapping[str, float]]:
+def live_nodes(labels: Mapping[str, str]) -> Sequence[Mapping[str, float]]:
     """Resources of each live node with these labels."""
     import ray
 
@@ -41,7 +39,7 @@ def cluster_grows() -> bool:
 
 
 def parse_labels(words: Iterable[str]) -> dict[str, str]:
-    """`key=value` words, of which a value may be an operator of Ray's label selectors: `!spot`, `in(L4,A10G)`. Raises UsageError."""
+    """`key=value` words; a value may be an operator of Ray's label selectors: `!spot`, `in(L4,A10G)`. Raises UsageError."""
     pairs = [word.partition("=") for word in words]
     for key, _, value in pairs:
         if not key or not value:
@@ -63,12 +61,11 @@ def check_labels(labels: Mapping[str, str], nodes: Sequence[Mapping[str, float]]
 
 def describe_nodes(nodes: Iterable[Mapping[str, Any]]) -> str:
     """The different kinds of node, in words."""
-    return "; ".join(sorted({_describe(node) for node in nodes}))
-
-
-def _describe(node: Mapping[str, Any]) -> str:
-    gpu = f", {node['GPU']:g} GPU" if node.get("GPU") else ""
-    return f"{node.get('CPU', 0):g} CPU{gpu}, {node.get('memory', 0) / 2**30:.1f} GiB"
+    kinds = set()
+    for node in nodes:
+        gpu = f", {node['GPU']:g} GPU" if node.get("GPU") else ""
+        kinds.add(f"{node.get('CPU', 0):g} CPU{gpu}, {node.get('memory', 0) / 2**30:.1f} GiB")
+    return "; ".join(sorted(kinds))
 
 
 def _has(labels: Mapping[str, str], key: str, wanted: str) -> bool:

@@ -3,14 +3,13 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, fields
+from itertools import accumulate
 from socket import gethostname
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,11 +22,6 @@ FOOTER_THREADS = 32  # one request in flight each
 ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
 SEAL, FACTS = b"shoal.part", b"shoal.facts"  # keys in a part's footer, each with JSON
 NOTHING: Mapping[str, Any] = {}
-MANIFEST_SCHEMA = pa.schema(
-    [("shard", pa.int64()), ("part", pa.string()), ("bytes", pa.int64()), ("data_bytes", pa.int64())]
-    + [("sha256", pa.string())]
-    + [(name, pa.int64()) for name in NUMBERS]
-)
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,9 @@ class Part:
     errors: int
     truncated: int
     tokens: int
+
+
+MANIFEST_SCHEMA = pa.schema([(each.name, pa.string() if each.type is str else pa.int64()) for each in fields(Part)])
 
 
 def publish_part(
@@ -65,14 +62,14 @@ def publish_part(
             "--output on a shared file system, or in an object store"
         )
     if groups is not None:
-        facts = {**facts, "groups": [int(rows) for rows in groups]}
+        groups = [int(rows) for rows in groups]
+        facts = {**facts, "groups": groups}
     sink = io.BytesIO()
     vectors = [f.name for f in table.schema if _is_vector(f.type)]
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
-        for group in _row_groups(table, groups):
-            writer.write_table(group, row_group_size=ROW_GROUP if groups is None else max(1, group.num_rows))
+        _write_rows(writer, table, groups)
         with sink.getbuffer() as data:  # every column chunk is there; closing adds the footer
             data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
         seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}
@@ -96,12 +93,12 @@ def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
 
 
 def read_facts(folder: Folder, parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """The facts that each part was published with, by parallel reads of the footers."""
+    """The facts that each part was published with."""
     return [facts for _, facts in read_schemas(folder, parts)]
 
 
 def read_schemas(folder: Folder, parts: Sequence[Part]) -> list[tuple[pa.Schema, dict[str, Any]]]:
-    """Columns and facts of each part."""
+    """Columns and facts of each part, by parallel reads of the footers."""
 
     def read(part: Part) -> tuple[pa.Schema, dict[str, Any]]:
         with folder.open(part.part) as file, pq.ParquetFile(file) as parquet:
@@ -125,14 +122,14 @@ def _is_vector(type: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(type) or pa.types.is_fixed_size_binary(type)
 
 
-def _row_groups(table: pa.Table, groups: Sequence[int] | None) -> Iterator[pa.Table]:
-    """The table, cut where row groups are asked for. Empty groups are left out."""
+def _write_rows(writer: pq.ParquetWriter, table: pa.Table, groups: Sequence[int] | None) -> None:
+    """Write the table, in row groups of these sizes where they are wanted. Empty groups are left out."""
     if groups is None:
-        yield table
+        writer.write_table(table, row_group_size=ROW_GROUP)
         return
-    for start, stop in pairwise(np.concatenate([[0], np.cumsum(groups)]).astype(np.int64).tolist()):
-        if stop > start:
-            yield table.slice(start, stop - start)
+    for start, rows in zip(accumulate(groups, initial=0), groups, strict=False):
+        if rows:
+            writer.write_table(table.slice(start, rows), row_group_size=rows)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,27 +19,19 @@ import pyarrow as pa
 
 from ..data.shards import FileRange, Shard
 from ..errors import RunError
-from ..storage.folder import Folder
 from .actor_pool import release_shared_pool
 from .dispatch import DIED, MAX_ACTOR_DEATHS
-from .mapper import Loaded, Mapper, Receipt, Tables, publish
+from .mapper import Loaded, Mapper, Receipt, Stage, Tables
 from .workers import WorkerPlan, with_current_nodes
 
 ONE_SHARD = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
-def run_shards(
-    mapper: Mapper,
-    folder: Folder,
-    part_names: Mapping[int, str],
-    shards: Sequence[Shard],
-    workers: WorkerPlan,
-    in_flight: int,
-) -> Iterator[Receipt]:
+def run_shards(stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
     """A receipt of each shard, in no order, but of those that Ray Data gave up on. in_flight: shards that a worker has at once."""
     workers = with_current_nodes(workers).at_most(len(shards))
-    computed = _through_workers(mapper, shards, workers, in_flight)
-    for batch in _iterate(_cpu_step(computed, Publish, (mapper, folder, part_names), workers, in_flight)):
+    computed = _through_workers(stage.mapper, shards, workers, in_flight)
+    for batch in _iterate(_cpu_step(computed, Publish, stage, workers, in_flight)):
         for text in batch["receipt"].to_pylist():
             yield Receipt(**json.loads(text))
 
@@ -47,10 +39,11 @@ def run_shards(
 def sample(mapper: Mapper, shards: Sequence[Shard], workers: WorkerPlan) -> Iterator[tuple[Receipt, Tables]]:
     """The tables that workers make of a few shards, brought to the driver and published nowhere."""
     for batch in _iterate(_through_workers(mapper, shards, workers.at_most(len(shards)), in_flight=2)):
-        yield unpack(batch)
+        _, receipt, tables = _unpack(batch)
+        yield receipt, tables
 
 
-def pack(receipt: Receipt, shard: Shard, tables: Tables) -> pa.Table:
+def _pack(shard: Shard, receipt: Receipt, tables: Tables) -> pa.Table:
     """A shard as one row: its receipt and ranges as JSON, each table as one Arrow IPC buffer, not copied again."""
     columns: dict[str, pa.Array] = {
         "shard": pa.array([json.dumps([shard.number, [asdict(each) for each in shard.ranges]])]),
@@ -66,18 +59,13 @@ def pack(receipt: Receipt, shard: Shard, tables: Tables) -> pa.Table:
     return pa.table(columns)
 
 
-def unpack(row: pa.Table) -> tuple[Receipt, Tables]:
-    """The receipt, and the tables as views of the row's buffers."""
-    tables: Tables = {}
-    for name in row.column_names:
-        if pa.types.is_large_binary(row.schema.field(name).type):
-            tables[name] = pa.ipc.open_stream(row[name][0].as_buffer()).read_all()
-    return Receipt(**json.loads(row["receipt"][0].as_py())), tables
-
-
-def _shard_of(row: pa.Table) -> Shard:
+def _unpack(row: pa.Table) -> tuple[Shard, Receipt, Tables]:
+    """The shard, its receipt, and its tables as views of the row's buffers."""
     number, ranges = json.loads(row["shard"][0].as_py())
-    return Shard(number, tuple(FileRange(**each) for each in ranges))
+    shard = Shard(number, tuple(FileRange(**each) for each in ranges))
+    names = [field.name for field in row.schema if pa.types.is_large_binary(field.type)]
+    tables = {name: pa.ipc.open_stream(row[name][0].as_buffer()).read_all() for name in names}
+    return shard, Receipt(**json.loads(row["receipt"][0].as_py())), tables
 
 
 class Read:
@@ -87,12 +75,10 @@ class Read:
         self.mapper = mapper
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        shard, tables = _shard_of(row), Tables()
-        receipt = Receipt(shard.number)
+        shard, receipt, tables = _unpack(row)
         with receipt.catching():
-            tables, seconds = self.mapper.read(shard)
-            receipt.seconds |= seconds
-        return pack(receipt, shard, tables)
+            tables, receipt.seconds = self.mapper.read(shard)
+        return _pack(shard, receipt, tables)
 
 
 class Compute:
@@ -102,80 +88,69 @@ class Compute:
         self.loaded = Loaded(mapper.load)
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        receipt, tables = unpack(row)
+        shard, receipt, tables = _unpack(row)
         receipt.worked_from = time.time()
         if self.loaded.ready(receipt):
             with receipt.catching(), receipt.timing("encode"):
                 tables = self.loaded.work(tables)
-        return pack(receipt, _shard_of(row), {} if receipt.failure else tables)
+        return _pack(shard, receipt, {} if receipt.failure else tables)
 
 
 class Publish:
     """Computed tables -> published part -> receipt."""
 
-    def __init__(self, mapper: Mapper, folder: Folder, part_names: Mapping[int, str]):
-        self.mapper, self.folder, self.part_names = mapper, folder, part_names
+    def __init__(self, stage: Stage):
+        self.stage = stage
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        receipt, tables = unpack(row)
-        shard = _shard_of(row)
+        shard, receipt, tables = _unpack(row)
         if receipt.failure is None:
             with receipt.catching(), receipt.timing("write"):
-                result = self.mapper.to_result(shard, tables)
-                publish(self.folder, self.part_names[shard.number], shard, result, receipt)
+                self.stage.publish(shard, self.stage.mapper.to_result(shard, tables), receipt)
         return pa.table({"receipt": [json.dumps(asdict(receipt))]})
 
 
 def _through_workers(mapper: Mapper, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Any:
     """The lazy dataset up to and with the workers: one row a shard."""
-    read = _cpu_step(_pending(shards, workers), Read, (mapper,), workers, in_flight)
-    return read.map_batches(
-        Compute,
-        fn_constructor_args=(mapper,),
-        compute=_actors(workers.minimum, workers.initial, workers.maximum, in_flight),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus or None,
-        max_task_retries=MAX_ACTOR_DEATHS,
-        **ONE_SHARD,
-    )
-
-
-def _pending(shards: Sequence[Shard], workers: WorkerPlan) -> Any:
     import ray.data
 
     release_shared_pool()
     _configure(workers)
-    rows = [pack(Receipt(shard.number), shard, {}) for shard in shards]
-    return ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
+    rows = [_pack(shard, Receipt(shard.number), {}) for shard in shards]
+    pending = ray.data.from_blocks(rows)  # from_arrow would run a task of a whole CPU for each of them
+    read = _cpu_step(pending, Read, mapper, workers, in_flight)
+    sizes, gpus = (workers.minimum, workers.initial, workers.maximum), workers.gpus or None
+    return _actor_step(read, Compute, mapper, sizes, in_flight, num_cpus=workers.cpus, num_gpus=gpus)
 
 
-def _cpu_step(dataset: Any, step: type, arguments: tuple[Any, ...], workers: WorkerPlan, in_flight: int) -> Any:
+def _cpu_step(dataset: Any, step: type, work: Mapper | Stage, workers: WorkerPlan, in_flight: int) -> Any:
     """A reading or writing step added to a dataset. Its process may die MAX_ACTOR_DEATHS times a round, then the shard waits.
 
-    Tasks where CPUs are free. On nodes full of CPU workers Ray ends an idle process after a second, and a task after a
-    pause would start Python again (2.5 s of a core): there the steps are actors too, one for two workers. Such an actor
-    takes 1 % of a worker's time, but loads a tokenizer while the workers load their models.
+    Tasks where CPUs are free. On nodes full of CPU workers Ray ends an idle process after a second, and a task after a pause would
+    start Python again (2.5 s of a core): there the steps are actors too, one for two workers, each with 1 % of a worker's time.
     """
     if workers.gpus:
-        task = step(*arguments).__call__
+        task = step(work).__call__
         return dataset.map_batches(task, num_cpus=workers.task_cpus, max_retries=MAX_ACTOR_DEATHS, **ONE_SHARD)
     initial, maximum = -(-workers.initial // 2), -(-workers.maximum // 2)
-    return dataset.map_batches(
-        step,
-        fn_constructor_args=arguments,
-        compute=_actors(initial, initial, maximum, in_flight),
-        num_cpus=workers.task_cpus,
-        max_task_retries=MAX_ACTOR_DEATHS,
-        **ONE_SHARD,
-    )
+    return _actor_step(dataset, step, work, (initial, initial, maximum), in_flight, num_cpus=workers.task_cpus)
 
 
-def _actors(minimum: int, initial: int, maximum: int, in_flight: int) -> Any:
+def _actor_step(
+    dataset: Any,
+    step: type,
+    work: Mapper | Stage,
+    sizes: tuple[int, int, int],
+    in_flight: int,
+    **resources: float | None,
+) -> Any:
+    """A step in actors, added to a dataset. sizes: the least, the first and the most actors."""
     from ray.data import ActorPoolStrategy
 
-    return ActorPoolStrategy(
-        min_size=minimum, initial_size=initial, max_size=maximum, max_tasks_in_flight_per_actor=in_flight
-    )
+    limits: Any = dict(zip(("min_size", "initial_size", "max_size"), sizes, strict=True))
+    pool = ActorPoolStrategy(**limits, max_tasks_in_flight_per_actor=in_flight)
+    options: dict[str, Any] = {"compute": pool, "max_task_retries": MAX_ACTOR_DEATHS, **resources, **ONE_SHARD}
+    return dataset.map_batches(step, fn_constructor_args=(work,), **options)
 
 
 def _configure(workers: WorkerPlan) -> None:

@@ -15,7 +15,6 @@ def exit_code(outcome: Outcome) -> int:
 
 
 def report(outcome: Outcome, output: str) -> str:
-    """Several lines, without a line end."""
     lines = _output(outcome.parts, output) if outcome.parts else []
     if outcome.progress.rows:
         lines += _this_run(outcome.progress)
@@ -33,13 +32,11 @@ def report(outcome: Outcome, output: str) -> str:
 
 def _output(parts: Sequence[Part], output: str) -> list[str]:
     """Lines about the output. Tokens, and texts that were cut, only where there were texts."""
-    totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "errors", "truncated", "tokens")}
-    kept = f"{totals['errors']:,} kept with an error"
-    rows = f"rows      {totals['rows']:,}"
-    lines = [f"output    {output}: {len(parts):,} parts, each audited, manifest written"]
-    if not totals["tokens"]:
-        return [*lines, f"{rows} ({kept})"]
-    return [*lines, f"{rows} ({kept}, {totals['truncated']:,} truncated)", f"tokens    {totals['tokens']:,}"]
+    rows, errors, tokens = (sum(getattr(part, name) for part in parts) for name in ("rows", "errors", "tokens"))
+    cut = f", {sum(part.truncated for part in parts):,} truncated" if tokens else ""
+    first = f"output    {output}: {len(parts):,} parts, each audited, manifest written"
+    lines = [first, f"rows      {rows:,} ({errors:,} kept with an error{cut})"]
+    return [*lines, f"tokens    {tokens:,}"] if tokens else lines
 
 
 def _this_run(progress: Progress) -> list[str]:

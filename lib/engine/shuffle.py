@@ -15,9 +15,7 @@ from ..storage.folder import Folder
 from .parts import Part, read_manifest, read_schemas
 
 KEY, TEXT, REASON = "_key", "_text", "_reason"  # columns of partitioned tables: large_string, large_string, string
-PARTITIONS = (
-    200  # shards of a table, and buckets, where bytes allow it: each pair of shard and bucket is a range to read
-)
+PARTITIONS = 200  # shards of a table, and buckets, where bytes allow it: each pair of the two is a range to read
 MIN_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # of a shard and of a bucket; a process needs a few times as much
 MAX_RANGES = 5_000_000  # of a plan; each takes 200 bytes in the driver
 
@@ -67,19 +65,9 @@ def bucket_plan(sources: Mapping[str, Folder]) -> tuple[pa.Table, pa.Schema]:
 def _ranges(source: str, folder: Folder, part: Part, groups: np.ndarray) -> pa.Table:
     """The rows of one part as ranges, one for each bucket with rows."""
     stops, filled = np.cumsum(groups), np.flatnonzero(groups)
-    count = len(filled)
-    data = {
-        "shard": filled,
-        "path": [folder.path(part.part)] * count,
-        "name": [part.part] * count,
-        "start": (stops - groups)[filled],
-        "stop": stops[filled],
-        "rows": groups[filled],
-        "size": [part.bytes] * count,
-        "tag": [""] * count,
-        "error": pa.nulls(count, pa.string()),
-        "source": [source] * count,
-    }
+    data = {"shard": filled, "start": (stops - groups)[filled], "stop": stops[filled], "rows": groups[filled]}
+    same = {"path": folder.path(part.part), "name": part.part, "size": part.bytes, "tag": "", "source": source}
+    data |= {name: [value] * len(filled) for name, value in {**same, "error": None}.items()}
     return pa.table(data, PLAN_SCHEMA)
 
 

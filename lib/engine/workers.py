@@ -68,13 +68,17 @@ class WorkerPlan:
     minimum: int
     initial: int  # what the nodes at hand take: Ray Data's own growth adds one at a time, seconds apart
     maximum: int
-    threads: int
-    cpus: float
+    cores: float  # a worker computes with so many
+    cpus: float  # and requests so many of Ray
     gpus: float
     task_cpus: float
     labels: Mapping[str, str] = field(default_factory=dict)  # of the nodes that all of it runs on
     memory: int = 0  # bytes, 0 where not counted
     in_process: bool = False  # one worker, the driver itself
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cores))
 
     @property
     def device(self) -> str:
@@ -86,13 +90,20 @@ class WorkerPlan:
         sizes = {name: min(getattr(self, name), count) for name in ("minimum", "initial", "maximum")}
         return replace(self, **sizes)
 
+    def places(self, node: Mapping[str, float]) -> int:
+        """Workers that a node has room for, with a task beside them."""
+        limits = [node.get("CPU", 0) / self.cores, (node.get("CPU", 0) - self.task_cpus) / self.cpus]
+        if self.gpus:
+            limits = [limits[1], node.get("GPU", 0) / self.gpus]
+        if self.memory and node.get("memory"):
+            limits.append(node["memory"] / self.memory)
+        return max(0, int(min(limits) + 1e-6))
+
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU"
-        return (
-            f"{self.minimum} to {self.maximum} workers of {each}"
-            if self.minimum < self.maximum
-            else (f"{self.maximum} worker{'s' * (self.maximum > 1)} of {each}")
-        )
+        if self.minimum < self.maximum:
+            return f"{self.minimum} to {self.maximum} workers of {each}"
+        return f"{self.maximum} worker{'s' * (self.maximum > 1)} of {each}"
 
 
 @dataclass(frozen=True)
@@ -117,13 +128,13 @@ class WorkerRequest:
 
 def local_plan(options: CpuWorkerOptions) -> WorkerPlan:
     """One worker in this process, with all of its CPUs, or with a GPU where there is one."""
-    threads = max(1, int(options.cpus_per_worker or cpu_count() or 1))
+    cores = max(1, int(options.cpus_per_worker or cpu_count() or 1))
     gpus = getattr(options, "gpus_per_worker", None)
     if gpus is None:
         import torch
 
         gpus = float(torch.cuda.is_available())
-    return WorkerPlan(1, 1, 1, threads, cpus=threads, gpus=gpus, task_cpus=0.0, in_process=True)
+    return WorkerPlan(1, 1, 1, cores, cpus=cores, gpus=gpus, task_cpus=0.0, in_process=True)
 
 
 def connect_for(options: CpuWorkerOptions) -> None:
@@ -151,23 +162,19 @@ def plan_workers(options: WorkerOptions, weight_bytes: int) -> WorkerPlan:
     gpus = options.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    need = _need(options, gpus, nodes, weight_bytes)
-    pool = _pool(options, sum(map(need.places, nodes)))
-    if not growing:
-        _refuse_unfit(need, pool[0], nodes)
-    return WorkerPlan(*pool, max(1, int(need.cores)), need.cpus, gpus, need.task_cpus, labels, need.memory)
-
-
-def _need(
-    options: WorkerOptions, gpus: float, nodes: Sequence[Mapping[str, float]], weight_bytes: int
-) -> "WorkerResources":
     if gpus:
         cpus = options.cpus_per_worker or 1.0
-        return WorkerResources(cpus, cpus, TASK_CPUS_BESIDE_GPU_WORKERS, gpus, memory=0)
-    cores = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes)
-    return WorkerResources(
-        cores, WORKER_SHARE * cores, TASK_CPUS_BESIDE_CPU_WORKERS, gpus=0.0, memory=worker_memory(weight_bytes)
-    )
+        one = WorkerPlan(1, 1, 1, cpus, cpus, gpus, TASK_CPUS_BESIDE_GPU_WORKERS, labels)
+    else:
+        cores, memory = options.cpus_per_worker or _cores_for_memory(nodes, weight_bytes), worker_memory(weight_bytes)
+        one = WorkerPlan(1, 1, 1, cores, WORKER_SHARE * cores, 0.0, TASK_CPUS_BESIDE_CPU_WORKERS, labels, memory)
+    places, minimum = sum(map(one.places, nodes)), options.min_workers or 1
+    maximum = options.max_workers or max(places, minimum)
+    if minimum > maximum:
+        raise UsageError(f"--min-workers {minimum} is over --max-workers {maximum}")
+    if not growing:
+        _refuse_unfit(one, minimum, places, nodes)
+    return replace(one, minimum=minimum, initial=min(maximum, max(minimum, places)), maximum=maximum)
 
 
 def require_explicit_sizes(options: WorkerOptions, weight_bytes: int) -> None:
@@ -187,38 +194,8 @@ def _refuse_unsized(options: WorkerOptions, weight_bytes: int) -> None:
 
 def with_current_nodes(workers: WorkerPlan) -> WorkerPlan:
     """The plan with more initial workers, where nodes have joined since it was made."""
-    need = WorkerResources(workers.threads, workers.cpus, workers.task_cpus, workers.gpus, workers.memory)
-    places = sum(map(need.places, live_nodes(workers.labels)))
+    places = sum(map(workers.places, live_nodes(workers.labels)))
     return replace(workers, initial=max(workers.initial, min(workers.maximum, places)))
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """Resources of a worker, and of a reading or writing task beside it. memory: bytes, 0 where not counted."""
-
-    cores: float  # it computes with so many
-    cpus: float  # it requests so many of Ray
-    task_cpus: float
-    gpus: float
-    memory: int
-
-    def places(self, node: Mapping[str, float]) -> int:
-        """Workers that the node has room for, with a task beside them."""
-        limits = [node.get("CPU", 0) / self.cores, (node.get("CPU", 0) - self.task_cpus) / self.cpus]
-        if self.gpus:
-            limits = [limits[1], node.get("GPU", 0) / self.gpus]
-        if self.memory and node.get("memory"):
-            limits.append(node["memory"] / self.memory)
-        return max(0, int(min(limits) + 1e-6))
-
-
-def _pool(options: WorkerOptions, places: int) -> tuple[int, int, int]:
-    """Minimum, initial and maximum workers, where the nodes have room for `places`."""
-    minimum = options.min_workers or 1
-    maximum = options.max_workers or max(places, minimum)
-    if minimum > maximum:
-        raise UsageError(f"--min-workers {minimum} is over --max-workers {maximum}")
-    return minimum, min(maximum, max(minimum, places)), maximum
 
 
 def _cores_for_memory(nodes: Sequence[Mapping[str, float]], weight_bytes: int) -> float:
@@ -234,19 +211,18 @@ def worker_memory(weight_bytes: int) -> int:
     return int(weight_bytes * WEIGHTS_FACTOR + WORKER_BASE)
 
 
-def _refuse_unfit(need: WorkerResources, minimum: int, nodes: Sequence[Mapping[str, float]]) -> None:
+def _refuse_unfit(one: WorkerPlan, minimum: int, places: int, nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises RunError unless one worker, and `minimum` of them, fit the nodes, with room beside each for a task."""
     kinds = describe_nodes(nodes)
-    places = sum(map(need.places, nodes))
-    if places == 0 and any(replace(need, memory=0).places(node) for node in nodes):
+    if places == 0 and any(replace(one, memory=0).places(node) for node in nodes):
         raise RunError(
-            f"a worker needs about {need.memory / 2**30:.1f} GiB, and no node has as much for tasks ({kinds}). Choose a "
+            f"a worker needs about {one.memory / 2**30:.1f} GiB, and no node has as much for tasks ({kinds}). Choose a "
             "smaller model or larger nodes"
         )
     if places == 0:
-        wanted = f"{need.gpus:g} GPU and {need.cpus:g} CPU" if need.gpus else f"{need.cpus:g} CPU"
+        wanted = f"{one.gpus:g} GPU and {one.cpus:g} CPU" if one.gpus else f"{one.cpus:g} CPU"
         raise RunError(
-            f"no node has {wanted} for a worker and {need.task_cpus:g} CPU for a task beside it. Nodes: {kinds}. "
+            f"no node has {wanted} for a worker and {one.task_cpus:g} CPU for a task beside it. Nodes: {kinds}. "
             "Lower --cpus-per-worker or --gpus-per-worker, or add nodes"
         )
     if minimum > places:

@@ -11,7 +11,7 @@ from lib.engine.actor_pool import release_shared_pool, shared_pool
 from lib.errors import RunError
 from tests.support.stages import finished, pids, run_apart, started, workers
 
-TWO, ALL_CPUS = workers(2, 0.9), workers(1, 1.8, threads=2, memory=2**30)
+TWO, ALL_CPUS = workers(2, 0.9), workers(1, 1.8, cores=2.0, memory=2**30)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_stage_of_all_cpus_borrows_an_actor_whose_neighbours_are_idle(stage):
         first = pids(stage(4, TWO, meet=2))
         whole = pids(stage(1, ALL_CPUS))
         after = pids(stage(4, TWO, meet=2))
-        large = pids(stage(1, workers(1, 1.8, threads=2, memory=2**50)))
+        large = pids(stage(1, workers(1, 1.8, cores=2.0, memory=2**50)))
 
         assert whole < first
         assert first == after

@@ -91,7 +91,7 @@ def test_on_a_cluster_that_grows_workers_with_a_model_give_their_cpus(nodes):
 def test_a_wave_starts_with_the_nodes_of_its_time(nodes):
     """The next wave of a pool that began with one worker starts as many as the present nodes have room for."""
     nodes(*[{"CPU": 8.0, "GPU": 1.0}] * 5)
-    one = WorkerPlan(minimum=1, initial=1, maximum=4, threads=1, cpus=1.0, gpus=1.0, task_cpus=1.0)
+    one = WorkerPlan(minimum=1, initial=1, maximum=4, cores=1, cpus=1.0, gpus=1.0, task_cpus=1.0)
 
     assert with_current_nodes(one).initial == 4
     assert with_current_nodes(replace(one, maximum=16)).initial == 5

@@ -14,7 +14,7 @@ import pyarrow as pa
 from lib.data.shards import FileRange, Shard
 from lib.engine.actor_pool import shared_pool
 from lib.engine.dispatch import run_shards
-from lib.engine.mapper import FusedMapper, Result
+from lib.engine.mapper import FusedMapper, Result, Stage
 from lib.engine.workers import WorkerPlan
 from lib.storage.folder import Folder
 
@@ -75,7 +75,7 @@ class Traced(FusedMapper):
 
 
 def workers(count, cpus, **more):
-    sizes = {"threads": 1, "gpus": 0.0, "task_cpus": 0.001} | more
+    sizes = {"cores": 1.0, "gpus": 0.0, "task_cpus": 0.001} | more
     return WorkerPlan(minimum=1, initial=count, maximum=count, cpus=cpus, **sizes)
 
 
@@ -87,7 +87,7 @@ def started(root, count, workers, **trace):
     folder.publish("_run.json", b"{}")
     shards = [Shard(i, (FileRange("none", "none", i, i + 1, 1, count, "", None),)) for i in range(count)]
     names = {number: f"part-{number}" for number in range(count)}
-    return run_shards(Traced(str(place), **trace), folder, names, shards, workers, 2)
+    return run_shards(Stage(Traced(str(place), **trace), folder, names), shards, workers, 2)
 
 
 def finished(root, count, workers, **trace):
