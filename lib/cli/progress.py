@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -13,7 +14,6 @@ from .units import format_duration
 
 LIVE_SECONDS = 0.5  # between two redraws on a terminal
 LINE_SECONDS = 15.0  # between two plain lines in a log
-STAGES = ("read", "tokenise", "encode", "write")
 
 
 @dataclass
@@ -70,20 +70,19 @@ class LiveLine:
 
 @dataclass
 class Progress:
-    """Counts of one driver's run. Rates are of this driver alone."""
+    """Counts of one driver's run, and its seconds by step. Rates are of this driver alone.
+
+    counts: `rows`, `errors`, `tokens`, ...; `encoded`: tokens that the model saw, after equal texts were merged; `padded`: tokens
+    that padded batches of 32 in arrival order would have had.
+    """
 
     shards: int  # of the whole run
     done: int = 0  # finished by earlier drivers and this one
-    rows: int = 0
-    tokens: int = 0
-    encoded: int = 0  # tokens the model saw, after equal texts were merged
-    padded: int = 0  # tokens a padded batch of 32 in arrival order would have seen
-    errors: int = 0
-    truncated: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     failures: int = 0  # failed attempts at a shard
     worked_from: float | None = None  # epoch seconds at which the first loaded worker began
     worked_until: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
     stream: TextIO | None = None
     began: float = field(default_factory=time.monotonic)
     resumed: int = 0  # shards that earlier drivers finished
@@ -99,35 +98,28 @@ class Progress:
         finally:
             live.stop()
 
-    def add(self, counts: dict[str, Any], seconds: dict[str, float], worked_from: float | None) -> None:
+    def add(self, counts: Mapping[str, Any], seconds: Mapping[str, Any], worked_from: float | None) -> None:
         """Count a finished shard, which a loaded worker began at `worked_from`."""
         self.done += 1
         if worked_from is not None:
             self.worked_from = min(worked_from, self.worked_from or worked_from)
         self.worked_until = time.time()
-        for name in ("rows", "tokens", "encoded", "padded", "errors", "truncated"):
-            setattr(self, name, getattr(self, name) + counts.get(name, 0))
-        for stage, value in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + value
+        self.counts.update(counts)
+        self.seconds.update(seconds)
 
     def line(self) -> str:
         elapsed = max(time.monotonic() - self.began, 1e-9)
         finished = self.done - self.resumed
         left = (self.shards - self.done) * elapsed / finished if finished else None
-        parts = [f"{self.done}/{self.shards} shards", f"{self.rows / elapsed:,.0f} rows/s"]
-        if self.tokens:
-            parts.append(f"{self.tokens / elapsed:,.0f} tokens/s")
+        parts = [f"{self.done}/{self.shards} shards", f"{self.counts['rows'] / elapsed:,.0f} rows/s"]
+        if self.counts["tokens"]:
+            parts.append(f"{self.counts['tokens'] / elapsed:,.0f} tokens/s")
         parts.append(f"ETA {format_duration(left) if left is not None else '?'}")
-        if self.errors:
-            parts.append(f"{self.errors:,} bad rows kept")
+        if self.counts["errors"]:
+            parts.append(f"{self.counts['errors']:,} bad rows kept")
         if self.failures:
             parts.append(f"{self.failures} tries failed")
         return "  ".join(parts)
 
     def fraction(self) -> float:
         return self.done / max(self.shards, 1)
-
-    def shares(self) -> dict[str, float]:
-        """Return the share of the stages' summed busy time, by stage."""
-        total = sum(self.seconds.values()) or 1.0
-        return {stage: self.seconds.get(stage, 0.0) / total for stage in STAGES}

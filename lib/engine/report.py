@@ -9,6 +9,8 @@ from ..errors import EXIT_QUARANTINED
 from .executor import Outcome
 from .parts import Part
 
+STEPS = ("read", "tokenise", "encode", "write")
+
 
 def exit_code(outcome: Outcome) -> int:
     return EXIT_QUARANTINED if outcome.quarantined else 0
@@ -16,7 +18,7 @@ def exit_code(outcome: Outcome) -> int:
 
 def report(outcome: Outcome, output: str) -> str:
     lines = _output(outcome.parts, output) if outcome.parts else []
-    if outcome.progress.rows:
+    if outcome.progress.counts["rows"]:
         lines += _this_run(outcome.progress)
     lines += [f"note      {note}" for note in outcome.notes]
     if outcome.elsewhere:
@@ -40,20 +42,23 @@ def _output(parts: Sequence[Part], output: str) -> list[str]:
 
 
 def _this_run(progress: Progress) -> list[str]:
-    """Lines about the work of this driver, and its time by stage."""
+    """Lines about the work of this driver, and its time by step."""
     elapsed = max(time.monotonic() - progress.began, 1e-9)
-    took, rate = f"{format_duration(elapsed)} ({elapsed:.1f} s", f"{progress.rows / elapsed:,.0f} rows/s"
-    busy = "  ".join(f"{stage} {share:.0%}" for stage, share in progress.shares().items() if stage in progress.seconds)
+    rows, tokens = progress.counts["rows"], progress.counts["tokens"]
+    took, rate = f"{format_duration(elapsed)} ({elapsed:.1f} s", f"{rows / elapsed:,.0f} rows/s"
     total = sum(progress.seconds.values())
-    stages = f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)"
-    if not progress.tokens:
-        return [f"this run  {progress.rows:,} rows in {took})", f"speed     {rate}", stages]
-    waste = 1 - progress.tokens / progress.padded if progress.padded else 0.0
+    busy = "  ".join(
+        f"{each} {progress.seconds[each] / (total or 1.0):.0%}" for each in STEPS if each in progress.seconds
+    )
+    steps = f"time in   {busy}  (of {total:,.1f} busy seconds, all processes together)"
+    if not tokens:
+        return [f"this run  {rows:,} rows in {took})", f"speed     {rate}", steps]
+    loaded = progress.worked_until - (progress.worked_from or progress.worked_until)
+    waste = 1 - tokens / progress.counts["padded"] if progress.counts["padded"] else 0.0
     return [
-        f"this run  {progress.rows:,} rows, {progress.tokens:,} tokens in {took}, "
-        f"{progress.worked_until - (progress.worked_from or progress.worked_until):.1f} s of them with a model loaded)",
-        f"speed     {rate}, {progress.tokens / elapsed:,.0f} tokens/s",
+        f"this run  {rows:,} rows, {tokens:,} tokens in {took}, {loaded:.1f} s of them with a model loaded)",
+        f"speed     {rate}, {tokens / elapsed:,.0f} tokens/s",
         f"padding   0% (a padded batch of 32 in arrival order: {waste:.0%}); "
-        f"equal texts and beginnings saved {1 - progress.encoded / max(progress.tokens, 1):.0%} of the tokens",
-        stages,
+        f"equal texts and beginnings saved {1 - progress.counts['encoded'] / tokens:.0%} of the tokens",
+        steps,
     ]

@@ -137,4 +137,4 @@ def test_rates_are_of_this_driver_alone() -> None:
         r"7/10 shards  (200|199) rows/s  [45],\d{3} tokens/s  ETA 0:30  3 bad rows kept  1 tries failed", run.line()
     )
     assert run.fraction() == 0.7
-    assert run.shares() == {"read": 0.25, "tokenise": 0.0, "encode": 0.75, "write": 0.0}
+    assert run.seconds == {"read": 1.0, "encode": 3.0}

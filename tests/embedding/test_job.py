@@ -67,7 +67,7 @@ def test_a_resumed_shard_has_the_same_bits(whole, minilm):
     second, _ = run(docs, minilm, shard_rows=100, keep_columns=("n",))
 
     assert second.parts == first.parts
-    assert second.progress.rows == 100
+    assert second.progress.counts["rows"] == 100
 
 
 def test_bad_rows_are_kept_with_a_reason(cluster, tmp_path, minilm, reference):
