@@ -5,10 +5,11 @@ unlike a rename refuses an existing name (`create`). An object store does both i
 """
 
 import os
+import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 
 import fsspec
@@ -18,7 +19,6 @@ from ..errors import StorageError
 from .retry import error_code
 
 STALE_SECONDS = 600.0  # age of an unfinished local file without a writer: writing a part takes a few seconds
-COPY_BYTES = 8 << 20  # read at once where a file is copied between disks
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -29,7 +29,7 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | memoryview) -> None:
     """Write `data` under `path`, over an existing object. Raises what the filesystem raises."""
     if is_local(fs):
-        _take_name(path, lambda: _write_unfinished(path, [data]))
+        _take_name(path, lambda: _write_unfinished(path, data))
     else:
         fs.pipe_file(path, bytes(data))
 
@@ -55,7 +55,7 @@ def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
                 raise FileExistsError(path) from error
             raise
         return
-    unfinished = _write_unfinished(path, [data])
+    unfinished = _write_unfinished(path, data)
     try:
         os.link(unfinished, path)
         _sync_folder(path)
@@ -88,30 +88,6 @@ def sweep(path: str, done: Container[str]) -> None:
                 os.unlink(entry.path)
 
 
-def _link_unfinished(path: str, source: str) -> str:
-    """Make an unfinished file of the bytes of `source`: a link, or a copy where it lies on another disk."""
-    unfinished = _unfinished_name(path)
-    try:
-        os.link(source, unfinished)
-    except OSError:  # another disk, or one without links
-        with open(source, "rb") as file:
-            return _write_unfinished(path, iter(lambda: file.read(COPY_BYTES), b""))
-    with _removed_on_error(unfinished), open(unfinished, "rb") as file:
-        os.fsync(file.fileno())
-    return unfinished
-
-
-@contextmanager
-def _removed_on_error(unfinished: str) -> Iterator[None]:
-    """Remove the file when writing it fails, as on a full disk."""
-    try:
-        yield
-    except OSError:
-        with suppress(OSError):
-            os.unlink(unfinished)
-        raise
-
-
 def _take_name(path: str, write: Callable[[], str]) -> None:
     """Give an unfinished file its name. Write it once more where another driver has published the name and swept the file."""
     try:
@@ -121,19 +97,37 @@ def _take_name(path: str, write: Callable[[], str]) -> None:
     _sync_folder(path)
 
 
-def _unfinished_name(path: str) -> str:
-    """A hidden name beside `path`, in the same folder, which is made."""
+@contextmanager
+def _unfinished(path: str) -> Iterator[str]:
+    """A hidden name beside `path`, in the same folder, which is made. On an error, as on a full disk, the file is removed."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    return f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
+    unfinished = f"{folder}/.{name}.{uuid.uuid4().hex}.unfinished"
+    try:
+        yield unfinished
+    except OSError:
+        with suppress(OSError):
+            os.unlink(unfinished)
+        raise
 
 
-def _write_unfinished(path: str, chunks: Iterable[bytes | memoryview]) -> str:
-    unfinished = _unfinished_name(path)
-    with _removed_on_error(unfinished), open(unfinished, "wb") as file:
-        file.writelines(chunks)
+def _write_unfinished(path: str, data: bytes | memoryview) -> str:
+    with _unfinished(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return unfinished
+
+
+def _link_unfinished(path: str, source: str) -> str:
+    """Make an unfinished file of the bytes of `source`: a link, or a copy where it lies on another disk."""
+    with _unfinished(path) as unfinished:
+        try:
+            os.link(source, unfinished)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, unfinished)
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
     return unfinished
 
 

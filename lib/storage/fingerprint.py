@@ -13,8 +13,7 @@ DIGITS = 12  # hex digits: of a million names, two are equal with a probability 
 def fingerprint(*values: Any, digits: int = DIGITS) -> str:
     """Hash the values as canonical JSON with sha256; the first `digits` hex digits. Classes and fields may be renamed.
 
-    Raises TypeError for a value that is neither a JSON value nor a tuple, a path or a frozen dataclass of such, since its text
-    could differ between two processes.
+    Raises TypeError for values other than JSON, tuples, paths and frozen dataclasses: their text could differ by process.
     """
     plain = [_plain(value) for value in values]
     text = json.dumps(plain[0] if len(plain) == 1 else plain, sort_keys=True)

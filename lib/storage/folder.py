@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import IO, Any, TypeVar
 
 import fsspec
@@ -44,10 +45,13 @@ class Folder:
         if atomic.is_local(fs):
             atomic.make_folder(path)
         elif has_bucket(self.url):
-            if hasattr(fs, "call_s3"):
-                fs, path = filesystem(self.url, PROBE_OPTIONS | self.options)
+            bucket = path.split("/")[0]
+            request = partial(fs.ls, bucket)
+            if hasattr(fs, "call_s3"):  # the cheapest request that needs the bucket and the right to list it
+                quick, _ = filesystem(self.url, PROBE_OPTIONS | self.options)
+                request = partial(quick.call_s3, "list_objects_v2", Bucket=bucket, MaxKeys=1)
             try:
-                retrying(lambda: _list_one(fs, path.split("/")[0]), self.url, PROBE_SECONDS)
+                retrying(request, self.url, PROBE_SECONDS)
             except FileNotFoundError as error:
                 raise StorageError(f"{self.url}: no such bucket. Create it, or correct the URL") from error
 
@@ -93,10 +97,7 @@ class Folder:
         self._retry(lambda fs, path: atomic.put(fs, path, data), name)
 
     def put(self, name: str, source: str) -> str:
-        """Put a local file of any size under `name` in one step; returns its sha256. The file must not be written to again.
-
-        Raises StorageError.
-        """
+        """Put a local file of any size under `name` in one step; returns its sha256. It must not be written to again."""
         self._retry(lambda fs, path: atomic.put_file(fs, path, source), name)
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -139,11 +140,3 @@ class Folder:
         fs, path = self._open()
         place, url = (f"{path}/{name}", self.path(name)) if name else (path, self.url)
         return retrying(lambda: request(fs, place), url)
-
-
-def _list_one(fs: fsspec.AbstractFileSystem, bucket: str) -> None:
-    """Make the cheapest request that needs the bucket and the right to list it."""
-    if hasattr(fs, "call_s3"):
-        fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
-    else:
-        fs.ls(bucket)

@@ -33,8 +33,7 @@ class InputFile:
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     """List every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
 
-    A folder that a glob matches stands for all its files. Raises StorageError when the store cannot be listed, UsageError
-    for an invalid pattern; an empty list means that there is no file.
+    A folder that a glob matches stands for all its files. Raises StorageError, and UsageError for an invalid pattern.
     """
     fs, path = filesystem(url, options)
     scope = _Scope(path)

@@ -19,10 +19,7 @@ T = TypeVar("T")
 
 
 def retrying(attempt: Callable[[], T], url: str, seconds: float = RETRY_SECONDS) -> T:
-    """Run `attempt` until it succeeds, fails for good, or `seconds` are over.
-
-    A store that answers, even with 503, exists: it has RETRY_SECONDS. `seconds` is the limit of a silent one.
-    """
+    """Run `attempt` until it succeeds, fails for good, or time is up: `seconds` for a store that is silent, else RETRY_SECONDS."""
     started = time.monotonic()
     pause = FIRST_PAUSE
     while True:
