@@ -34,8 +34,7 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start one on this machine. Raises RunError."""
     os.environ.update({k: v for k, v in (ENVIRONMENT | CHECKSUM_ENVIRONMENT).items() if k not in os.environ})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The default is without end: a shard that is too large would never be quarantined.
-    os.environ.setdefault("RAY_task_oom_retries", "3")
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # without end by default: a large shard would not be quarantined
     warnings.filterwarnings("ignore", category=FutureWarning)
     import ray
 

@@ -21,10 +21,7 @@ IDLE_SECONDS = 30.0  # after which idle actors are stopped while the last shards
 
 
 def run_shards(stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
-    """A receipt of each shard, in no order. in_flight: shards that an actor has at once; it computes one of them.
-
-    Raises RunError where no worker can start, and for other errors of Ray.
-    """
+    """A receipt of each shard, in no order. in_flight: shards that an actor has at once. Raises RunError for errors of Ray."""
     import ray
 
     with shared_pool() as pool:

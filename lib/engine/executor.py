@@ -53,8 +53,7 @@ def execute(
 ) -> Outcome:
     """Do the pending shards, which are all that are missing of the slice; audit when no other is missing either.
 
-    check_lease: raises when another driver has taken the slice over. Raises ShoalError for what a person must mend; finished
-    shards stay finished.
+    check_lease: raises when another driver has taken the slice over. Raises ShoalError; finished shards stay finished.
     """
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}

@@ -1,8 +1,7 @@
 """Mappers: the work that a job does on one shard, and the receipt that comes back of it.
 
 A Mapper has three steps, which Ray Data overlaps in different processes: `read` on CPUs, the loaded model, `to_result`. It is
-for jobs whose reading and tokenising keep CPUs busy beside the model. A FusedMapper does all of a shard in one call of its
-worker. executor.py has the executors of both.
+for jobs whose reading and tokenising keep CPUs busy beside the model. A FusedMapper does a shard in one call of its worker.
 """
 
 import time

@@ -21,7 +21,6 @@ NUMBERS = ("rows", "source_rows", "errors", "truncated", "tokens")  # counted in
 FOOTER_THREADS = 32  # one request in flight each
 ROW_GROUP = 32_768  # rows; an index build reads row groups, 128 MiB of 1024 float32 dimensions
 SEAL, FACTS = b"shoal.part", b"shoal.facts"  # keys in a part's footer, each with JSON
-NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def publish_part(
     shard: int,
     table: pa.Table,
     numbers: Mapping[str, int],
-    facts: Mapping[str, Any] = NOTHING,
+    facts: Mapping[str, Any] | None = None,
     groups: Sequence[int] | None = None,
 ) -> Part:
     """Write `table` as one Parquet object in one step; numbers, facts and checksum stand in its footer. Raises StorageError.
@@ -63,9 +62,13 @@ def publish_part(
         )
     if groups is not None:
         groups = [int(rows) for rows in groups]
-        facts = {**facts, "groups": groups}
+        facts = {**(facts or {}), "groups": groups}
     sink = io.BytesIO()
-    vectors = [f.name for f in table.schema if _is_vector(f.type)]
+    fixed = (
+        pa.types.is_fixed_size_list,
+        pa.types.is_fixed_size_binary,
+    )  # vectors and codes: no compressor makes them smaller
+    vectors = [f.name for f in table.schema if any(is_fixed(f.type) for is_fixed in fixed)]
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
@@ -115,11 +118,6 @@ def read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
     if rows != seal["rows"]:
         raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
     return Part(shard, name, size, seal["data_bytes"], seal["sha256"], **{n: seal.get(n, 0) for n in NUMBERS})
-
-
-def _is_vector(type: pa.DataType) -> bool:
-    """Whether the values are a vector's numbers or its codes, which no compressor makes smaller."""
-    return pa.types.is_fixed_size_list(type) or pa.types.is_fixed_size_binary(type)
 
 
 def _write_rows(writer: pq.ParquetWriter, table: pa.Table, groups: Sequence[int] | None) -> None:

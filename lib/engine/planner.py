@@ -24,8 +24,7 @@ from .workers import WorkerRequest
 class CorpusPlanner:
     """Plans the rows of a corpus. shard_rows: rows a shard by default, of the corpus and the most workers there can be.
 
-    Raises InputError for a corpus that cannot be listed, without rows, without readable files, or with a planned file that has
-    changed.
+    Raises InputError for a corpus that cannot be listed or read, without rows, or with a planned file that has changed.
     """
 
     options: RowOptions
@@ -80,10 +79,7 @@ class CorpusPlanner:
 
 @dataclass(frozen=True)
 class FixedPlanner:
-    """A plan that is made once and never extended. make: the plan (PLAN_SCHEMA) and the columns of its files.
-
-    What fixes the plan belongs into the settings of the run.
-    """
+    """A plan that is made once, of what the settings fix. make: the plan (PLAN_SCHEMA) and the columns of its files."""
 
     make: Callable[[], tuple[pa.Table, pa.Schema]]
     workers: WorkerRequest

@@ -118,10 +118,7 @@ def missing(run: Run) -> list[int]:
 
 
 def audit(run: Run, known: Mapping[int, Part]) -> list[Part]:
-    """List once more; when every part is there, write the manifest. `known`: parts this driver has receipts for.
-
-    Raises RunError naming what is missing, or a part whose rows are not those planned.
-    """
+    """List once more; when every part is there, with its rows, write the manifest. known: from receipts. Raises RunError."""
     sizes, names = run.folder.list(), run.part_names()
     if absent := [number for number, name in names.items() if name not in sizes]:
         raise RunError(

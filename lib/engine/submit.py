@@ -117,17 +117,14 @@ class _Jobs:
         self.answered = False
 
     def submit(self) -> str:
-        """The name of a submission of the same command that runs or waits already; else of a new one.
-
-        A submission that arrived though its answer was lost is not repeated.
-        """
+        """The name of the command's submission that runs or waits already; else of a new one."""
         known = self.call(self._known)
         if running := next((name for name, status in known.items() if status not in OVER), None):
             log.info(f"following {running}, which is {known[running].lower()}")
             return running
         name = f"{self.prefix}{1 + max((int(name.removeprefix(self.prefix)) for name in known), default=0):04d}"
 
-        def submit_once(client: Any) -> None:
+        def submit_once(client: Any) -> None:  # it may have arrived though its answer was lost
             if name not in self._known(client):
                 client.submit_job(entrypoint=self.entrypoint, submission_id=name, runtime_env=self.environment)
 
@@ -154,10 +151,7 @@ class _Jobs:
             time.sleep(POLL_SECONDS)
 
     def call(self, request: Callable[[Any], T], seconds: float = ANSWER_SECONDS) -> T:
-        """The answer of the cluster; waits while the cluster is away.
-
-        Raises RunError when time is up, when the cluster has never answered, or when it refuses for good.
-        """
+        """Wait for the cluster's answer. Raises RunError when time is up, when it never answered, or when it refuses for good."""
         address, away, refused = self.config.address, False, 0.0  # the time of the first refusal
         while time.monotonic() < self.until:
             try:
