@@ -2,15 +2,12 @@
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Any
 
 from ..cli.units import format_duration
 from ..data.shards import Shard, count_shards, cut_shards, sample_shards
 from ..storage.folder import Folder
 from .job import Job
-from .mapper import Mapper, Tables
 from .planner import CorpusPlanner
 from .run import Run
 from .workers import WorkerPlan, worker_memory
@@ -18,13 +15,6 @@ from .workers import WorkerPlan, worker_memory
 SAMPLE_SHARDS, SAMPLE_ROWS = 8, 128
 TIMED_ROWS = (8, 32, 128, 512, 2048)  # a worker is timed over the first of these that take it TIMED_SECONDS
 TIMED_SECONDS = 4.0
-
-
-class MeasurableMapper(Mapper, Protocol):
-    """A mapper that can count what it would compute."""
-
-    def lengths(self, tables: Tables) -> tuple[int, np.ndarray, np.ndarray]:
-        """Counts of a shard that was read: rows of the input, and of each output row its tokens [n] and whether it is cut [n]."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +50,13 @@ class Estimate:
 
 
 def estimate(job: Job, output: Folder, planner: CorpusPlanner, bytes_a_row: int) -> Estimate:
-    """Read and time a sample of the corpus; nothing is written. bytes_a_row: of the output.
+    """Read and time a sample of the corpus; nothing is written. bytes_a_row: of the output. Raises ShoalError as the run would.
 
-    The job's mapper must be a MeasurableMapper. Raises ShoalError as the run itself would.
+    The job's mapper must have `lengths(tables)`: rows of the input, and of each output row its tokens [n] and whether it is cut [n].
     """
     workers, corpus = planner.workers.resolve(), planner.corpus
     plan = cut_shards(corpus, planner.rows_of_shard())
-    mapper: MeasurableMapper = job.mapper(Run(output, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
+    mapper = job.mapper(Run(output, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
     sample = [mapper.lengths(mapper.read(shard)[0]) for shard in sample_shards(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]
     rows_read, rows_out = sum(rows for rows, _, _ in sample), sum(len(tokens) for _, tokens, _ in sample)
     tokens, truncated = sum(int(t.sum()) for _, t, _ in sample), sum(int(c.sum()) for _, _, c in sample)
@@ -81,7 +71,7 @@ def estimate(job: Job, output: Folder, planner: CorpusPlanner, bytes_a_row: int)
     )
 
 
-def _rate(mapper: MeasurableMapper, workers: WorkerPlan, shards: list[Shard]) -> float | None:
+def _rate(mapper: Any, workers: WorkerPlan, shards: list[Shard]) -> float | None:
     """Tokens a second of one worker, if this machine can be one: over the largest of the shards that time allows."""
     import torch
 

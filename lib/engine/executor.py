@@ -1,7 +1,7 @@
 """The exactly-once map over shards: rounds and waves of pending shards on an executor, then the audit.
 
-An executor turns shards into receipts. There are three, each where it was measured to win: Ray Data for mappers whose reading
-overlaps the model, the actor pool for fused mappers (1 ms of the driver a shard in place of 11 to 17), and this process.
+An executor turns shards into receipts. There are three: Ray Data for mappers whose reading overlaps the model, the actor pool for
+fused mappers (1 ms of the driver a shard in place of 11 to 17), and this process, without Ray, for small runs, notebooks and tests.
 A ShoalError, which a person can mend, stops the run; any other failure of a shard is tried again, `ATTEMPTS` times over, and
 then the shard is quarantined with its reason.
 """
@@ -13,10 +13,10 @@ from .. import errors
 from ..cli.progress import Progress
 from ..data.shards import Shard
 from ..errors import RunError, ShoalError
-from . import dispatch, local, ray_data
+from . import dispatch, ray_data
 from .actor_pool import shared_pool
 from .lease import ALL, ShardSlice
-from .mapper import AnyMapper, FusedMapper, Mapper, Receipt, Stage, Tables
+from .mapper import AnyMapper, FusedMapper, Mapper, Receipt, ShardRunner, Stage, Tables
 from .parts import Part
 from .run import Run, audit, missing, write_quarantine
 from .workers import WorkerPlan
@@ -82,8 +82,17 @@ def execute(
 
 def _executor_of(mapper: AnyMapper, workers: WorkerPlan) -> Callable[..., Iterator[Receipt]]:
     if workers.in_process:
-        return local.run_shards
+        return _run_here
     return dispatch.run_shards if isinstance(mapper, FusedMapper) else ray_data.run_shards
+
+
+def _run_here(stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_flight: int) -> Iterator[Receipt]:
+    """A receipt of each shard, in order, without Ray. Raises RunError when the mapper cannot be loaded."""
+    try:
+        runner = ShardRunner(stage)
+    except RuntimeError as error:
+        raise RunError(f"the model could not be loaded: {error}") from error
+    yield from map(runner.run, shards)
 
 
 def sample(mapper: Mapper, shards: Sequence[Shard], workers: WorkerPlan) -> list[Tables]:

@@ -10,18 +10,14 @@ UNUSED_BYTES = 256 << 20  # free memory that the process keeps
 
 
 def return_large_blocks() -> None:
-    """Give blocks of 1 MiB and more pages of their own, which return to the kernel when the block is freed.
-
-    By default glibc raises that size to 32 MiB, and tensors of chunks that all differ in length fragment its heap.
-    """
+    """Give blocks of 1 MiB and more pages of their own, which return to the kernel when the block is freed."""
+    # By default glibc raises that size to 32 MiB, and tensors of chunks that all differ in length fragment its heap.
     _set(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def keep_large_blocks() -> None:
-    """Reuse freed memory for blocks of up to 32 MiB, and return none of it to the kernel while it is less than 256 MiB.
-
-    By default glibc returns a large array's pages to the kernel, which clears new ones for the next array of the same size.
-    """
+    """Reuse freed memory for blocks of up to 32 MiB, and return none of it to the kernel while it is less than 256 MiB."""
+    # By default glibc returns a large array's pages to the kernel, which clears new ones for the next array of the same size.
     _set(M_MMAP_THRESHOLD, REUSED_BYTES)
     _set(M_TRIM_THRESHOLD, UNUSED_BYTES)
 

@@ -22,9 +22,8 @@ def report(outcome: Outcome, output: str) -> str:
         lines += _this_run(outcome.progress)
     lines += [f"note      {note}" for note in outcome.notes]
     if outcome.elsewhere:
-        lines.append(
-            f"MISSING   {outcome.elsewhere:,} shards of other slices; whoever does the last one writes the manifest"
-        )
+        missing = f"{outcome.elsewhere:,} shards of other slices"
+        lines.append(f"MISSING   {missing}; whoever does the last one writes the manifest")
     if outcome.quarantined:
         lines.append(f"QUARANTINED {len(outcome.quarantined)} shards, listed in {output}/_quarantine.json:")
         lines += [f"  shard {number}: {reason}" for number, reason in list(outcome.quarantined.items())[:5]]
