@@ -23,14 +23,14 @@ STEP = "step.json"
 
 def save(folder: Path, step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write this rank's files of the checkpoint. All ranks must call it."""
-    dcp.save(_state(trained, optimizer), checkpoint_id=str(folder), no_dist=_single_process())
+    dcp.save(_state(trained, optimizer), checkpoint_id=str(folder), no_dist=not torch.distributed.is_initialized())
     (folder / STEP).write_text(json.dumps({"step": step}))
 
 
 def load(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load weights and optimizer state in place, and return the step. All ranks must call it."""
     state = _state(trained, optimizer)
-    dcp.load(state, checkpoint_id=str(folder), no_dist=_single_process())
+    dcp.load(state, checkpoint_id=str(folder), no_dist=not torch.distributed.is_initialized())
     set_state_dict(trained, optimizer, model_state_dict=state["trained"], optim_state_dict=state["optimizer"])
     return int(json.loads((folder / STEP).read_text())["step"])
 
@@ -43,7 +43,3 @@ def _state(trained: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 def full_state_dict(network: nn.Module) -> dict[str, Any]:
     """All weights on the CPU of the first rank, unsharded; empty on the other ranks. All ranks must call it."""
     return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def _single_process() -> bool:
-    return not torch.distributed.is_initialized()

@@ -4,10 +4,12 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,9 @@ def run_steps(trainer: Trainer, report: Callable[[list[dict[str, Any]]], Any], s
     report: gets the metrics of each step, in the first rank. save: writes a checkpoint.
     """
     run = trainer.run
-    with Reader(run, trainer.rank) as reader:
+    with closing(read_ahead(run, trainer.rank, trainer.step)) as batches:
         while trainer.step < run.until:
-            row = _run_step(trainer, reader)
+            row = _run_step(trainer, batches)
             if trainer.is_first:
                 report([row])
             if "seconds" not in row:
@@ -125,10 +127,10 @@ def run_steps(trainer: Trainer, report: Callable[[list[dict[str, Any]]], Any], s
     export(trainer)
 
 
-def _run_step(trainer: Trainer, reader: "Reader") -> dict[str, Any]:
+def _run_step(trainer: Trainer, batches: Iterator["RankBatch"]) -> dict[str, Any]:
     """Run a step; its metrics, without `seconds` where loss or gradients are not finite and the weights stay as they are."""
     run, began = trainer.run, time.perf_counter()
-    batch = reader.get(trainer.step)
+    batch = next(batches)
     step = trainer.steps.get(batch.dataset, trainer.steps[""])
     trainer.network.zero_gradients(trainer.optimizer)
     seed = seed_of(run.config.pairs.seed, trainer.step, DROPOUT)
@@ -193,33 +195,22 @@ class RankBatch:
         return StepInputs(replace(keys, virtual_rank_rows=rank.virtual_rank_rows), rank, self.inputs, seed)
 
 
-class Reader:
-    """Batches in the plan's order, read and tokenised by a thread ahead of their use."""
+def read_ahead(run: TrainRun, rank: Rank, first: int) -> Generator[RankBatch, None, None]:
+    """The rank's batches from step `first` + 1 to `until`, read and tokenised by a thread ahead of their use."""
+    order, tokenize = BatchReader(run.data.url, run.output.options), run.trainable.row_tokenizer()
 
-    def __init__(self, run: TrainRun, rank: Rank) -> None:
-        self._order = BatchReader(run.data.url, run.output.options)
-        self._texts = run.trainable.row_tokenizer()
-        self._rank, self._until = rank, run.until
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: dict[int, Future[RankBatch]] = {}
+    def read(step: int) -> RankBatch:
+        table = order.read(step)
+        return RankBatch(table, tokenize(table.slice(rank.first_row, rank.row_count)))
 
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def get(self, step: int) -> RankBatch:
-        """The batch of step `step` + 1. The next ones are submitted."""
-        for number in range(step, min(step + 1 + PREFETCH, self._until)):
-            if number not in self._pending:
-                self._pending[number] = self._thread.submit(self._read, number)
-        return self._pending.pop(step).result()
-
-    def _read(self, step: int) -> RankBatch:
-        table = self._order.read(step)
-        inputs = self._texts(table.slice(self._rank.first_row, self._rank.row_count))
-        return RankBatch(table, inputs)
+    thread, steps = ThreadPoolExecutor(1), iter(range(first, run.until))
+    try:
+        pending = deque(thread.submit(read, step) for step in islice(steps, PREFETCH))
+        while pending:
+            pending.extend(thread.submit(read, step) for step in islice(steps, 1))
+            yield pending.popleft().result()
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _device() -> torch.device:

@@ -14,8 +14,9 @@ from lib.errors import ModelError
 from lib.models.forward import PackedBatch, flatten, run_equal_length
 from lib.models.load import position_start
 from lib.models.spec import ModelSpec, Tokens
-from lib.models.spec_reader import SpecOverrides, read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
+from lib.recipes import Recipe
 from lib.training.models import retromae_model, word_masking
 from lib.training.models.networks import load_backbone
 from lib.training.models.retromae_model import RetroMAE
@@ -198,7 +199,7 @@ def test_the_head_of_the_checkpoint_is_used(build: Any, tmp_path: Path) -> None:
     whole = transformers.AutoModelForMaskedLM.from_config(config)
     whole.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    kept = retromae(read_spec(str(tmp_path), SpecOverrides(max_tokens=64)))
+    kept = retromae(read_spec(str(tmp_path), Recipe(max_tokens=64)))
     fresh, same, other = (retromae(read_spec(str(folder)), seed) for seed in (0, 0, 1))
 
     torch.testing.assert_close(kept.head.state_dict(), whole.cls.state_dict())

@@ -100,37 +100,28 @@ def pack(
     waiting: dict[int, deque[int]] = {}
     fresh = iter(rows)
     full: list[list[int]] = []
+
+    def offer(batch: _OpenBatch, row: int) -> None:
+        blocking = batch.offer(row, own[row], positives[row])
+        if blocking is not None:
+            waiting.setdefault(blocking, deque()).append(row)
+
     while True:
         batch = _OpenBatch()
-        _add_waiting(batch, waiting, own, positives, size)
+        for key in list(waiting):
+            if len(batch.rows) == size:
+                break
+            queue = waiting.pop(key)
+            while queue and not batch.has(key) and len(batch.rows) < size:
+                offer(batch, queue.popleft())
+            if queue:  # to the end, behind the keys that this batch has not tried
+                waiting.setdefault(key, deque()).extendleft(reversed(queue))
         while len(batch.rows) < size:
             row = next(fresh, None)
             if row is None:
                 return np.array(full, np.int64).reshape(-1, size)
-            blocking = batch.offer(row, own[row], positives[row])
-            if blocking is not None:
-                waiting.setdefault(blocking, deque()).append(row)
+            offer(batch, row)
         full.append(batch.rows)
-
-
-def _add_waiting(
-    batch: _OpenBatch,
-    waiting: dict[int, deque[int]],
-    own: Sequence[Sequence[int]],
-    positives: Sequence[Sequence[int]],
-    size: int,
-) -> None:
-    for key in list(waiting):
-        if len(batch.rows) == size:
-            return
-        queue = waiting.pop(key)
-        while queue and not batch.has(key) and len(batch.rows) < size:
-            row = queue.popleft()
-            blocking = batch.offer(row, own[row], positives[row])
-            if blocking is not None:
-                waiting.setdefault(blocking, deque()).append(row)
-        if queue:  # to the end, behind the keys that this batch has not tried
-            waiting.setdefault(key, deque()).extendleft(reversed(queue))
 
 
 @dataclass(frozen=True)

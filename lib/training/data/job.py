@@ -22,14 +22,14 @@ from ...data.shards import PLAN_SCHEMA, count_shards
 from ...engine.actor_pool import shared_pool
 from ...engine.job import Job, even_rows, require_complete, run_job
 from ...engine.parts import parquet_bytes, read_facts
-from ...engine.planner import CorpusPlanner, FixedPlanner
+from ...engine.planner import CorpusPlanner, FixedPlanner, Planner
 from ...engine.run import Run, check_same_settings, create_run_config, read_run_config
 from ...engine.shuffle import MAX_RANGES, bucket_plan
 from ...engine.workers import CpuWorkerOptions, WorkerPlan, WorkerRequest
 from ...errors import UsageError
 from ...storage.folder import Folder
 from .batch_reader import ORDER, SCHEMA
-from .batches import BatchesMapper, EntryShards, Set
+from .batches import BatchesMapper, EntryShards
 from .pairs import PartitionPairs
 from .schedule import Stream, make_order, passes_of
 from .sources import Entry, open_entry, parse_data, parse_weights
@@ -72,33 +72,34 @@ def plan(options: DataOptions, output: Folder, workers: CpuWorkerOptions) -> Tra
     """Make the plan in OUTPUT/plan, or the rest of it. Raises UsageError, InputError or RunError, see stats too."""
     _check_numbers(options)
     urls, weights = parse_data(options.data), parse_weights(options.weight)
-    planning = _Planning(options, output.below("plan"), WorkerRequest(workers.on_cpus()))
-    planning.folder.probe()
+    folder = output.below("plan")
+    folder.probe()
     entries = [open_entry(name, url, output.url, output.options) for name, url in urls.items()]
     if not any(entry.by_dataset for entry in entries):
         _check_names(weights, list(urls))
     fixed = _fixed(options, entries, weights)
-    if (stored := read_run_config(planning.folder)) is not None:
-        check_same_settings(planning.folder, stored["settings"], fixed)
+    if (stored := read_run_config(folder)) is not None:
+        check_same_settings(folder, stored["settings"], fixed)
+    planning = _Planning(options, folder, WorkerRequest(workers.on_cpus()), fixed)
     pairs = {entry.name: planning.partition(entry) for entry in entries}
     datasets = {name for facts in pairs.values() for name, _ in facts["sets"]}
     _check_names(weights, [*urls, *sorted(datasets - set(urls))])
     for name, facts in pairs.items():
         check_pairs(name, facts, options.global_batch)
     # Not before: a mistake that the first map finds can then be corrected by another command in the same folder.
-    stored = create_run_config(planning.folder, {"settings": fixed})
-    check_same_settings(planning.folder, stored["settings"], fixed)
+    stored = create_run_config(folder, {"settings": fixed})
+    check_same_settings(folder, stored["settings"], fixed)
     streams = [
         Stream(name, dataset, in_batch, weights.get(dataset, weights.get(name, 1.0)))
         for name, facts in pairs.items()
         for dataset, in_batch in sorted(facts["sets"])
     ]
-    order, batched = planning.order(entries, pairs, streams, fixed)
-    planning.folder.claim(ORDER, parquet_bytes(order))
-    steps = pq.read_metadata(pa.BufferReader(planning.folder.read(ORDER))).num_rows
+    order, batched = planning.order(pairs, streams)
+    folder.claim(ORDER, parquet_bytes(order))
+    steps = pq.read_metadata(pa.BufferReader(folder.read(ORDER))).num_rows
     epoch_steps = sum(stream.weight * len(stream.batches(0)) for stream in streams)
     counts = count(pairs, batched, streams, options.global_batch)
-    return TrainingPlan(planning.folder.url, steps, epoch_steps, counts)
+    return TrainingPlan(folder.url, steps, epoch_steps, counts)
 
 
 def _check_numbers(options: DataOptions) -> None:
@@ -128,98 +129,77 @@ def _fixed(options: DataOptions, entries: Sequence[Entry], weights: Mapping[str,
 
 @dataclass(frozen=True)
 class _Planning:
-    """The two maps of a plan, and the order that follows from them. folder: OUTPUT/plan."""
+    """The two maps of a plan, and the order that follows from them. folder: OUTPUT/plan. fixed: the settings of the plan."""
 
     options: DataOptions
     folder: Folder
     workers: WorkerRequest
-
-    def pairs_of(self, entry: Entry) -> Folder:
-        """The folder of an entry's partitioned pairs."""
-        return self.folder.below(f"pairs-{entry.name}")
+    fixed: Mapping[str, Any]
 
     def partition(self, entry: Entry) -> dict[str, Any]:
         """The first map over one entry; the facts of its rows, see stats.merge_facts."""
-        options, storage, folder = self.options, self.folder.options, self.pairs_of(entry)
-        buckets = entry.buckets(options.global_batch)
-
-        def mapper(run: Run, workers: WorkerPlan) -> PartitionPairs:
-            return PartitionPairs(
-                entry.name, options.seed, buckets, entry.by_dataset, entry.columns, entry.odd, storage
-            )
-
-        fixed = {"job": "partition pairs", "files": entry.fingerprint, "buckets": buckets, "seed": options.seed}
-        job = Job(f"plan: partitioning {entry.name}", fixed, mapper)
+        seed, storage, buckets = self.options.seed, self.folder.options, entry.buckets(self.options.global_batch)
+        mapper = PartitionPairs(entry.name, seed, buckets, entry.by_dataset, entry.columns, entry.odd, storage)
+        fixed = {"job": "partition pairs", "files": entry.fingerprint, "buckets": buckets, "seed": seed}
+        job = Job(f"plan: partitioning {entry.name}", fixed, lambda run, workers: mapper)
         planner = CorpusPlanner(
             entry.options, storage, lambda corpus, workers: even_rows(corpus, workers, SHARD_ROWS), self.workers
         )
-        parts = require_complete(run_job(job, folder, planner), folder.url).parts
-        return merge_facts(read_facts(folder, parts))
+        return merge_facts(self._run(job, f"pairs-{entry.name}", planner)[1])
 
     def order(
-        self,
-        entries: Sequence[Entry],
-        pairs: Mapping[str, Mapping[str, Any]],
-        streams: Sequence[Stream],
-        fixed: Mapping[str, Any],
+        self, pairs: Mapping[str, Mapping[str, Any]], streams: Sequence[Stream]
     ) -> tuple[pa.Table, list[dict[str, Any]]]:
-        """The order of the steps, and the facts of the parts that it names. Fills the streams.
+        """The order of the steps, and the facts of the parts that it names. Fills the streams. pairs: facts by entry.
 
         Where --max-steps cuts the epochs short, the second map first makes the epochs that suffice if every row fits into a
         batch, and then more until there are enough steps.
         """
-        size, most = self.options.global_batch, self.options.max_steps
+        options, most = self.options, self.options.max_steps
+        of_entry = {name: [stream for stream in streams if stream.entry == name] for name in pairs}
         # Steps of an epoch, at most:
+        size = options.global_batch
         epoch_steps = sum(s.weight * (pairs[s.entry]["sets"][s.dataset, s.in_batch][0] // size) for s in streams)
-        with_negatives = frozenset(
-            (name, *key) for name, facts in pairs.items() for key, (_, negatives) in facts["sets"].items() if negatives
-        )
         parts: list[str] = []
         batched: list[dict[str, Any]] = []
         order, done = SCHEMA.empty_table(), 0
-        while done < self.options.epochs and (most is None or order.num_rows < most):
-            lacking = self.options.epochs if most is None else math.ceil((most - order.num_rows) / epoch_steps)
-            epochs = range(done, min(done + lacking, self.options.epochs))
-            passes = {entry.name: _passes([s for s in streams if s.entry == entry.name], epochs) for entry in entries}
+        while done < options.epochs and (most is None or order.num_rows < most):
+            lacking = options.epochs if most is None else math.ceil((most - order.num_rows) / epoch_steps)
+            epochs = range(done, min(done + lacking, options.epochs))
+            passes = {name: _passes(own, epochs) for name, own in of_entry.items()}
             if any(passes.values()):
-                names, facts = self.batches(entries, with_negatives, epochs, passes, fixed)
+                names, facts = self._batches(pairs, epochs, passes)
                 _fill(streams, facts, len(parts))
                 parts, batched = parts + names, batched + facts
             for name, rows in pairs.items():
-                check_batches(name, [s for s in streams if s.entry == name], rows, size)
+                check_batches(name, of_entry[name], rows, size)
             done = epochs.stop
-            order = make_order(streams, parts, done, self.options.seed, most)
+            order = make_order(streams, parts, done, options.seed, most)
             epoch_steps = max(order.num_rows, 1) / done
         return order, batched
 
-    def batches(
-        self,
-        entries: Sequence[Entry],
-        with_negatives: frozenset[Set],
-        epochs: range,
-        passes: Mapping[str, range],
-        fixed: Mapping[str, Any],
+    def _batches(
+        self, pairs: Mapping[str, Mapping[str, Any]], epochs: range, passes: Mapping[str, range]
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """The second map over all buckets: its parts' names, from the plan's folder, and facts, in order."""
         options, storage = self.options, self.folder.options
-        sources = {entry.name: self.pairs_of(entry) for entry in entries if passes[entry.name]}
-        name = f"batches-{epochs.start}"
-        folder = self.folder.below(name)
+        sources = {name: self.folder.below(f"pairs-{name}") for name in pairs if passes[name]}
+        with_negatives = frozenset(
+            (name, *key) for name, facts in pairs.items() for key, (_, negatives) in facts["sets"].items() if negatives
+        )
 
         def mapper(run: Run, workers: WorkerPlan) -> BatchesMapper:
-            return BatchesMapper(
-                options.seed,
-                options.global_batch,
-                options.group,
-                with_negatives,
-                _entry_shards(run.plan, passes),
-                run.columns,
-                storage,
-            )
+            shards, sizes = _entry_shards(run.plan, passes), (options.seed, options.global_batch, options.group)
+            return BatchesMapper(*sizes, with_negatives, shards, run.columns, storage)
 
         ends = {entry: [numbers.start, numbers.stop] for entry, numbers in passes.items()}
-        job = Job("plan: making batches", {"job": "make batches", "passes": ends, **fixed}, mapper)
+        job = Job("plan: making batches", {"job": "make batches", "passes": ends, **self.fixed}, mapper)
         planner = FixedPlanner(lambda: _bucket_passes(sources, passes), self.workers)
+        return self._run(job, f"batches-{epochs.start}", planner)
+
+    def _run(self, job: Job, name: str, planner: Planner) -> tuple[list[str], list[dict[str, Any]]]:
+        """Do the job in folder `name` of the plan: its parts' names, from the plan's folder, and facts, in order."""
+        folder = self.folder.below(name)
         parts = require_complete(run_job(job, folder, planner), folder.url).parts
         return [f"{name}/{part.part}" for part in parts], read_facts(folder, parts)
 

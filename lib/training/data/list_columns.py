@@ -13,6 +13,7 @@ from ...data.texts import as_text
 
 MOST_SCORE = float(np.finfo(np.float32).max)
 NO_REASON = pa.scalar(None, pa.string())
+WORDS = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary())
 
 
 class _UnfitError(Exception):
@@ -89,16 +90,15 @@ def _lists(
         return no_lists(len(array), kind)
     absent = array.is_null().to_numpy(zero_copy_only=False)
     inner = array.type.value_type if _is_list(array.type) else array.type
-    if pa.types.is_nested(inner) or (
-        kind == pa.large_string() and inner != array.type and pa.types.is_primitive(inner)
-    ):
+    numbers = kind == pa.large_string() and inner != array.type and pa.types.is_primitive(inner)
+    if pa.types.is_nested(inner) or numbers:
         reasons = pc.if_else(pa.array(absent), NO_REASON, f"{name} is {array.type}")
         return replace(no_lists(len(array), kind), absent=absent, reasons=reasons)
     if _is_list(array.type):
         counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
         values, unfit = leaves(array.flatten())
         return ListColumn(values, counts, absent, _by_row(unfit, counts, name))
-    if _is_words(array.type):
+    if array.type in WORDS:
         texts, broken = as_text(array)
         return _parsed(texts, broken, name, kind, parse)
     values, unfit = leaves(array.drop_null())
@@ -179,8 +179,3 @@ def _by_row(unfit: pa.Array, counts: np.ndarray, name: str) -> pa.Array:
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_words(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))

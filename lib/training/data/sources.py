@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files, measure_files
+from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files
+from ...data.corpus import measure as measure_files
 from ...data.formats import Measure
 from ...data.shards import Shard, cut_shards, sample_shards
 from ...engine.job import refuse_nested
@@ -67,15 +68,13 @@ def parse_data(data: Sequence[str]) -> dict[str, str]:
         named = equals and "/" not in before and ":" not in before
         name, url = (before, after) if named else (_stem(word), word)
         if not NAME.fullmatch(name) or name.startswith("."):
-            raise UsageError(
-                f"--data {word!r}: {name!r} is no name of letters, digits, and . _ -. Write it as NAME={url}"
-            )
+            what = f"{name!r} is no name of letters, digits, and . _ -"
+            raise UsageError(f"--data {word!r}: {what}. Write it as NAME={url}")
         if not url:
             raise UsageError(f"--data {word!r} has no URL. Write it as NAME=URL")
         if name in urls:
-            raise UsageError(
-                f"two --data are named {name!r}: {urls[name]} and {url}. Name one otherwise, as NAME={url}"
-            )
+            both = f"{urls[name]} and {url}"
+            raise UsageError(f"two --data are named {name!r}: {both}. Name one otherwise, as NAME={url}")
         urls[name] = url
     return urls
 
@@ -144,9 +143,8 @@ def _needed(corpus: Corpus) -> tuple[str, ...]:
     pairs = [path for path, own in names.items() if not {*NEEDED}.isdisjoint(own)]
     alone = [path for path, own in names.items() if ALONE[0] in own and {*NEEDED}.isdisjoint(own)]
     if pairs and alone:
-        raise InputError(
-            f"{alone[0]} has single texts and {pairs[0]} pairs. {FORMS}: give each kind as a --data of its own"
-        )
+        both = f"{alone[0]} has single texts and {pairs[0]} pairs"
+        raise InputError(f"{both}. {FORMS}: give each kind as a --data of its own")
     needed = ALONE if alone else NEEDED
     for path, measure in measures.items():
         known = names[path] if measure.complete else corpus.schema.names
@@ -165,16 +163,11 @@ def _common(corpus: Corpus, optional: Sequence[str]) -> list[str]:
 
 def _own(path: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
     """The wanted columns that a file has, by its own types; all of them where only reading can name its columns."""
-    keys = hive_keys(path)
-    fields = []
-    for name in wanted:
-        if name in measure.schema.names:
-            fields.append(pa.field(name, measure.schema.field(name).type))
-        elif name in keys:
-            fields.append(pa.field(name, pa.string()))
-        elif not measure.complete:
-            fields.append(pa.field(name, pa.large_string()))
-    return pa.schema(fields)
+    types = dict(zip(measure.schema.names, measure.schema.types, strict=True))
+    types = dict.fromkeys(hive_keys(path), pa.string()) | types
+    if not measure.complete:
+        types = dict.fromkeys(wanted, pa.large_string()) | types
+    return pa.schema([(name, types[name]) for name in wanted if name in types])
 
 
 def _look(entry: Entry, storage: Mapping[str, Any]) -> None:
@@ -182,21 +175,18 @@ def _look(entry: Entry, storage: Mapping[str, Any]) -> None:
     places = [i for i, m in enumerate(entry.corpus.measures) if isinstance(m, Measure) and m.units]
     some = sorted({places[i * len(places) // SAMPLE_FILES] for i in range(SAMPLE_FILES)}) if places else []
     with ThreadPoolExecutor(SAMPLE_THREADS) as threads:
-        complaints = threads.map(lambda place: _complaint(entry, place, storage), some)
-        for complaint in complaints:
-            if complaint:
-                raise InputError(complaint)
+        for _ in threads.map(lambda place: _check_head(entry, place, storage), some):
+            pass
 
 
-def _complaint(entry: Entry, place: int, storage: Mapping[str, Any]) -> str | None:
+def _check_head(entry: Entry, place: int, storage: Mapping[str, Any]) -> None:
     file, measure = entry.corpus.files[place], entry.corpus.measures[place]
     alone = replace(entry.corpus, files=(file,), measures=(measure,))
     head: list[Shard] = sample_shards(cut_shards(alone, int(alone.rows) + 1), 1, SAMPLE_ROWS)
     tables = [checked(t, entry.name) for shard in head for t in read_pairs(shard, entry.columns, entry.odd, storage)]
     rows = pa.concat_tables(tables)
-    if not rows.num_rows or rows[REASON].null_count:
-        return None
-    return (
-        f"none of the first {rows.num_rows} rows of {file.path} can be used; the first is {rows['source'][0]}: "
-        f"{rows[REASON][0]}. {FORMS}"
-    )
+    if rows.num_rows and not rows[REASON].null_count:
+        first = f"{rows['source'][0]}: {rows[REASON][0]}"
+        raise InputError(
+            f"none of the first {rows.num_rows} rows of {file.path} can be used; the first is {first}. {FORMS}"
+        )

@@ -51,8 +51,8 @@ def merge_facts(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for each in facts:
         total["rows"] += each["rows"]
         total["dropped"] += each["dropped"]
-        for kind, (count, source, reason) in each["bad"].items():
-            count_reason(total["bad"], reason if kind == reason.split(":")[0] else kind, count, source)
+        for number, source, reason in each["bad"].values():
+            count_reason(total["bad"], reason, number, source)
         for dataset, in_batch, rows, negatives in each["sets"]:
             counts = total["sets"].setdefault((dataset, in_batch), [0, 0])
             counts[0] += rows
@@ -101,8 +101,8 @@ def count(
     bad: dict[str, list[Any]] = {}
     rows: dict[str, int] = {}
     for entry in pairs.values():
-        for kind, (number, source, why) in entry["bad"].items():
-            count_reason(bad, why if why.startswith(kind) else kind, number, source)
+        for number, source, reason in entry["bad"].values():
+            count_reason(bad, reason, number, source)
         for (dataset, _), (usable, _) in entry["sets"].items():
             rows[dataset] = rows.get(dataset, 0) + usable
     left_over = 0

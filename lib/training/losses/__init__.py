@@ -5,14 +5,15 @@ that owns them, and weight gradients are averaged over the ranks: together they 
 world size. So a loss over rows returns `batch.keys.global_mean(values)`, and a loss over the whole batch returns its value, the
 same on every rank.
 
-A loss file exports its class as `LOSS`; `parse` makes one from text such as `infonce:temperature=0.02,weight=0.5`.
+A loss file exports its class as `LOSS`, a dataclass with a `kind`, whose call returns a scalar; `parse` makes one from text
+such as `infonce:temperature=0.02,weight=0.5`.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The kinds of losses, by what they are computed from: vectors, scores of pairs, or the losses of single texts.
+# The kinds of losses, by what they are computed from: vectors (a Batch), scores of pairs, or losses of single texts (Scores).
 EMBEDDING, RERANKING, TEXT = "embedding", "reranking", "text"
 
 
@@ -99,7 +100,7 @@ class Batch:
 
     queries: [b, d], passages: [b, g, d], pooled, not normalised. gather: local rows -> rows of all ranks, in order; gradients
     are summed back. logit_scale: learned logarithm of a factor of every scale, []. dim: leading dimensions in use, None for
-    all. tokens: token outputs, for losses that use them.
+    all; a copy of another dim shares what was gathered. tokens: token outputs, for losses that use them.
     """
 
     keys: BatchKeys
@@ -111,15 +112,19 @@ class Batch:
     tokens: "TokenOutputs | None" = None
     _gathered: "dict[str, Tensor]" = field(default_factory=dict, repr=False)
 
-    def truncated(self, dim: int) -> "Batch":
-        """The same batch with vectors of `dim` dimensions. Gathered tensors are shared."""
-        return replace(self, dim=dim)
-
     def unit(self, vectors: "Tensor") -> "Tensor":
         """Truncate vectors [..., d] to `dim` and L2-normalise them, in float32 or better."""
         from .tiled_logsumexp import l2_normalise
 
         return l2_normalise(at_least_float32(vectors[..., : self.dim]))
+
+    def positive_cosines(self) -> "Tensor":
+        """Cosines of the local queries and their positives, [b]."""
+        return (self.unit_queries() * self.unit(self.passages[:, 0])).sum(-1)
+
+    def own_cosines(self) -> "Tensor":
+        """Cosines of the local queries and their own passages, [b, g]."""
+        return (self.unit_passages() @ self.unit_queries().unsqueeze(-1)).squeeze(-1)
 
     def unit_queries(self) -> "Tensor":
         """[b, d]"""
@@ -171,14 +176,6 @@ def at_least_float32(tensor: "Tensor") -> "Tensor":
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class Loss(Protocol):
-    """A callable that returns a scalar. kind: EMBEDDING takes a Batch; RERANKING and TEXT take Scores."""
-
-    kind: ClassVar[str]
-
-    def __call__(self, batch: Any) -> "Tensor": ...
-
-
 @dataclass(frozen=True)
 class Sum:
     """The sum of several losses of one batch."""
@@ -190,10 +187,8 @@ class Sum:
         return self.losses[0].kind
 
     def __call__(self, batch: Any) -> "Tensor":
-        total = self.losses[0](batch)
-        for loss in self.losses[1:]:
-            total = total + loss(batch)
-        return total
+        values = [loss(batch) for loss in self.losses]
+        return sum(values[1:], values[0])
 
 
 def names() -> list[str]:

@@ -22,8 +22,8 @@ class CoSENT:
 
     def __call__(self, batch: Batch) -> "Tensor":
         labels = batch.keys.teacher_scores()[:, 0]
-        cosines = (batch.unit_queries() * batch.unit(batch.passages[:, 0])).sum(-1)
-        return self.weight * _log_misordering(batch.scale(self.temperature) * batch.gather(cosines), labels)
+        scores = batch.scale(self.temperature) * batch.gather(batch.positive_cosines())
+        return self.weight * _log_misordering(scores, labels)
 
 
 def _log_misordering(scores: "Tensor", labels: "Tensor") -> "Tensor":

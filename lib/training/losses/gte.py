@@ -27,7 +27,7 @@ class GTE:
         import torch
 
         scale = batch.scale(self.temperature)
-        positive = (batch.unit_queries() * batch.unit(batch.passages[:, 0])).sum(-1)
+        positive = batch.positive_cosines()
         terms = [scale * positive, negatives(batch, scale, positive)]
         if batch.keys.in_batch:
             terms += [*_other_directions(batch, scale), scale * positive]

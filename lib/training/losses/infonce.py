@@ -29,8 +29,7 @@ def cross_entropies(batch: Batch, temperature: float, margin: float | None = Non
     """-log softmax probability of each local row's positive, [b]. hardness: times a negative's cosine, added to its logit."""
     from torch.nn import functional
 
-    queries, scale = batch.unit_queries(), batch.scale(temperature)
-    positive = (queries * batch.unit(batch.passages[:, 0])).sum(-1)
+    scale, positive = batch.scale(temperature), batch.positive_cosines()
     return functional.softplus(negatives(batch, scale, positive, margin, hardness) - scale * positive)
 
 
@@ -40,14 +39,14 @@ def negatives(
     """log of the sum of e^{scale s + hardness s} over each local row's negatives, [b]. positive: cosines of the positives."""
     from .tiled_logsumexp import ExcludedPairs, log_partition
 
-    keys, queries = batch.keys, batch.unit_queries()
+    keys = batch.keys
     ceiling = None if margin is None else positive.detach() + margin
     positive_keys = keys.positive_keys[keys.local]
     if keys.in_batch:
-        passages = batch.all_unit_passages().flatten(0, 1)
+        queries, passages = batch.unit_queries(), batch.all_unit_passages().flatten(0, 1)
         excluded_pairs = ExcludedPairs(positive_keys, keys.passage_keys.flatten(), ceiling)
         return log_partition(queries, passages, scale, excluded_pairs, hardness)
-    cosines = (batch.unit_passages() @ queries.unsqueeze(-1)).squeeze(-1)
+    cosines = batch.own_cosines()
     excluded = (keys.passage_keys[keys.local].unsqueeze(-1) == positive_keys.unsqueeze(1)).any(-1)
     if ceiling is not None:
         excluded |= cosines.detach() > ceiling.unsqueeze(1)

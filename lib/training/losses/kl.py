@@ -22,8 +22,8 @@ class KL:
 
     def __call__(self, batch: Batch) -> "Tensor":
         teacher = batch.keys.teacher_scores()[batch.keys.local]
-        cosines = (batch.unit_passages() @ batch.unit_queries().unsqueeze(-1)).squeeze(-1)
-        values = divergences(batch.scale(self.temperature) * cosines, teacher, self.teacher_temperature)
+        logits = batch.scale(self.temperature) * batch.own_cosines()
+        values = divergences(logits, teacher, self.teacher_temperature)
         return self.weight * batch.keys.global_mean(values)
 
 

@@ -22,8 +22,7 @@ class MarginMSE:
 
     def __call__(self, batch: Batch) -> "Tensor":
         teacher = batch.keys.teacher_scores()[batch.keys.local]
-        cosines = (batch.unit_passages() @ batch.unit_queries().unsqueeze(-1)).squeeze(-1)
-        return self.weight * batch.keys.global_mean(squared_margins(self.scale * cosines, teacher))
+        return self.weight * batch.keys.global_mean(squared_margins(self.scale * batch.own_cosines(), teacher))
 
 
 def squared_margins(scores: "Tensor", teacher: "Tensor") -> "Tensor":

@@ -26,7 +26,7 @@ class SelfNormalised:
         import torch
 
         scale = batch.scale(self.temperature)
-        positive = (batch.unit_queries() * batch.unit(batch.passages[:, 0])).sum(-1)
+        positive = batch.positive_cosines()
         # First, because the tensors that it gathers and the batch keeps must have gradients.
         weighted = negatives(batch, scale, positive, hardness=self.beta)
         with torch.no_grad():

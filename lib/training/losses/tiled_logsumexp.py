@@ -78,9 +78,7 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, result = ctx.saved_tensors
         to_rows, to_columns, to_scale = torch.zeros_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
-        finite = torch.where(
-            result.isfinite(), result, 0.0
-        )  # -inf: a row without columns, whose exponentials are all zero
+        finite = torch.where(result.isfinite(), result, 0.0)  # -inf: no columns, so that all exponentials are zero
         for r in _tiles(len(rows), ctx.tile):
             for c in _tiles(len(columns), ctx.tile):
                 products, logits = _logits(rows[r], columns[c], scale, ctx.excluded, ctx.hardness, r, c)

@@ -3,7 +3,7 @@
 Each has `backbone`, the transformers network. Its first output is one row a text, [n, ...], the others one row a token, [t, ...].
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,11 +32,8 @@ class Backbone(nn.Module):
         """Hidden states [tokens, hidden]. Documents must be sorted by length."""
         if self.mode == "packed":
             return run_packed(self.network, batch)
-        starts = [0]
-        for group in length_groups(batch.borders):
-            starts.append(starts[-1] + group.count)
-        parts = [batch.part(a, b) for a, b in pairwise(starts)]
-        return torch.cat([run_equal_length(self.network, part) for part in parts])
+        starts = accumulate((group.count for group in length_groups(batch.borders)), initial=0)
+        return torch.cat([run_equal_length(self.network, batch.part(*ends)) for ends in pairwise(starts)])
 
 
 def full_precision(states: Tensor) -> torch.autocast:

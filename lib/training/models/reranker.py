@@ -17,7 +17,6 @@ from ...models.packing import positions_of
 from ...models.reranker import Picker, Reranker
 from ...models.reranker_spec import SPEC_FILE, RerankSpec
 from ...models.score_heads import Classifier, load_classifier
-from ...models.spec import on_this_machine
 from ..step.grad_cache import AccumulatingStep
 from ..step.trainable import Adapters, Inputs, LoadedModel, add_adapters, merge_adapters
 from .export import WEIGHT_FILE_SIZE, copy_tokenizer, write_json
@@ -47,20 +46,21 @@ class RerankerTrainable:
     adapters: Adapters | None = None
 
     def on_this_machine(self) -> "RerankerTrainable":
-        return replace(self, spec=replace(self.spec, model=on_this_machine(self.spec.model)))
+        return replace(self, spec=self.spec.on_this_machine())
 
     def row_tokenizer(self) -> "PairRowTokenizer":
         return PairRowTokenizer(self.spec)
 
     def load(self, device: torch.device) -> LoadedModel:
         """Load and self-test the network as a job's reranker does. Raises ModelError."""
-        loaded = Reranker(self.spec, dtype="float32", device=str(device)).parts()
+        loaded = Reranker(self.spec, dtype="float32", device=str(device))
         network: Any = loaded.network
         if getattr(network, "pooler", None) is not None:
             network.pooler = None  # unused: scores come from the head's own copy of it
         if self.spec.answers:  # the head reads their rows of the output matrix, which may be tied to the embeddings
             network.get_input_embeddings().requires_grad_(False)
-        backbone = Backbone(add_adapters(network, self.adapters), loaded.mode)
+        mode = "packed" if loaded.mode == "shared" else loaded.mode  # training shares no prefixes
+        backbone = Backbone(add_adapters(network, self.adapters), mode)
         return LoadedModel(ScoreNetwork(backbone, loaded.head, loaded.pick), backbone, loaded.padding_id)
 
     def step_factory(self) -> Any:

