@@ -6,7 +6,7 @@ no source gives is None, never a guess.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +14,16 @@ from ..errors import UsageError
 
 PASSAGE, QUERY = "passage", "query"  # the prompts of a corpus and of its queries
 PASSAGE_NAMES = (PASSAGE, "document", "corpus")  # names of a passage prompt in model directories
+
+
+RETRIEVAL = tuple(f"{name}Retrieval" for name in ("T2", "MMarco", "Du", "Covid", "Cmedqa", "Ecom", "Medical", "Video"))
+RERANKING = ("T2Reranking", "MMarcoReranking", "CMedQAv1-reranking", "CMedQAv2-reranking")
+
+
+def c_mteb(retrieval: Sequence[float] = (), reranking: Sequence[float] = ()) -> dict[str, float]:
+    """Scores by task: those of all tasks of RETRIEVAL, in its order, and of RERANKING."""
+    of_kinds = ((RETRIEVAL, retrieval), (RERANKING, reranking))
+    return {task: score for kind, scores in of_kinds if scores for task, score in zip(kind, scores, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +73,7 @@ class Recipe:
     retrieval task, MAP of a reranking task, from their authors or from mteb's results repository.
     """
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     pooling: str | None = None
     normalize: bool | None = None
     max_tokens: int | None = None
@@ -86,7 +96,7 @@ class RerankRecipe:
     texts whose tokens a pair may have on top of max_tokens, as some implementations count. scores: as in Recipe.
     """
 
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     segments: tuple[str, ...] = ()
     instruction: str = ""
     answers: tuple[str, ...] = ()

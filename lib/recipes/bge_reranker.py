@@ -4,7 +4,7 @@ Source: the model cards. Scores are raw logits; `--activation sigmoid` maps them
 Verified here on a tiny random XLM-RoBERTa classifier only.
 """
 
-from . import RerankRecipe, Stage
+from . import RerankRecipe, Stage, c_mteb
 
 RECIPE = RerankRecipe(
     models=("BAAI/bge-reranker-v2-m3", "BAAI/bge-reranker-large", "BAAI/bge-reranker-base"),
@@ -24,17 +24,7 @@ RECIPE = RerankRecipe(
         ),
     ),
     scores={
-        "BAAI/bge-reranker-large": {
-            "T2Reranking": 67.60,
-            "MMarcoReranking": 37.17,
-            "CMedQAv1-reranking": 82.14,
-            "CMedQAv2-reranking": 84.19,
-        },
-        "BAAI/bge-reranker-base": {
-            "T2Reranking": 67.28,
-            "MMarcoReranking": 35.46,
-            "CMedQAv1-reranking": 81.27,
-            "CMedQAv2-reranking": 84.10,
-        },
+        "BAAI/bge-reranker-large": c_mteb(reranking=(67.60, 37.17, 82.14, 84.19)),
+        "BAAI/bge-reranker-base": c_mteb(reranking=(67.28, 35.46, 81.27, 84.10)),
     },
 )

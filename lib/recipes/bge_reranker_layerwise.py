@@ -6,11 +6,7 @@ same shape with code written for the test.
 """
 
 from . import RerankRecipe
-
-QUESTION = (
-    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
-    "prediction of either 'Yes' or 'No'."
-)
+from .bge_reranker_gemma import QUESTION
 
 RECIPE = RerankRecipe(
     models=("BAAI/bge-reranker-v2-minicpm-layerwise",),

@@ -3,7 +3,7 @@
 Source: the model card and FlagEmbedding's examples. Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
+from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
 
 RECIPE = Recipe(
     models=("BAAI/bge-large-zh-v1.5", "BAAI/bge-base-zh-v1.5", "BAAI/bge-small-zh-v1.5"),
@@ -27,19 +27,8 @@ RECIPE = Recipe(
         ),
     ),
     scores={
-        "BAAI/bge-large-zh-v1.5": {
-            "T2Retrieval": 83.99,
-            "MMarcoRetrieval": 79.23,
-            "DuRetrieval": 86.32,
-            "CovidRetrieval": 73.35,
-            "CmedqaRetrieval": 42.57,
-            "EcomRetrieval": 65.33,
-            "MedicalRetrieval": 59.59,
-            "VideoRetrieval": 73.32,
-            "T2Reranking": 65.74,
-            "MMarcoReranking": 28.74,
-            "CMedQAv1-reranking": 83.45,
-            "CMedQAv2-reranking": 85.44,
-        }
+        "BAAI/bge-large-zh-v1.5": c_mteb(
+            retrieval=(83.99, 79.23, 86.32, 73.35, 42.57, 65.33, 59.59, 73.32), reranking=(65.74, 28.74, 83.45, 85.44)
+        ),
     },
 )

@@ -5,7 +5,9 @@ mining script puts 360Zhinao's instruction before queries (`--prompt-name mining
 published scores is not stated. Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
+from dataclasses import replace
+
+from . import PASSAGE, QUERY, Recipe, Stage, bge_m3, c_mteb
 
 RECIPE = Recipe(
     models=("chuxin-llm/Chuxin-Embedding",),
@@ -43,33 +45,15 @@ RECIPE = Recipe(
             note="about 100 million public pairs, as BGE is finetuned: all other numbers are BGE's. Begins from what "
             "chuxin-pretrain gives: --model",
         ),
-        Stage(
+        replace(
+            bge_m3.RECIPE.training[0],
             name="chuxin-unified",
-            loss=("m3-unified:temperature=0.02",),
-            batch=256,  # ours
-            group=2,
-            query_tokens=512,
-            passage_tokens=8192,
-            learning_rate=5e-6,
-            warmup=0.1,
-            weight_decay=0.01,
-            gradient_checkpointing=True,
-            precision="float16",
-            chosen=("batch",),
+            start=None,
             note="about a million public and a million synthetic pairs, mined at ranks 20 to 200 with 15 negatives, then cleaned "
             "by a reranker: cleaning is the gain. Numbers are those of FlagEmbedding's example of unified finetuning",
         ),
     ),
     scores={
-        "chuxin-llm/Chuxin-Embedding": {
-            "T2Retrieval": 84.04,
-            "MMarcoRetrieval": 79.06,
-            "DuRetrieval": 85.65,
-            "CovidRetrieval": 84.28,
-            "CmedqaRetrieval": 56.58,
-            "EcomRetrieval": 74.01,
-            "MedicalRetrieval": 75.62,
-            "VideoRetrieval": 83.84,
-        }
+        "chuxin-llm/Chuxin-Embedding": c_mteb(retrieval=(84.04, 79.06, 85.65, 84.28, 56.58, 74.01, 75.62, 83.84)),
     },
 )

@@ -7,14 +7,7 @@ Not seen: the checkpoint's own pooling file, and the temperature, rate and epoch
 Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
-
-TASKS = (
-    *(f"{name}Retrieval" for name in ("T2", "MMarco", "Du", "Covid", "Cmedqa", "Ecom", "Medical", "Video")),
-    *("T2Reranking", "MMarcoReranking", "CMedQAv1-reranking", "CMedQAv2-reranking"),
-)
-BASE = (82.384, 77.924, 88.255, 84.503, 42.025, 62.876, 58.09, 73.54, 66.46, 28.87, 85.25, 86.15)
-LARGE = (82.47, 77.83, 87.97, 85.04, 41.98, 61.91, 59.04, 71.18, 66.96, 27.28, 84.79, 84.89)
+from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
 
 RECIPE = Recipe(
     models=("sensenova/piccolo-large-zh", "sensenova/piccolo-base-zh"),
@@ -85,7 +78,12 @@ RECIPE = Recipe(
         ),
     ),
     scores={
-        "sensenova/piccolo-base-zh": dict(zip(TASKS, BASE, strict=True)),
-        "sensenova/piccolo-large-zh": dict(zip(TASKS, LARGE, strict=True)),
+        "sensenova/piccolo-base-zh": c_mteb(
+            retrieval=(82.384, 77.924, 88.255, 84.503, 42.025, 62.876, 58.09, 73.54),
+            reranking=(66.46, 28.87, 85.25, 86.15),
+        ),
+        "sensenova/piccolo-large-zh": c_mteb(
+            retrieval=(82.47, 77.83, 87.97, 85.04, 41.98, 61.91, 59.04, 71.18), reranking=(66.96, 27.28, 84.79, 84.89)
+        ),
     },
 )

@@ -7,7 +7,7 @@ its own instruction: `--prompt-name T2Retrieval`. Passages have none.
 Verified here on a tiny random Qwen2 only. No hyperparameter of the training is public.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
+from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
 
 # The task of each benchmark in words, from mteb's model file; the model was trained with such instructions.
 INSTRUCTIONS = {
@@ -55,29 +55,11 @@ RECIPE = Recipe(
         ),
     ),
     scores={
-        "Lenovo-Zhihui/Zhihui_LLM_Embedding": {
-            "T2Retrieval": 88.296,
-            "MMarcoRetrieval": 84.772,
-            "DuRetrieval": 91.338,
-            "CovidRetrieval": 84.387,
-            "CmedqaRetrieval": 48.693,
-            "EcomRetrieval": 71.959,
-            "MedicalRetrieval": 65.192,
-            "VideoRetrieval": 79.313,
-        },
-        "Alibaba-NLP/gte-Qwen2-7B-instruct": {
-            "T2Retrieval": 87.73,
-            "MMarcoRetrieval": 85.16,
-            "DuRetrieval": 87.44,
-            "CovidRetrieval": 83.65,
-            "CmedqaRetrieval": 48.69,
-            "EcomRetrieval": 71.15,
-            "MedicalRetrieval": 65.59,
-            "VideoRetrieval": 78.84,
-            "T2Reranking": 67.80,
-            "MMarcoReranking": 31.65,
-            "CMedQAv1-reranking": 88.20,
-            "CMedQAv2-reranking": 88.03,
-        },
+        "Lenovo-Zhihui/Zhihui_LLM_Embedding": c_mteb(
+            retrieval=(88.296, 84.772, 91.338, 84.387, 48.693, 71.959, 65.192, 79.313)
+        ),
+        "Alibaba-NLP/gte-Qwen2-7B-instruct": c_mteb(
+            retrieval=(87.73, 85.16, 87.44, 83.65, 48.69, 71.15, 65.59, 78.84), reranking=(67.80, 31.65, 88.20, 88.03)
+        ),
     },
 )

@@ -7,7 +7,7 @@ token at which the scalar is read is in that code alone: the conversion detects 
 same shape with code written for the test; the real weights were out of reach.
 """
 
-from . import RerankRecipe, Stage
+from . import RerankRecipe, Stage, c_mteb
 
 BEFORE = ("<|im_start|>", "system", "\n", "<|im_end|>", "\n", "<|im_start|>user", "\n")
 AFTER = ("<|im_end|>", "\n", "<|im_start|>assistant", "\n", "0", "<|im_end|>", "\n")  # "0" stands for a label
@@ -40,11 +40,6 @@ RECIPE = RerankRecipe(
         ),
     ),
     scores={
-        "qihoo360/360Zhinao-1.8B-Reranking": {
-            "T2Reranking": 68.55,
-            "MMarcoReranking": 37.29,
-            "CMedQAv1-reranking": 86.75,
-            "CMedQAv2-reranking": 87.92,
-        }
+        "qihoo360/360Zhinao-1.8B-Reranking": c_mteb(reranking=(68.55, 37.29, 86.75, 87.92)),
     },
 )

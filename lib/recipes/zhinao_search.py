@@ -5,7 +5,7 @@ its leaderboard run has the query instruction below; passages are title and text
 `--text-template '{text}'`. Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
+from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
 
 RECIPE = Recipe(
     models=("qihoo360/360Zhinao-search",),
@@ -32,19 +32,8 @@ RECIPE = Recipe(
         ),
     ),
     scores={
-        "qihoo360/360Zhinao-search": {
-            "T2Retrieval": 87.12,
-            "MMarcoRetrieval": 83.32,
-            "DuRetrieval": 87.57,
-            "CovidRetrieval": 85.02,
-            "CmedqaRetrieval": 46.73,
-            "EcomRetrieval": 68.90,
-            "MedicalRetrieval": 63.69,
-            "VideoRetrieval": 78.09,
-            "T2Reranking": 67.80,
-            "MMarcoReranking": 32.41,
-            "CMedQAv1-reranking": 87.01,
-            "CMedQAv2-reranking": 88.48,
-        }
+        "qihoo360/360Zhinao-search": c_mteb(
+            retrieval=(87.12, 83.32, 87.57, 85.02, 46.73, 68.90, 63.69, 78.09), reranking=(67.80, 32.41, 87.01, 88.48)
+        ),
     },
 )
