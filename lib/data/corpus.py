@@ -98,36 +98,33 @@ def list_files(options: RowOptions, storage: Mapping[str, Any]) -> list[InputFil
 
 
 def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
-    """Measure every file of a corpus, and cut it off at the limit."""
-    corpus = measure_files(files, options, storage, strict)
-    return first_rows(corpus, options.limit, storage) if options.limit else corpus
-
-
-def measure_files(files: Sequence[InputFile], options: RowOptions, storage: Mapping[str, Any], strict: bool) -> Corpus:
-    """Read footers and samples of every file, in parallel, and check the columns.
+    """Read footers and samples of every file, in parallel, check the columns, and cut the corpus off at the limit.
 
     An unreadable file becomes one row with its reason, or, when `strict`, an InputError.
     """
     wanted = options.columns()
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        measures = list(threads.map(partial(_measure, columns=wanted, storage=storage), files))
+    measures = _measure_all(files, wanted, storage)
     unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
     if unreadable and strict:
         raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
     schema = _merged_schema(files, measures)
-    for file, measure in zip(files, measures, strict=True):
-        if isinstance(measure, Measure) and (measure.units or measure.schema.names):
-            check_columns(_with_hive(measure.schema, file.path) if measure.complete else schema, wanted, file.path)
-    _check_text_types(schema, options.text_columns())
-    automatic = AUTOMATIC_ID if AUTOMATIC_ID in schema.names and _all_have_ids(measures) else None
-    return Corpus(tuple(files), tuple(measures), schema, options.id_column or automatic)
+    for file, m in zip(files, measures, strict=True):
+        if isinstance(m, Measure) and (m.units or m.schema.names):
+            check_columns(_with_hive(m.schema, file.path) if m.complete else schema, wanted, file.path)
+    for name in options.text_columns():
+        if name in schema.names and pa.types.is_nested(schema.field(name).type):
+            raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
+    with_rows = [m for m in measures if isinstance(m, Measure) and m.units]
+    all_have_ids = AUTOMATIC_ID in schema.names and all(AUTOMATIC_ID in m.schema.names for m in with_rows)
+    id_column = options.id_column or (AUTOMATIC_ID if all_have_ids else None)
+    corpus = Corpus(tuple(files), tuple(measures), schema, id_column)
+    return _first_rows(corpus, options.limit, storage) if options.limit else corpus
 
 
 def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
     """Names of the columns that the files there have. Raises InputError when none can be read."""
     files = list_files(RowOptions(input=url), storage)
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        measures = list(threads.map(partial(_measure, columns=(), storage=storage), files))
+    measures = _measure_all(files, (), storage)
     names = _merged_schema(files, measures).names
     if not names:
         reasons = [measure for measure in measures if isinstance(measure, str)] or ["it is empty"]
@@ -135,18 +132,7 @@ def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _check_text_types(schema: pa.Schema, names: Sequence[str]) -> None:
-    for name in names:
-        if name in schema.names and pa.types.is_nested(schema.field(name).type):
-            raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
-
-
-def _all_have_ids(measures: Sequence[Measure | str]) -> bool:
-    """Whether every file has a column `id`: only then it names the rows without --id-column."""
-    return all(AUTOMATIC_ID in m.schema.names for m in measures if isinstance(m, Measure) and m.units)
-
-
-def first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus:
+def _first_rows(corpus: Corpus, limit: int, storage: Mapping[str, Any]) -> Corpus:
     """Cut the corpus off after exactly `limit` rows. Line files are read up to there: their rows are known only by reading."""
     files, measures, left = [], [], limit
     for file, measure in zip(corpus.files, corpus.measures, strict=True):
@@ -185,6 +171,11 @@ def schema_text(schema: pa.Schema) -> str:
 def schema_from(text: str) -> pa.Schema:
     """The schema of a `schema_text`."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+def _measure_all(files: Sequence[InputFile], columns: Sequence[str], storage: Mapping[str, Any]) -> list[Measure | str]:
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return list(threads.map(partial(_measure, columns=columns, storage=storage), files))
 
 
 def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]) -> Measure | str:

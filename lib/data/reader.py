@@ -1,6 +1,6 @@
 """The rows of a shard: read from its files, typed as in the plan, each with a name, and with a reason if it is bad."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from socket import gethostname
 from typing import Any
 
@@ -12,26 +12,37 @@ from ..storage.listing import current_tag
 from .corpus import hive_keys
 from .formats import error_table, format_of
 from .shards import FileRange, Shard
+from .texts import as_text
 
 
-def read_rows(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
+def read_rows(shard: Shard, columns: Iterable[str | None], schema: pa.Schema, storage: Mapping[str, Any]) -> pa.Table:
     """Read all rows of a shard: the columns with the types of `schema`, `_source` (FILE#POSITION) and `_error`.
 
-    Raises InputError when a file has changed since the plan.
+    columns: one may come more than once, or be None, for none. Raises InputError when a file has changed since the plan.
     """
-    tables = batches(shard, columns, schema, storage)
-    fields = [
-        *(schema.field(name) for name in columns),
-        pa.field("_source", pa.string()),
-        pa.field("_error", pa.string()),
-    ]
-    return pa.concat_tables([*tables, pa.schema(fields).empty_table()]).combine_chunks()
+    names = [name for name in dict.fromkeys(columns) if name]
+    ends = [pa.field("_source", pa.string()), pa.field("_error", pa.string())]
+    none = pa.schema([*map(schema.field, names), *ends]).empty_table()
+    return pa.concat_tables([*batches(shard, names, schema, storage), none]).combine_chunks()
 
 
 def batches(shard: Shard, columns: Sequence[str], schema: pa.Schema, storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Read the same, some rows at a time, in order."""
     for part in shard.ranges:
         yield from _read_range(part, columns, schema, storage)
+
+
+def row_ids(table: pa.Table, id_column: str | None) -> pa.Array | pa.ChunkedArray:
+    """The id of each row of `read_rows`: that of the column, text as UTF-8; without a column FILE#POSITION."""
+    if id_column is None:
+        return table["_source"]
+    column = table[id_column]
+    return as_text(column)[0] if pa.types.is_large_string(column.type) else column
+
+
+def first_with_reason(reasons: pa.Array | pa.ChunkedArray) -> int | None:
+    """The number of the first row that has a reason; None where none has."""
+    return pc.index(pc.is_valid(reasons), True).as_py() if reasons.null_count < len(reasons) else None
 
 
 def as_one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -136,8 +136,7 @@ def shards(plan: pa.Table, numbers: Sequence[int] | None = None) -> Iterator[Sha
 
 def tables_of(plan: pa.Table, source: str) -> list[pa.Table]:
     """The plan of each shard, its ranges marked as ranges of one source, to be joined with shards of other sources."""
-    names = pa.array([source] * len(plan), pa.string())
-    plan = plan.set_column(PLAN_SCHEMA.get_field_index("source"), PLAN_SCHEMA.field("source"), names)
+    plan = _with_value(plan, "source", source)
     return [plan.filter(pc.equal(plan["shard"], number)) for number in range(count_shards(plan))]
 
 
@@ -148,16 +147,18 @@ def of_source(shard: Shard, source: str) -> Shard:
 
 def number_shards(tables: Sequence[pa.Table]) -> pa.Table:
     """Join tables into one plan with a shard for each table, numbered from 0."""
-    numbers = [pa.array([number] * len(table), pa.int64()) for number, table in enumerate(tables)]
-    return pa.concat_tables(
-        [table.set_column(0, PLAN_SCHEMA.field(0), column) for table, column in zip(tables, numbers, strict=True)]
-    )
+    return pa.concat_tables([_with_value(table, "shard", number) for number, table in enumerate(tables)])
 
 
 def remove_tags(plan: pa.Table) -> pa.Table:
     """Leave out the tags of our own parts: a part that is published again is the same, though the store gives it another tag."""
-    tags = pa.array([""] * len(plan), pa.string())
-    return plan.set_column(PLAN_SCHEMA.get_field_index("tag"), PLAN_SCHEMA.field("tag"), tags)
+    return _with_value(plan, "tag", "")
+
+
+def _with_value(plan: pa.Table, column: str, value: Any) -> pa.Table:
+    """The plan with one value in all rows of a column."""
+    field = PLAN_SCHEMA.field(column)
+    return plan.set_column(PLAN_SCHEMA.get_field_index(column), field, pa.array([value] * len(plan), field.type))
 
 
 def changed_files(plan: pa.Table, files: Sequence[InputFile]) -> list[str]:

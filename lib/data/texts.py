@@ -74,16 +74,17 @@ def as_text(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 def _decode(array: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Decode value by value, where some value is not UTF-8."""
-    texts: list[str | None] = []
-    reasons: list[str | None] = []
-    for value in array.cast(pa.large_binary(), safe=False).to_pylist():
-        try:
-            texts.append(None if value is None else value.decode())
-            reasons.append(None)
-        except UnicodeDecodeError as error:
-            texts.append(None)
-            reasons.append(f"not UTF-8: byte {value[error.start]:#04x} at {error.start}")
+    values = array.cast(pa.large_binary(), safe=False).to_pylist()
+    texts, reasons = zip(*((None, None) if value is None else decode(value) for value in values), strict=True)
     return pa.array(texts, pa.large_string()), pa.array(reasons, pa.string())
+
+
+def decode(value: bytes, encoding: str = "utf-8") -> tuple[str | None, str | None]:
+    """The text of some bytes, and the reason why they are none."""
+    try:
+        return value.decode(encoding), None
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
 
 
 def chunk_spans(text: str, spans: np.ndarray, size: int, overlap: int) -> list[tuple[int, int]]:

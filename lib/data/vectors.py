@@ -27,26 +27,20 @@ def quantise(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None = None) 
     return vectors.astype(dtype)
 
 
-def width(dim: int, dtype: str) -> int:
-    """The number of values in a row of the column."""
-    return dim // 8 if dtype == "ubinary" else dim
-
-
 def row_bytes(dim: int, dtype: str) -> int:
     """Bytes of a row of the column."""
-    return width(dim, dtype) * {"float32": 4, "float16": 2}.get(dtype, 1)
+    return dim // 8 if dtype == "ubinary" else dim * {"float32": 4, "float16": 2, "int8": 1}[dtype]
 
 
 def to_column(vectors: np.ndarray, index: pa.Array) -> pa.FixedSizeListArray:
     """Make a column whose row i is `vectors[index[i]]` (vectors: [n, width], index: int32, null for a row without a vector)."""
-    picked = vectors[index.fill_null(0).to_numpy(zero_copy_only=False)] if len(vectors) else vectors
-    if index.null_count:
-        absent = index.is_null().to_numpy(zero_copy_only=False)
-        if not len(vectors):
-            picked = np.zeros((len(index), vectors.shape[1]), vectors.dtype)
-        picked[absent] = 0
-        return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1], mask=pa.array(absent))
-    return pa.FixedSizeListArray.from_arrays(_flat(picked), vectors.shape[1])
+    width = vectors.shape[1]
+    absent = index.is_null().to_numpy(zero_copy_only=False)
+    places = index.fill_null(0).to_numpy(zero_copy_only=False)
+    picked = vectors[places] if len(vectors) else np.zeros((len(index), width), vectors.dtype)
+    picked[absent] = 0
+    mask = pa.array(absent) if index.null_count else None
+    return pa.FixedSizeListArray.from_arrays(pa.array(picked.reshape(-1)), width, mask=mask)
 
 
 def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike | None = None) -> np.ndarray:
@@ -64,7 +58,3 @@ def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike | None = None
         return data.reshape(-1, size).view(dtype)
     numbers = array.flatten().to_numpy(zero_copy_only=False)
     return numbers.reshape(len(array), array.type.list_size).astype(dtype or numbers.dtype, copy=False)
-
-
-def _flat(values: np.ndarray) -> pa.Array:
-    return pa.array(np.ascontiguousarray(values).reshape(-1))

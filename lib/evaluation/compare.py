@@ -7,10 +7,10 @@ from typing import Any
 
 from .. import recipes
 from ..cli.charts import Bar, bar_chart
-from ..cli.options import option
+from ..cli.options import group, option
 from ..cli.page import html_page, section
 from ..errors import InputError
-from ..storage.filesystem import absolute, parse_options
+from ..storage.filesystem import StorageOptions, absolute
 from ..storage.folder import Folder
 from ..storage.listing import find
 from . import tasks
@@ -27,9 +27,7 @@ class CompareConfig:
     input: str = option("Output folder of evaluations; any fsspec URL.")
     output: str | None = option("Folder for comparison.md and .html. Default: the input.", None)
     system: tuple[str, ...] = option("Only these systems, in this order, by commas. Default: all, by name.", ())
-    storage_option: tuple[str, ...] = option(
-        "fsspec option, as endpoint_url=http://host:9000. Repeat it for more.", (), many=True
-    )
+    storage: StorageOptions = group(StorageOptions)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Row:
 
 def compare(config: CompareConfig) -> list[str]:
     """Write both files and return their URLs. Raises InputError where there are no results, or none of a named system."""
-    storage = parse_options(config.storage_option)
+    storage = config.storage.fsspec
     rows = table(read_results(config.input, storage), config.system)
     folder = Folder(absolute(config.output or config.input), storage)
     folder.probe()
@@ -77,11 +75,12 @@ def table(results: Sequence[Result], systems: Sequence[str]) -> list[Row]:
     rows = []
     for name in systems or known:
         of_system = [result for result in results if result.system == name]
+        bounds = [each.intervals[each.main_score] for each in of_system]
         rows.append(
             Row(
                 name,
                 {each.task: 100 * each.main for each in of_system},
-                {each.task: _percent(each.intervals[each.main_score]) for each in of_system},
+                {each.task: (100 * low, 100 * high) for each, (low, high) in zip(of_system, bounds, strict=True)},
                 _published(of_system[0].identity) if all(map(_is_published_split, of_system)) else {},
             )
         )
@@ -172,7 +171,3 @@ def _line(name: str, scores: Mapping[str, float], names: Sequence[str], form: st
     cells = [form.format(scores[task]) if task in scores else "" for task in names]
     average = form.format(mean(scores[task] for task in names)) if all(task in scores for task in names) else ""
     return f"| {name} | {' | '.join(cells)} | {average} |"
-
-
-def _percent(bounds: tuple[float, float]) -> tuple[float, float]:
-    return 100 * bounds[0], 100 * bounds[1]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.corpus import CorpusOptions, columns_at, list_files, measure_files
-from ..data.reader import read_rows
+from ..data.corpus import CorpusOptions, columns_at, list_files, measure
+from ..data.reader import first_with_reason, read_rows
 from ..data.shards import cut_shards, shards
 from ..data.texts import as_text
 from ..engine.parts import parquet_bytes
@@ -84,27 +84,26 @@ def read_table(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> 
     if not tables:
         raise InputError(f"{url} has no rows")
     table = pa.concat_tables(tables).combine_chunks()
-    if table["_error"].null_count < table.num_rows:
-        row = pc.index(pc.is_valid(table["_error"]), True).as_py()
+    if (row := first_with_reason(table["_error"])) is not None:
         raise InputError(f"{table['_source'][row]}: {table['_error'][row]}. Mend the file")
     return table
 
 
 def tables_at(url: str, columns: Sequence[str], storage: Mapping[str, Any]) -> Iterator[pa.Table]:
     options = CorpusOptions(input=url, text_column=columns[0], keep_columns=tuple(columns[1:]))
-    corpus = measure_files(list_files(options, storage), options, storage, strict=True)
+    corpus = measure(list_files(options, storage), options, storage, strict=True)
     for shard in shards(cut_shards(corpus, ROWS_AT_ONCE)):
         yield read_rows(shard, columns, corpus.schema, storage)
 
 
-def _column(url: str, columns: Sequence[str], names: Iterable[str], what: str) -> str:
-    """The first of `names` among the columns."""
-    column = next((name for name in names if name in columns), None)
-    if column is None:
-        raise InputError(
-            f"no column with the {what} in {url}: looked for {', '.join(names)}, there are {', '.join(columns)}"
-        )
-    return column
+def _pick(url: str, columns: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> list[str]:
+    """The columns of what is wanted: of each the first of its names that is there."""
+    picked = [next((name for name in names if name in columns), "") for names in wanted.values()]
+    for name, (what, names) in zip(picked, wanted.items(), strict=True):
+        if not name:
+            listed = f"looked for {', '.join(names)}, there are {', '.join(columns)}"
+            raise InputError(f"no column with the {what} in {url}: {listed}")
+    return picked
 
 
 def ids_of(table: pa.Table, name: str, url: str) -> pa.Array:
@@ -117,11 +116,8 @@ def ids_of(table: pa.Table, name: str, url: str) -> pa.Array:
 
 
 def _qrels(url: str, storage: Mapping[str, Any]) -> tuple[dict[str, dict[str, int]], list[str]]:
-    columns = columns_at(url, storage)
-    names = [
-        _column(url, columns, known, what)
-        for known, what in ((QUERY_IDS, "query's id"), (PASSAGE_IDS, "passage's id"), (GRADES, "grade"))
-    ]
+    wanted = {"query's id": QUERY_IDS, "passage's id": PASSAGE_IDS, "grade": GRADES}
+    names = _pick(url, columns_at(url, storage), wanted)
     table = read_table(url, names, storage)
     queries, passages = (ids_of(table, name, url).to_pylist() for name in names[:2])
     grades = _grades(table, names[2], url)
@@ -154,8 +150,7 @@ def _grades(table: pa.Table, name: str, url: str) -> list[int]:
 
 def _queries(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> pa.Table:
     """The judged queries, in the order of the file."""
-    columns = columns_at(url, storage)
-    names = [_column(url, columns, IDS + QUERY_IDS, "query's id"), _column(url, columns, TEXTS, "query's text")]
+    names = _pick(url, columns_at(url, storage), {"query's id": IDS + QUERY_IDS, "query's text": TEXTS})
     table = read_table(url, names, storage)
     queries = pa.table({"id": ids_of(table, names[0], url), "text": as_text(table[names[1]])[0]})
     judged = queries.filter(pc.is_in(queries["id"], value_set=pa.array(qrels, pa.large_string())))
@@ -166,11 +161,8 @@ def _queries(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> 
 
 def _candidates(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) -> pa.Table:
     """Pairs of judged queries, each once."""
-    columns = columns_at(url, storage)
-    names = [
-        _column(url, columns, QUERY_IDS, "query's id"),
-        _column(url, columns, PASSAGE_IDS + MANY_PASSAGE_IDS, "passages' ids"),
-    ]
+    wanted = {"query's id": QUERY_IDS, "passages' ids": PASSAGE_IDS + MANY_PASSAGE_IDS}
+    names = _pick(url, columns_at(url, storage), wanted)
     table = read_table(url, names, storage)
     queries = ids_of(table, names[0], url)
     if names[1] in MANY_PASSAGE_IDS:
@@ -186,8 +178,7 @@ def _candidates(url: str, qrels: Mapping[str, Any], storage: Mapping[str, Any]) 
 
 def _passages(url: str, template: str | None, storage: Mapping[str, Any]) -> Passages:
     columns = columns_at(url, storage)
-    id_column = _column(url, columns, IDS + PASSAGE_IDS, "passage's id")
-    text = _column(url, columns, TEXTS, "passage's text")
+    id_column, text = _pick(url, columns, {"passage's id": IDS + PASSAGE_IDS, "passage's text": TEXTS})
     if template is not None and "{title}" in template and "title" not in columns:
         template = None
     return Passages(url, id_column, template or (f"{{title}} {{{text}}}" if "title" in columns else f"{{{text}}}"))
@@ -214,18 +205,18 @@ def _from_lists(url: str, split: str, folder: Folder) -> Dataset:
     for query, passage, _, grade in listed:
         qrels[query][passage] = grade
     of, ids, texts, _ = zip(*listed, strict=True)
-    folder.claim(LISTED_PASSAGES, parquet_bytes(_text_table(id=ids, text=texts)))
+    folder.claim(LISTED_PASSAGES, parquet_bytes(text_table({"id": ids, "text": texts})))
     note = f"{len(rows) - len(kept):,} rows without a positive or without a negative are left out, as mteb does"
     return Dataset(
         Passages(folder.path(LISTED_PASSAGES), "id", "{text}"),
-        _text_table(id=names, text=[row["query"] for row in kept]),
+        text_table({"id": names, "text": [row["query"] for row in kept]}),
         qrels,
-        _text_table(query_id=of, passage_id=ids),
+        text_table({"query_id": of, "passage_id": ids}),
         (note,) if len(kept) < len(rows) else (),
     )
 
 
-def _text_table(**columns: Sequence[str | None]) -> pa.Table:
+def text_table(columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
     return pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()})
 
 

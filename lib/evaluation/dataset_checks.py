@@ -65,15 +65,11 @@ def _known_ids(passages: Passages, wanted: pa.Array, storage: Mapping[str, Any])
     known: set[str] = set()
 
     def chunks() -> Iterator[pa.Array]:
-        for ids in _id_chunks(passages, storage):
+        for table in tables_at(passages.url, [passages.id_column], storage):
+            readable = table.filter(pc.is_null(table["_error"]))  # other rows have no id; the embed job counts them
+            ids = ids_of(readable, passages.id_column, passages.url)
             known.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
             yield ids
 
     check_unique_ids(chunks, "passage", passages.url)
     return known
-
-
-def _id_chunks(passages: Passages, storage: Mapping[str, Any]) -> Iterator[pa.Array]:
-    """The ids of a corpus. Rows that cannot be read have none; the embed job counts them."""
-    for table in tables_at(passages.url, [passages.id_column], storage):
-        yield ids_of(table.filter(pc.is_null(table["_error"])), passages.id_column, passages.url)

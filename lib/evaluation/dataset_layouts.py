@@ -33,12 +33,7 @@ PLACES = {
     "candidates": ("top_ranked/{split}",),
 }
 PART = r"-\d{5}-of-\d{5}"  # of a split in several files, as the hub numbers them
-CONFIGS = {
-    "corpus": ["corpus"],
-    "queries": ["queries"],
-    "judgments": ["qrels", "default"],
-    "candidates": ["top_ranked"],
-}
+CONFIGS = {"judgments": ("qrels", "default"), "candidates": ("top_ranked",)}  # others are named as the table
 NO_SPLITS = ("corpus", "queries")
 
 
@@ -59,9 +54,8 @@ def tables_of(folder: str, split: str, storage: Mapping[str, Any]) -> TableUrls:
     """The tables of the dataset in a folder. Raises InputError when there is none, UsageError for a split it lacks."""
     files = [file for file in find(folder, storage) if format_of(file.path)]
     names = [file.name for file in files]
-    if not files or files[0].path.endswith(
-        f"/{folder.rstrip('/').rpartition('/')[2]}"
-    ):  # no file, or the URL of a file
+    last = folder.rstrip("/").rpartition("/")[2]
+    if not files or files[0].path.endswith(f"/{last}"):  # no file, or the URL of a file
         raise InputError(
             f"no dataset at {folder}. A dataset is corpus.jsonl, queries.jsonl and qrels/{split}.tsv (BEIR), or a copy of "
             "a Hugging Face dataset with Parquet or JSONL in corpus, queries and qrels"
@@ -140,9 +134,8 @@ def _bare(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _matching(pattern: str, names: Sequence[str]) -> list[str]:
-    depth = pattern.count("/")
-    return [name for name in names if name.count("/") == depth and PurePosixPath(name).match(pattern)]
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and PurePosixPath(name).match(pattern)
 
 
 def _no_split(folder: str, split: str, names: Sequence[str]) -> UsageError | InputError:
@@ -170,11 +163,10 @@ def _from_readme(folder: str, split: str, names: Sequence[str], storage: Mapping
     listed = metadata.get("configs") if isinstance(metadata, dict) else None
     configs = {each.get("config_name"): each for each in listed or [] if isinstance(each, dict)}
     urls = {}
-    for kind, known in CONFIGS.items():
-        config = next((configs[name] for name in known if name in configs), None)
+    for kind in PLACES:
+        config = next((configs[name] for name in CONFIGS.get(kind, (kind,)) if name in configs), None)
         pattern = _data_files(config.get("data_files"), split, kind) if config else None
-        matching = _matching(pattern, names) if pattern else []
-        if matching:
+        if matching := [name for name in names if pattern and _matches(name, pattern)]:
             urls[kind] = f"{folder.rstrip('/')}/{matching[0] if len(matching) == 1 else pattern}"
     return urls
 

@@ -25,8 +25,8 @@ from ..errors import UsageError
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, RANKING_SCHEMA, SCORE
 from ..storage.folder import Folder
 from .config import EvaluateConfig, check
-from .dataset import Dataset, Passages
-from .models import EvaluatedModels, prompts_of, resolve_models
+from .dataset import Dataset, Passages, text_table
+from .models import prompts_of, resolve_models
 from .retrieve import MAX_CUT, embed_config, rank_queries
 from .task_data import TaskData, check_fit
 from .tasks import Task
@@ -34,16 +34,23 @@ from .tasks import Task
 FILE = "texts.parquet"
 
 
-class MtebSearch:
+class _Adapter:
+    """The models of a config, and their description for mteb."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        check(config)
+        self._config, self._models = config, resolve_models(config)
+        name = self._models.name.replace("__", "/")
+        name = name if name.count("/") == 1 else f"shoal/{self._models.name}"
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": name, "revision": self._models.revision})
+
+
+class MtebSearch(_Adapter):
     """mteb's SearchProtocol: the config's encoder, reranker, or both in turn.
 
     Raises the errors of the evaluate job; UsageError for a reranker alone where a task has no candidates, and for both where it has
     some.
     """
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        self._config, self._models = config, _resolve(config)
-        self.mteb_model_meta = _meta(self._models)
 
     def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **_: Any) -> None:
         """Take the corpus: columns id, text, perhaps title. It is embedded with the first search."""
@@ -69,7 +76,7 @@ class MtebSearch:
         vectors = _store(self._config, self._corpus)
         tables = [each for each in (self._corpus, table, candidates) if each is not None]
         passages = Passages(vectors.path(FILE), "id", self._template())
-        task, dataset = _task(task_metadata), Dataset(passages, table, {}, candidates)
+        task, dataset = Task(name=task_metadata.name), Dataset(passages, table, {}, candidates)
         check_fit(task, dataset, self._models)
         data = TaskData(task, dataset, _store(self._config, *tables), vectors, digest="")
         results: dict[str, dict[str, float]] = {query: {} for query in table["id"].to_pylist()}
@@ -88,13 +95,12 @@ class MtebSearch:
         return (encoder.text_template if encoder else None) or "{title} {text}"
 
 
-class MtebEncoder:
+class MtebEncoder(_Adapter):
     """mteb's EncoderProtocol: float32 vectors [n, dim] by the embed job; a text that cannot be embedded gets zeros."""
 
     def __init__(self, config: EvaluateConfig) -> None:
-        self._config, self._models = config, _resolve(config)
+        super().__init__(config)
         assert self._models.encoder, "MtebEncoder encodes: give a --model or --recipe"
-        self.mteb_model_meta = _meta(self._models)
 
     def encode(
         self,
@@ -109,7 +115,7 @@ class MtebEncoder:
         assert self._models.encoder
         texts = [text for batch in inputs for text in batch["text"]]
         rows = pa.table({"id": np.arange(len(texts)), "text": pa.array(texts, pa.large_string())})
-        prompts = prompts_of(self._config, self._models.encoder, _task(task_metadata))
+        prompts = prompts_of(self._config, self._models.encoder, Task(name=task_metadata.name))
         prompt = prompts["queries" if getattr(prompt_type, "value", prompt_type) == "query" else "passages"]
         folder = _store(self._config, rows)
         stored = Passages(folder.path(FILE), "id", "{text}")
@@ -138,30 +144,14 @@ class MtebEncoder:
         )
 
 
-def _resolve(config: EvaluateConfig) -> EvaluatedModels:
-    check(config)
-    return resolve_models(config)
-
-
-def _meta(models: EvaluatedModels) -> ModelMeta:
-    name = models.name.replace("__", "/")
-    name = name if name.count("/") == 1 else f"shoal/{models.name}"
-    return ModelMeta.create_empty(overwrites={"name": name, "revision": models.revision})
-
-
-def _task(metadata: Any) -> Task:
-    return Task(name=metadata.name)
-
-
 def _columns(rows: Any, names: Sequence[str]) -> pa.Table:
     """Columns of a `datasets.Dataset` as text."""
-    return pa.table({name: pa.array(list(rows[name]), pa.large_string()) for name in names})
+    return text_table({name: list(rows[name]) for name in names})
 
 
 def _pairs(top_ranked: Mapping[str, Sequence[str]]) -> pa.Table:
     pairs = [(query, passage) for query, listed in top_ranked.items() for passage in listed]
-    columns = zip(*pairs, strict=True) if pairs else ((), ())
-    return pa.table({n: pa.array(c, pa.large_string()) for n, c in zip((QUERY_ID, PASSAGE_ID), columns, strict=True)})
+    return text_table({QUERY_ID: [query for query, _ in pairs], PASSAGE_ID: [passage for _, passage in pairs]})
 
 
 def _store(config: EvaluateConfig, rows: pa.Table, *others: pa.Table) -> Folder:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.data.corpus import CorpusOptions, list_files, measure_files
+from lib.data.corpus import CorpusOptions, list_files, measure
 from lib.data.reader import read_rows
 from lib.data.shards import changed_files, cut_shards, shards
 from lib.data.texts import parse_template
@@ -114,7 +114,7 @@ from lib.data.corpus import *
 from lib.data.shards import *
 from lib.data.reader import read_rows
 options = CorpusOptions(input={str(tmp_path)!r})
-corpus = measure_files(list_files(options, {{}}), options, {{}}, False)
+corpus = measure(list_files(options, {{}}), options, {{}}, False)
 plan = cut_shards(corpus, 50_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (shard,) = shards(plan, [39])
@@ -145,9 +145,9 @@ def test_an_id_that_not_every_file_has_names_no_row(tmp_path):
     """Without --id-column a column `id` is used only where every file has one."""
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
-    assert measure_files(list_files(options, {}), options, {}, False).id_column == "id"
+    assert measure(list_files(options, {}), options, {}, False).id_column == "id"
     write_text(tmp_path / "b.txt")
-    assert measure_files(list_files(options, {}), options, {}, False).id_column is None
+    assert measure(list_files(options, {}), options, {}, False).id_column is None
 
 
 def test_an_id_may_be_part_of_the_text(tmp_path):
@@ -155,7 +155,7 @@ def test_an_id_may_be_part_of_the_text(tmp_path):
     write_parquet(tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in ROWS))
     options = CorpusOptions(input=str(tmp_path), text_template="{id} {text}")
-    corpus = measure_files(list_files(options, {}), options, {}, False)
+    corpus = measure(list_files(options, {}), options, {}, False)
     tables = [read_rows(shard, ["id", "text"], corpus.schema, {}) for shard in shards(cut_shards(corpus, 500))]
 
     assert sum(map(len, tables)) == 2000
@@ -181,7 +181,7 @@ def test_a_changed_file_is_named(tmp_path):
     """A file that has changed since the plan is named, and reading its shards is an error."""
     write_jsonl(tmp_path / "a.jsonl")
     options = CorpusOptions(input=str(tmp_path))
-    corpus = measure_files(list_files(options, {}), options, {}, False)
+    corpus = measure(list_files(options, {}), options, {}, False)
     plan = cut_shards(corpus, 100)
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"text": "more"}\n')

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lib.data.corpus import CorpusOptions, list_files, measure_files
+from lib.data.corpus import CorpusOptions, list_files, measure
 from lib.data.reader import read_rows
 from lib.data.shards import cut_shards, shards
 from lib.errors import InputError
@@ -112,7 +112,7 @@ def test_a_failing_disk_or_network_makes_no_bad_rows(tmp_path, monkeypatch, erro
     """A transient error never counts as damage: measuring and reading raise it, so that no row is lost for good."""
     write_parquet(tmp_path / "a.parquet")
     options = CorpusOptions(input=str(tmp_path))
-    corpus = measure_files(list_files(options, {}), options, {}, False)
+    corpus = measure(list_files(options, {}), options, {}, False)
     (shard,) = shards(cut_shards(corpus, 1000))
 
     def fail(*_, **__):
@@ -123,7 +123,7 @@ def test_a_failing_disk_or_network_makes_no_bad_rows(tmp_path, monkeypatch, erro
         read_rows(shard, ["text"], corpus.schema, {})
     monkeypatch.setattr("lib.data.formats.parquet.open_file", fail)
     with pytest.raises(InputError, match="cannot read"):
-        measure_files(list_files(options, {}), options, {}, False)
+        measure(list_files(options, {}), options, {}, False)
 
 
 def test_strict_stops_at_an_unreadable_file(tmp_path):
@@ -133,4 +133,4 @@ def test_strict_stops_at_an_unreadable_file(tmp_path):
     options = CorpusOptions(input=str(tmp_path))
 
     with pytest.raises(InputError, match=r"b\.parquet"):
-        measure_files(list_files(options, {}), options, {}, strict=True)
+        measure(list_files(options, {}), options, {}, strict=True)

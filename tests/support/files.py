@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib.data.corpus import CorpusOptions, first_rows, list_files, measure_files
+from lib.data.corpus import CorpusOptions, list_files, measure
 from lib.data.reader import read_rows
 from lib.data.shards import cut_shards, shards
 
@@ -61,8 +61,6 @@ WRITERS = {
 def everything(folder, shard_rows=100, **options):
     """(options, plan, one table a shard)."""
     options = CorpusOptions(input=str(folder), **options)
-    corpus = measure_files(list_files(options, {}), options, {}, strict=False)
-    if options.limit:
-        corpus = first_rows(corpus, options.limit, {})
+    corpus = measure(list_files(options, {}), options, {}, strict=False)
     plan = cut_shards(corpus, shard_rows)
     return plan, [read_rows(shard, options.columns(), corpus.schema, {}) for shard in shards(plan)]

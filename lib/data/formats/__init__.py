@@ -12,8 +12,9 @@ A format module has
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from ...errors import InputError
 from ...storage.listing import InputFile
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ROWS_PER_TABLE = 10_000  # Python values, until they are an Arrow table
 MAX_LINE = 256 << 20  # bytes; a longer line is a row with a reason, so that one file cannot take all memory of a worker
 
 
@@ -73,6 +75,15 @@ def known_suffixes() -> str:
 def compression_of(path: str) -> str | None:
     """Codec name for pyarrow, or None for a plain file."""
     return next((codec for ending, codec in COMPRESSIONS.items() if path.lower().endswith(ending)), None)
+
+
+def tables(rows: Iterable[tuple[Any, ...]], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Tables of rows that are Python values: the text of each column, the position, and the error."""
+    rows = iter(rows)
+    while block := list(islice(rows, ROWS_PER_TABLE)):
+        *texts, positions, errors = zip(*block, strict=True)
+        data = {name: pa.array(values, pa.large_string()) for name, values in zip(columns, texts, strict=True)}
+        yield pa.table(data | {"_position": pa.array(positions, pa.int64()), "_error": pa.array(errors, pa.string())})
 
 
 def error_table(count: int, reason: str, columns: Sequence[str], first_position: int = 0) -> pa.Table:

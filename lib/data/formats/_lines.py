@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
+from ..texts import decode
 from . import MAX_LINE, Measure, compression_of
 
 SAMPLE_BYTES = 1 << 20  # of a file, for the average length of its lines and for its columns
@@ -44,6 +45,11 @@ def read_lines(path: str, start: int, stop: int, options: Mapping[str, Any]) -> 
                 raise OSError(errno.EIO, f"the file ends at byte {position}, before {stop}", path)
             yield position, line
             position += length
+
+
+def line_text(line: bytes | None, encoding: str) -> tuple[str | None, str | None]:
+    """The text of a line, and the reason why it has none."""
+    return (None, f"line over {MAX_LINE >> 20} MiB") if line is None else decode(line, encoding)
 
 
 def count_lines(file: InputFile, options: Mapping[str, Any]) -> int:

@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from ...errors import InputError
 from ...storage.listing import InputFile
-from . import Measure
+from . import Measure, tables
 from ._lines import open_bytes
 
 SUFFIXES = (".csv", ".tsv")
-ROWS_PER_TABLE = 10_000  # Python strings, until they are an Arrow table
 OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
 csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
 
@@ -36,11 +35,8 @@ def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapp
     records = _records(path, options)
     header, _ = next(records, ([], False))
     places = [header.index(name) for name in columns]
-    position = start
-    wanted = islice(records, start, stop)
-    while block := list(islice(wanted, ROWS_PER_TABLE)):
-        yield _table(block, header, columns, places, position)
-        position += len(block)
+    rows = (_row(*record, len(header), places) for record in islice(records, start, stop))
+    yield from tables(((*row[0], position, row[1]) for position, row in enumerate(rows, start)), columns)
 
 
 def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
@@ -63,17 +59,10 @@ def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str],
                 yield record, ended
 
 
-def _table(
-    block: list[tuple[list[str], bool]], header: list[str], columns: Sequence[str], places: list[int], first: int
-) -> pa.Table:
-    errors = [OPEN_QUOTE if unclosed else _error(record, len(header)) for record, unclosed in block]
-    data: dict[str, pa.Array] = {}
-    for name, place in zip(columns, places, strict=True):
-        values = (_clean(record[place]) if place < len(record) else None for record, _ in block)
-        data[name] = pa.array(values, pa.large_string())
-    data["_position"] = pa.array(range(first, first + len(block)), pa.int64())
-    data["_error"] = pa.array(errors, pa.string())
-    return pa.table(data)
+def _row(record: list[str], unclosed: bool, fields: int, places: list[int]) -> tuple[list[str | None], str | None]:
+    """The values at the places, and the reason why the record is bad, or None."""
+    values = [_clean(record[place]) if place < len(record) else None for place in places]
+    return values, OPEN_QUOTE if unclosed else _error(record, fields)
 
 
 def _error(record: list[str], fields: int) -> str | None:
