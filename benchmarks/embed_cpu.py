@@ -198,11 +198,12 @@ def _labels(bench: Bench) -> dict[str, str]:
 
 def count_tokens(texts: Sequence[str], model: str) -> tuple[int, str]:
     """Tokens that the model sees, and a line on the lengths of the texts by the model's own tokenizer."""
-    from lib.models.spec_reader import SpecOverrides, read_spec
+    from lib.models.spec_reader import read_spec
     from lib.models.tokenizer import Tokenizer
+    from lib.recipes import Recipe
 
     spec = read_spec(model)
-    whole = np.diff(Tokenizer(read_spec(model, SpecOverrides(max_tokens=512)))(texts).offsets)
+    whole = np.diff(Tokenizer(read_spec(model, Recipe(max_tokens=512)))(texts).offsets)
     seen = np.minimum(whole, spec.max_tokens)
     spots = ", ".join(f"p{spot} {np.percentile(whole, spot):.0f}" for spot in PERCENTILES)
     cut = f"the model cuts {np.mean(whole > spec.max_tokens):.1%} of the texts at {spec.max_tokens}"

@@ -76,26 +76,11 @@ class ResolvedEmbedding:
         """The mapper of an opened run."""
         config, corpus = self.config, self.config.corpus
         template = corpus.text_template or self.encoder.text_template
-        rows = TextRows(
-            template=tuple(parse_template(template)) if template else (("", corpus.text_column),),
-            id_column=run.id_column,
-            carried=corpus.keep_columns,
-            columns=run.columns,
-            storage=config.run.storage.fsspec,
-            strict=config.run.strict,
-        )
-        return EmbedMapper(
-            rows=rows,
-            model=config.model,
-            spec=self.encoder.spec,
-            prompt=self.encoder.prompt,
-            outputs=config.outputs,
-            output_dtype=config.output_dtype,
-            threads=workers.threads,
-            device=workers.device,
-            chunk_size=self.chunk_size,
-            chunk_overlap=config.chunk_overlap,
-        )
+        parts = tuple(parse_template(template)) if template else (("", corpus.text_column),)
+        storage, strict = config.run.storage.fsspec, config.run.strict
+        rows = TextRows(parts, run.id_column, corpus.keep_columns, run.columns, storage, strict)
+        encoder, dtype, chunk_size = self.encoder, config.output_dtype, self.chunk_size
+        return EmbedMapper(rows, config, encoder, dtype, chunk_size, workers.threads, workers.device)
 
     def shard_rows(self, corpus: Corpus, workers: int) -> int:
         """Rows a shard, so that a part is about PART_BYTES."""

@@ -1,7 +1,6 @@
 """The embed job on one shard: rows read, texts tokenised, vectors computed, a table to publish."""
 
 import json
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.reader import read_rows
+from ..data.reader import first_with_reason, read_rows, row_ids
 from ..data.shards import Shard
-from ..data.texts import as_text, chunk_spans, compose
+from ..data.texts import chunk_spans, compose
 from ..data.vectors import OutputDtype, as_matrix, quantise, to_column
 from ..engine.mapper import Result, Tables
 from ..errors import InputError
-from ..models.encoder_options import ModelOptions
-from ..models.packing import padding_waste
+from ..models.encoder_options import ResolvedEncoder
+from ..models.packing import padded_tokens
 from ..models.spec import ModelSpec, Tokens, on_this_machine
 from ..models.tokenizer import Tokenizer
-from .config import DENSE, MULTI, SPARSE
+from .config import DENSE, MULTI, SPARSE, EmbedConfig
 
 if TYPE_CHECKING:
     from ..models.encoder import Encoder
@@ -47,24 +46,17 @@ class TextRows:
         Raises InputError at the first error where strict.
         """
         names = [*(name for _, name in self.template), self.id_column, *self.carried]
-        table = read_rows(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
+        table = read_rows(shard, names, self.columns, self.storage)
         texts, reasons = compose(table, self.template)
         reasons = pc.coalesce(table["_error"], reasons).combine_chunks()
-        if self.strict and reasons.null_count < len(reasons):
-            row = pc.index(pc.is_valid(reasons), True).as_py()
+        if self.strict and (row := first_with_reason(reasons)) is not None:
             raise InputError(
                 f"{table['_source'][row]}: {reasons[row]} (--strict is on; without it the row is kept with a reason)"
             )
-        rows = pa.table({"_row": np.arange(len(table)), "error": reasons, "id": self._ids(table)})
+        rows = pa.table({"_row": np.arange(len(table)), "error": reasons, "id": row_ids(table, self.id_column)})
         for name in self.carried:
             rows = rows.append_column(name, table[name])
         return rows, pc.if_else(pc.is_null(reasons), texts, pa.scalar(None, pa.large_string()))
-
-    def _ids(self, table: pa.Table) -> pa.Array | pa.ChunkedArray:
-        if self.id_column is None:
-            return table["_source"]
-        column = table[self.id_column]
-        return as_text(column)[0] if pa.types.is_large_string(column.type) else column
 
 
 @dataclass(frozen=True)
@@ -72,15 +64,12 @@ class EmbedMapper:
     """A shard of texts -> its vectors. Equal texts of a shard are encoded once."""
 
     rows: TextRows
-    model: ModelOptions
-    spec: ModelSpec
-    prompt: str
-    outputs: tuple[str, ...]
-    output_dtype: OutputDtype
+    config: EmbedConfig
+    encoder: ResolvedEncoder
+    output_dtype: OutputDtype  # of the config; float32 where int8 is calibrated
+    chunk_size: int  # tokens of text a chunk, prompt and special tokens apart; 0: texts are not chunked
     threads: int
     device: str
-    chunk_size: int = 0  # tokens of text a chunk, prompt and special tokens apart; 0: texts are not chunked
-    chunk_overlap: int = 0
     ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # of int8: least and greatest of each dimension
 
     def read(self, shard: Shard) -> tuple[Tables, dict[str, float]]:
@@ -88,36 +77,33 @@ class EmbedMapper:
         began = time.perf_counter()
         rows, texts = self.rows.read(shard)
         was_read = time.perf_counter()
-        tokenizer = _tokenizer(self.spec)
+        tokenizer = _tokenizer(self.encoder.spec)
         if self.chunk_size:
-            texts, rows = _chunked(texts, rows, tokenizer, self.chunk_size, self.chunk_overlap)
+            texts, rows = _chunked(texts, rows, tokenizer, self.chunk_size, self.config.chunk_overlap)
         unique = pc.dictionary_encode(texts)
-        tokens = tokenizer([self.prompt + text for text in unique.dictionary.to_pylist()])
+        tokens = tokenizer([self.encoder.prompt + text for text in unique.dictionary.to_pylist()])
         rows = rows.append_column("_unique", unique.indices)
-        encoded = pa.table(
-            {"ids": pa.LargeListArray.from_arrays(tokens.offsets, tokens.ids), "truncated": tokens.truncated}
-        )
         seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
-        return {"rows": rows, "tokens": encoded}, seconds
+        return {"rows": rows, "tokens": pa.table(tokens.columns())}, seconds
 
     def load(self) -> Callable[[Tables], Tables]:
         """Load the model; the returned function turns token ids into vectors."""
         from ..models.encoder import Encoder
 
         encoder = Encoder(
-            on_this_machine(self.spec),
-            dtype=self.model.dtype,
+            on_this_machine(self.encoder.spec),
+            dtype=self.config.model.dtype,
             device=self.device,
-            token_budget=self.model.token_budget,
+            token_budget=self.config.model.token_budget,
             threads=self.threads,
         )
-        skip = _tokenizer(self.spec).prompt_tokens(self.prompt)
+        skip = _tokenizer(self.encoder.spec).prompt_tokens(self.encoder.prompt)
         encode_more = self._more_outputs(encoder)
         ranges = None if self.ranges is None else np.array(self.ranges, np.float32)
         about = {"dtype": encoder.dtype, "mode": encoder.mode}
 
         def encode(tables: Tables) -> Tables:
-            tokens = to_tokens(tables["tokens"])
+            tokens = Tokens.of_table(tables["tokens"])
             vectors, more = encode_more(tokens, skip) if encode_more else (encoder.encode(tokens, skip), {})
             finite = np.isfinite(vectors).all(axis=1)
             stored = quantise(np.where(finite[:, None], vectors, 0), self.output_dtype, ranges)
@@ -135,13 +121,13 @@ class EmbedMapper:
         self, encoder: "Encoder"
     ) -> Callable[[Tokens, int], tuple[np.ndarray, dict[str, pa.Array]]] | None:
         """A function for dense vectors and the other columns of --outputs; None where there are no others."""
-        others = [name for name in self.outputs if name != DENSE]
+        others = [name for name in self.config.outputs if name != DENSE]
         if not others:
             return None
         from ..models.bge_m3 import BgeM3Head, multi_vector_column, sparse_column
 
-        head = BgeM3Head(on_this_machine(self.spec)).eval().to(encoder.device)
-        special = _tokenizer(self.spec).special_ids
+        head = BgeM3Head(encoder.spec).eval().to(encoder.device)
+        special = _tokenizer(self.encoder.spec).special_ids
 
         def encode(tokens: Tokens, skip: int) -> tuple[np.ndarray, dict[str, pa.Array]]:
             vectors, weights, multiple = encoder.encode_tokens(tokens, head, skip)
@@ -153,12 +139,9 @@ class EmbedMapper:
     def lengths(self, tables: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """For a dry run: rows of the input, and of each output row its tokens [n] and whether it is cut [n]."""
         index = tables["rows"]["_unique"].drop_null().to_numpy()
-        tokens = to_tokens(tables["tokens"])
-        return (
-            pc.count_distinct(tables["rows"]["_row"]).as_py(),
-            np.diff(tokens.offsets)[index],
-            tokens.truncated[index],
-        )
+        tokens = Tokens.of_table(tables["tokens"])
+        source_rows = pc.count_distinct(tables["rows"]["_row"]).as_py()
+        return source_rows, np.diff(tokens.offsets)[index], tokens.truncated[index]
 
     def to_result(self, shard: Shard, tables: Tables) -> Result:
         """The rows as published, and their counts."""
@@ -167,6 +150,7 @@ class EmbedMapper:
         broken = pc.and_(pc.invert(encoded["finite"].combine_chunks().take(index)), pc.is_valid(index)).fill_null(False)
         error = pc.if_else(broken, NOT_FINITE, rows["error"]).cast(pa.string())
         lengths = encoded["tokens"].combine_chunks()
+        padded = padded_tokens(lengths.take(index.drop_null()).to_numpy(zero_copy_only=False))
         tokens = lengths.take(index).fill_null(0)
         names = ("chunk", "start", "end", *self.rows.carried)
         data = {name: rows[name] for name in ("id", *names) if name in rows.column_names}
@@ -180,43 +164,33 @@ class EmbedMapper:
         data["error"] = error
         about = self.about() | {key.decode(): value.decode() for key, value in encoded.schema.metadata.items()}
         table = pa.table(data).replace_schema_metadata({"shoal": json.dumps(about)})
-        waste = padding_waste(lengths.take(index.drop_null()).to_numpy(zero_copy_only=False))
-        total = pc.sum(tokens).as_py() or 0
         counts = {
             "source_rows": pc.count_distinct(rows["_row"]).as_py(),
             "errors": table.num_rows - error.null_count,
             "truncated": pc.sum(data["truncated"]).as_py() or 0,
-            "tokens": total,
+            "tokens": pc.sum(tokens).as_py() or 0,
             "encoded": pc.sum(lengths).as_py() or 0,
-            "padded": round(total / (1 - waste)) if waste < 1 else total,
+            "padded": padded,
         }
         return Result(table, counts)
 
     def about(self) -> dict[str, Any]:
         """Facts for a reader of the vectors: model, prompt, pooling, dimensions."""
-        spec = self.spec
+        spec = self.encoder.spec
         return {
             "model": spec.name,
             "revision": spec.revision,
-            "recipe": self.model.recipe,
+            "recipe": self.config.model.recipe,
             "pooling": list(spec.pooling),
             "bidirectional": spec.bidirectional,
             "append_eos": spec.append_eos,
-            "prompt": self.prompt,
+            "prompt": self.encoder.prompt,
             "dim": spec.dim,
             "normalized": spec.normalize,
             "max_tokens": spec.max_tokens,
             "output_dtype": self.output_dtype,
             "int8_ranges": self.ranges,
         }
-
-
-def to_tokens(table: pa.Table) -> Tokens:
-    """The `tokens` table of a shard as views of its buffers."""
-    ids = table["ids"].combine_chunks()
-    offsets = ids.offsets.to_numpy()
-    flat = ids.values.to_numpy()[offsets[0] : offsets[-1]]
-    return Tokens(flat, offsets - offsets[0], table["truncated"].combine_chunks().to_numpy(zero_copy_only=False))
 
 
 def _chunked(
@@ -238,11 +212,7 @@ def _chunked(
     return pa.array(chunk_texts, pa.large_string()), rows
 
 
+@lru_cache(maxsize=2)
 def _tokenizer(spec: ModelSpec) -> Tokenizer:
     """Loaded once a process."""
-    return _tokenizer_of(pickle.dumps(spec))
-
-
-@lru_cache(maxsize=2)
-def _tokenizer_of(spec: bytes) -> Tokenizer:
-    return Tokenizer(on_this_machine(pickle.loads(spec)))
+    return Tokenizer(on_this_machine(spec))

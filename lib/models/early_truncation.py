@@ -13,26 +13,12 @@ from typing import Any
 CUT_POINT = re.compile(r"(?<=[0-9A-Za-z]) (?=[0-9A-Za-z])", re.ASCII)
 
 # Normalizers that never look across such a space. Split and Replace depend on their patterns, Metaspace on its option.
-LOCAL_NORMALIZERS = frozenset(
-    {
-        "BertNormalizer",
-        "ByteLevel",
-        "Lowercase",
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "Nmt",
-        "Precompiled",
-        "Prepend",
-        "Strip",
-        "StripAccents",
-    }
-)
-SPLIT_AT_SPACES = frozenset(
-    {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
-)  # each of these splits at every space
-SPLIT_FURTHER = frozenset({"Digits", "Punctuation"})  # these only split their input further
+LOCAL_NORMALIZERS = {
+    *("BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD"),
+    *("Nmt", "Precompiled", "Prepend", "Strip", "StripAccents"),
+}
+SPLIT_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}  # each of these splits at every space
+SPLIT_FURTHER = {"Digits", "Punctuation"}  # these only split their input further
 # Patterns of Split that start a new word at the space: GPT-2, and Llama 3 and Qwen 2 to 3, which differ in the number of
 # digits a word has. No branch matches a letter or digit followed by a space; only runs of whitespace look ahead.
 LLAMA_PATTERN = (

@@ -1,7 +1,7 @@
 """Encoder: tokens to vectors on one device, without padding."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from .packing import gather, longest_first, next_cut
 from .pooling import Head, pool
 from .spec import ModelSpec, Tokens
 
+if TYPE_CHECKING:
+    from .bge_m3 import BgeM3Head
+
 # Tokens a batch times bytes of a number, so 1024 tokens in float32 and 2048 in 16 bits: matrix products reach their peak
 # rate and activations stay near the caches. Measured best of 512, 1024 and 2048 tokens for each precision; ten times as
 # many tokens are a third slower.
@@ -24,21 +27,40 @@ CUDA_BUDGET_LARGE = 16384  # tokens a batch, for models of about 1.5 billion par
 LARGE_MODEL = 40_000  # hidden size times layers; more is a large model
 
 
-class TokenHead(Protocol):
-    """Layers on the states of single tokens."""
+class OnDevice:
+    """A device with a precision and a token budget, for the model of an Encoder or Reranker.
 
-    width: int
+    dtype: "float32" | "bfloat16" | "float16", the precision in use. token_budget: tokens a batch; halves for good when memory
+    runs out.
+    """
 
-    def __call__(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """States [tokens, hidden] -> [tokens] and [tokens, width]."""
-        ...
+    def __init__(
+        self, spec: ModelSpec, dtype: str, device: str | None, token_budget: int | None, threads: int | None
+    ) -> None:
+        if token_budget is not None and token_budget < 1:
+            raise UsageError(f"token_budget={token_budget} is not a number of tokens. Give 1 or more, or leave it out.")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = choose_dtype(dtype, self.device)
+        self.dtype = str(self.precision).removeprefix("torch.")
+        self.token_budget = token_budget or default_budget(spec, self.device, self.precision)
+
+    def halve_budget(self, count: int, what: str, limit: int) -> None:
+        """Halve the token budget for good. Raises ModelError where a batch of one, `what`, is out of memory."""
+        if count == 1:
+            raise ModelError(
+                f"One {what} of at most {limit} tokens does not fit the memory of {self.device}. Lower max_tokens, use a "
+                "16-bit dtype, or a device with more memory."
+            )
+        self.token_budget = max(1, self.token_budget // 2)
+        torch.cuda.empty_cache()
 
 
-class Encoder:
+class Encoder(OnDevice):
     """A model on a device: flat tokens in, float32 vectors out. It owns the weights and serves one call at a time.
 
-    dtype: "float32" | "bfloat16" | "float16", the precision in use. mode: "packed", or "exact-length" for models whose
-    attention cannot be packed exactly. token_budget: tokens a batch; halves for good when memory runs out.
+    mode: "packed", or "exact-length" for models whose attention cannot be packed exactly.
     """
 
     def __init__(
@@ -54,16 +76,9 @@ class Encoder:
 
         Raises ModelError for a model that cannot be loaded or gives wrong results, UsageError for a wrong argument.
         """
-        if token_budget is not None and token_budget < 1:
-            raise UsageError(f"token_budget={token_budget} is not a number of tokens. Give 1 or more, or leave it out.")
-        if threads is not None:
-            torch.set_num_threads(threads)
+        super().__init__(spec, dtype, device, token_budget, threads)
         self.spec = spec
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        precision = choose_dtype(dtype, self.device)
-        self.dtype = str(precision).removeprefix("torch.")
-        self.token_budget = token_budget or default_budget(spec, self.device, precision)
-        self._network = load_network(spec, precision, self.device)
+        self._network = load_network(spec, self.precision, self.device)
         self._vocabulary = vocabulary_size(self._network)
         self._padding_id = position_start(self._network)
         self._head = Head(spec).eval().to(self.device)
@@ -78,20 +93,15 @@ class Encoder:
         tokens give the same bits. Raises UsageError for tokens of another model, ModelError when one text alone
         exceeds the memory.
         """
-        order, results = self._encode_batches(tokens, lambda states, batch: (self._pooled(states, batch, skip),))
+        order, results = self._encode_batches(tokens, skip, None)
         return _scatter([vectors for (vectors,) in results], order, (len(tokens.offsets) - 1, self.spec.dim))
 
     @torch.inference_mode()
     def encode_tokens(
-        self, tokens: Tokens, head: TokenHead, skip: int = 0
+        self, tokens: Tokens, head: "BgeM3Head", skip: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Encode as `encode` does, and return the head's outputs for every token too.
-
-        The outputs for tokens are [tokens] and [tokens, head.width], in the order of tokens.ids.
-        """
-        order, results = self._encode_batches(
-            tokens, lambda states, batch: (self._pooled(states, batch, skip), *head(states))
-        )
+        """Encode as `encode` does, and return the head's outputs too: [tokens] and [tokens, head.width], as tokens.ids."""
+        order, results = self._encode_batches(tokens, skip, head)
         places = gather(np.arange(len(tokens.ids)), tokens.offsets, order)[0]
         vectors, weights, multiple = zip(*results, strict=True) if results else ((), (), ())
         return (
@@ -100,12 +110,8 @@ class Encoder:
             _scatter(multiple, places, (len(places), head.width)),
         )
 
-    def _pooled(self, states: Tensor, batch: PackedBatch, skip: int) -> Tensor:
-        """Pool the token states of a batch into vectors."""
-        return self._head(pool(states, batch.offsets, self.spec.pooling, skip))
-
     def _encode_batches(
-        self, tokens: Tokens, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
+        self, tokens: Tokens, skip: int, head: "BgeM3Head | None"
     ) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
         """Run all documents that have tokens, longest first; return their order and the outputs of each batch."""
         lengths = np.diff(tokens.offsets)
@@ -117,21 +123,21 @@ class Encoder:
         start = 0
         while start < len(order):
             end = self._batch_end(borders, start)
-            batch = self._encode_batch(packed.part(start, end), outputs)
+            batch = self._encode_batch(packed.part(start, end), skip, head)
             if batch is None:
-                self._halve_budget(end - start)
+                self.halve_budget(end - start, "text", self.spec.max_tokens)
                 continue
             results.append(batch)
             start = end
         return order, results
 
-    def _encode_batch(
-        self, batch: PackedBatch, outputs: Callable[[Tensor, PackedBatch], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...] | None:
-        """Return the outputs of one batch, or None when the device runs out of memory."""
+    def _encode_batch(self, batch: PackedBatch, skip: int, head: "BgeM3Head | None") -> tuple[Tensor, ...] | None:
+        """Return the vectors of one batch, and the head's outputs, or None when the device runs out of memory."""
         run = run_packed if self.mode == "packed" else run_equal_length
         try:
-            return outputs(run(self._network, batch), batch)
+            states = run(self._network, batch)
+            vectors = self._head(pool(states, batch.offsets, self.spec.pooling, skip))
+            return (vectors, *head(states)) if head else (vectors,)
         except torch.OutOfMemoryError:
             return None  # leaving the handler frees the tensors that the traceback holds
 
@@ -142,16 +148,6 @@ class Encoder:
             return end
         lengths = np.diff(borders[start : end + 1])
         return start + int(np.count_nonzero(lengths == lengths[0]))
-
-    def _halve_budget(self, documents: int) -> None:
-        """Halve the token budget for good. Raises ModelError where a batch of one document is out of memory."""
-        if documents == 1:
-            raise ModelError(
-                f"One text of at most {self.spec.max_tokens} tokens does not fit the memory of {self.device}. "
-                "Lower max_tokens, use a 16-bit dtype, or a device with more memory."
-            )
-        self.token_budget = max(1, self.token_budget // 2)
-        torch.cuda.empty_cache()
 
 
 def _scatter(results: Sequence[Tensor], places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,17 +4,16 @@ Each value is taken from the command, else from the recipe, else from the model'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .. import recipes
 from ..cli.options import option
 from ..errors import UsageError
 from ..recipes import PASSAGE, Recipe, RerankRecipe
+from .modules_json import Pooling
 from .spec import ModelSpec
-from .spec_reader import SpecOverrides, read_spec
-
-Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"]
+from .spec_reader import read_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +65,11 @@ def resolve_encoder(options: ModelOptions) -> ResolvedEncoder:
         raise UsageError(f"--recipe {options.recipe} scores pairs: python jobs/rerank_pairs.py")
     if recipe is None and options.model is None:
         raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-m3, or a --recipe")
-    published = recipe or Recipe(models=(options.model or "",))
-    overrides = SpecOverrides(
-        pooling=options.pooling or published.pooling,
-        normalize=published.normalize,
-        max_tokens=options.max_tokens or published.max_tokens,
-        truncate_dim=options.truncate_dim,
-        bidirectional=published.bidirectional,
-        append_eos=published.append_eos,
+    published = recipe or Recipe()
+    fixed = replace(
+        published, pooling=options.pooling or published.pooling, max_tokens=options.max_tokens or published.max_tokens
     )
-    spec = read_spec(options.model or published.models[0], overrides)
+    spec = read_spec(options.model or published.models[0], fixed, truncate_dim=options.truncate_dim)
     is_passage_prompt = options.prompt_name in (None, PASSAGE)
     prompts = spec.prompts | dict(published.prompts)
     prompt = _prompt(options, prompts, PASSAGE if recipe else spec.default_prompt_name)

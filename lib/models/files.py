@@ -15,21 +15,16 @@ from ..storage.folder import Folder
 MIB = 1 << 20  # bytes
 # A directory has a tokenizer when it has one of these files.
 VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
+    *("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json"),
+    *("tokenizer.model", "sentencepiece.bpe.model", "spiece.model"),
 )
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
-HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md"]
+HUB_FILES = [*SMALL_FILES, "*.safetensors", "*.bin", "README.md"]
 REQUIRED = object()  # the default of `read_json` for a file that must exist
 BGE_M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")  # BGE-M3's layers for lexical weights and multiple vectors
 
 
-def locate(model: str, revision: str | None) -> Path:
+def locate(model: str, revision: str | None = None) -> Path:
     """Return the local directory of a path, a URL or a hub id, downloading it when needed. Raises ModelError."""
     if "://" in model:
         return _download_from_store(model)
@@ -63,13 +58,9 @@ def _download(model: str, revision: str | None) -> Path:
     """Return the directory of the hub's snapshot, downloading what the hub cache lacks. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    other_runtimes = ["onnx/*", "openvino/*"]
+    wanted, other_runtimes = [*HUB_FILES, *BGE_M3_FILES], ["onnx/*", "openvino/*"]
     try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=[*HUB_FILES, *BGE_M3_FILES], ignore_patterns=other_runtimes
-            )
-        )
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=other_runtimes))
     except Exception as error:  # the hub client raises a dozen types: no network, no such id, no access, wrong revision
         raise ModelError(
             f"{model!r} is neither a directory here ({Path(model).resolve()}) nor a model that could be fetched from "

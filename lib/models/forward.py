@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .attention import Keys, Layout
-from .packing import length_groups, offsets_of, positions_of
+from .packing import length_groups, offsets_of, places_of, positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +34,11 @@ class PackedBatch:
     borders: np.ndarray
     kinds: Tensor | None = None
     parents: np.ndarray | None = None
+
+    def inputs(self, rows: int = 1) -> dict[str, Tensor]:
+        """Return the ids, and the token types where there are some, as transformers takes them: int64 [rows, tokens / rows]."""
+        named = {"input_ids": self.ids, "token_type_ids": self.kinds}
+        return {name: values.view(rows, -1) for name, values in named.items() if values is not None}
 
     def part(self, start: int, end: int) -> "PackedBatch":
         """Return documents `start` to `end` as views, without parents."""
@@ -94,30 +99,18 @@ def run_packed(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
         groups=tuple(length_groups(batch.borders, batch.parents)),
         keys=None if batch.parents is None or not batch.ids.is_cuda else _keys(batch),
     )
-    kinds = {} if batch.kinds is None else {"token_type_ids": batch.kinds[None]}
-    output = network(input_ids=batch.ids[None], position_ids=batch.positions[None], packed=layout, **kinds)
-    return output.last_hidden_state[0]
+    return network(**batch.inputs(), position_ids=batch.positions[None], packed=layout).last_hidden_state[0]
 
 
 def _keys(batch: PackedBatch) -> Keys:
     """Return the keys of every document: those of its parent, then its own."""
-    lengths = np.diff(batch.borders)
-    parents = np.asarray(batch.parents)
+    starts, lengths, parents = batch.borders[:-1], np.diff(batch.borders), np.asarray(batch.parents)
     prefix_lengths = np.where(parents < 0, 0, lengths[parents])
-    ends = offsets_of(prefix_lengths + lengths)
-    places = np.arange(ends[-1]) - np.repeat(
-        ends[:-1] + prefix_lengths, prefix_lengths + lengths
-    )  # negative for tokens of the parent
-    own = np.repeat(batch.borders[:-1], prefix_lengths + lengths) + places
-    of_parent = np.repeat(np.where(parents < 0, 0, batch.borders[parents + 1]), prefix_lengths + lengths) + places
-    source = np.where(places < 0, of_parent, own)
-    device = batch.ids.device
-    return Keys(move(source, device), move(ends, device).to(torch.int32), int((prefix_lengths + lengths).max()))
+    places = places_of(np.stack([starts[parents], starts], 1).ravel(), np.stack([prefix_lengths, lengths], 1).ravel())
+    key_lengths, device = prefix_lengths + lengths, batch.ids.device
+    return Keys(move(places, device), move(offsets_of(key_lengths), device).to(torch.int32), int(key_lengths.max()))
 
 
 def run_equal_length(network: "PreTrainedModel", batch: PackedBatch) -> Tensor:
     """Return the hidden states [tokens, hidden] of documents of one length, run as a dense batch without mask or padding."""
-    documents = len(batch.borders) - 1
-    kinds = {} if batch.kinds is None else {"token_type_ids": batch.kinds.view(documents, -1)}
-    output = network(input_ids=batch.ids.view(documents, -1), **kinds)
-    return output.last_hidden_state.flatten(0, 1)
+    return network(**batch.inputs(len(batch.borders) - 1)).last_hidden_state.flatten(0, 1)

@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError
 from .spec import ModelSpec
@@ -48,25 +50,43 @@ def load_network(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> "
     if spec.bidirectional or getattr(config, "is_causal", None) is False:
         config.is_causal = not spec.bidirectional
     network_type = _network_class(spec, config)
-    options = (
-        {"add_pooling_layer": False}
-        if "add_pooling_layer" in inspect.signature(network_type.__init__).parameters
-        else {}
-    )
+    has_pooler = "add_pooling_layer" in inspect.signature(network_type.__init__).parameters
+    options = {"add_pooling_layer": False} if has_pooler else {}
+    return from_pretrained(network_type, spec.folder, config=config, dtype=dtype, **options).to(device)
+
+
+def from_pretrained(network_type: Any, folder: str, **options: Any) -> Any:
+    """Load a network of transformers in evaluation mode. Raises ModelError for weights that are damaged or missing."""
     try:
         with quiet():
             network, report = network_type.from_pretrained(
-                spec.folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+                folder, trust_remote_code=False, output_loading_info=True, **options
             )
     except Exception as error:  # damaged or mismatched weights raise what the file's reader raises
-        raise ModelError(f"The weights in {spec.folder} cannot be loaded: {type(error).__name__}: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
         raise ModelError(
-            f"{spec.folder} lacks {len(missing)} weights of {network_type.__name__}, the first is {missing[0]!r}; they would "
-            "be random. Fetch the model again, or give the directory of a model that transformers knows."
+            f"{folder} cannot be loaded by {network_type.__name__}: {type(error).__name__}: {error}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} weights of {type(network).__name__}, the first is {missing[0]!r}; they would be "
+            "random. Fetch the model again, or give the directory of a model that transformers knows."
         )
-    return network.eval().to(device)
+    return network.eval()
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of a folder, from safetensors or torch files. Raises ModelError when there are none."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file)
+    if not weights:
+        for file in sorted(folder.glob("pytorch_model*.bin")):
+            weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    if not weights:
+        raise ModelError(f"{folder} has neither *.safetensors nor pytorch_model*.bin. Fetch the model again.")
+    return weights
 
 
 @contextmanager

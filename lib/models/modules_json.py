@@ -3,20 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import ModelError
 from .files import read_json
 
-SUPPORTED = (
-    "Transformer",
-    "Pooling",
-    "Dense",
-    "LayerNorm",
-    "Normalize",
-    "Dropout",
-)  # Dropout does nothing at inference
-POOLING_MODES = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
+# The modules that Shoal runs; Dropout does nothing at inference.
+SUPPORTED = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+Pooling = Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"]
+POOLING_MODES = get_args(Pooling)
 # The boolean of each mode in directories from before sentence-transformers 5.7, in the order of concatenation.
 OLD_POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -26,10 +21,7 @@ OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-TRANSFORMER_CONFIGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+TRANSFORMERS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in names of files
 # Loading options that change nothing in the outputs of the network but the precision, which Encoder's `dtype` sets.
 IGNORED_OPTIONS = frozenset(
     {"attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype", "use_cache", "use_safetensors"}
@@ -141,9 +133,8 @@ def _width(root: Path, dense: Sequence[str]) -> int:
 
 def _transformer(folder: Path, task: str = "feature-extraction") -> dict[str, Any]:
     """Read sentence_bert_config.json of the transformer module. Raises ModelError for an option that changes the vectors."""
-    file = next(
-        (folder / name for name in TRANSFORMER_CONFIGS if (folder / name).is_file()), folder / TRANSFORMER_CONFIGS[0]
-    )
+    files = [folder / f"sentence_{kind}_config.json" for kind in TRANSFORMERS]
+    file = next(filter(Path.is_file, files), files[0])
     config = read_json(file, {})
     configured_task = config.get("transformer_task", task)
     if configured_task != task or "message" in config.get("modality_config", {}):

@@ -62,17 +62,21 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     return offsets
 
 
+def places_of(starts: np.ndarray | int, lengths: np.ndarray) -> np.ndarray:
+    """Return the places of all tokens of runs, end to end: those of run i count up from starts[i]. int64 [sum(lengths)]."""
+    offsets = offsets_of(lengths)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+
+
 def positions_of(offsets: np.ndarray) -> np.ndarray:
     """Return the position of each token in its document, from 0: int64 [tokens]."""
-    return np.arange(offsets[-1] - offsets[0]) - np.repeat(offsets[:-1] - offsets[0], np.diff(offsets))
+    return places_of(0, np.diff(offsets))
 
 
 def gather(ids: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lay the documents `order` end to end: ids [their tokens], offsets int64 [len(order) + 1]."""
-    starts = np.asarray(offsets)[order]
-    packed = offsets_of(np.asarray(offsets)[order + 1] - starts)
-    source = np.arange(packed[-1]) + np.repeat(starts - packed[:-1], np.diff(packed))
-    return ids[source], packed
+    lengths = np.diff(offsets)[order]
+    return ids[places_of(np.asarray(offsets)[order], lengths)], offsets_of(lengths)
 
 
 def length_groups(offsets: np.ndarray, parents: np.ndarray | None = None) -> list[Group]:
@@ -87,21 +91,14 @@ def length_groups(offsets: np.ndarray, parents: np.ndarray | None = None) -> lis
     changes = (lengths[1:] != lengths[:-1]) | (parents[1:] != parents[:-1])
     first = np.flatnonzero(np.concatenate(([True], changes)))
     counts = np.diff(np.append(first, len(lengths)))
-    starts = offsets - offsets[0]
-
-    def prefix(parent: int) -> tuple[int, int]:
-        return (0, 0) if parent < 0 else (int(starts[parent]), int(lengths[parent]))
-
-    runs = zip(starts[first], counts, lengths[first], parents[first], strict=True)
-    return [Group(int(s), int(n), int(length), prefix(int(parent))) for s, n, length, parent in runs if length]
+    starts = offsets[:-1] - offsets[0]
+    prefixes = [np.where(parents < 0, 0, of_documents[parents])[first] for of_documents in (starts, lengths)]
+    runs = np.stack([starts[first], counts, lengths[first], *prefixes], axis=1).tolist()
+    return [Group(start, count, length, (*prefix,)) for start, count, length, *prefix in runs if length]
 
 
-def padding_waste(lengths: np.ndarray, batch_size: int = 32) -> float:
-    """Return the share of padding, 0 to 1, that batches of `batch_size` documents in their order would have."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if lengths.sum() == 0:
-        return 0.0
+def padded_tokens(lengths: np.ndarray, batch_size: int = 32) -> int:
+    """Return the tokens, padding included, that batches of `batch_size` documents in their order would have."""
     starts = np.arange(0, len(lengths), batch_size)
-    longest = np.maximum.reduceat(lengths, starts)
-    padded = (longest * np.diff(np.append(starts, len(lengths)))).sum()
-    return 1.0 - float(lengths.sum() / padded)
+    longest = np.maximum.reduceat(np.asarray(lengths, dtype=np.int64), starts) if len(lengths) else starts
+    return int((longest * np.diff(np.append(starts, len(lengths)))).sum())

@@ -4,9 +4,9 @@ A pair that is too long loses the end of its passage. The query is cut only when
 The part of a template after the passage is never cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,8 @@ class Pairs(NamedTuple):
     second: np.ndarray
 
 
-class PairFormat(Protocol):
-    """The tokenising half of a reranker."""
-
-    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Pairs:
-        """Tokenise pair i = (queries[i], passages[i])."""
-        ...
+# The tokenising half of a reranker: pair i is (queries[i], passages[i]).
+PairFormat = Callable[[Sequence[str], Sequence[str]], Pairs]
 
 
 class TwoSequences:
@@ -58,11 +54,10 @@ class TwoSequences:
         for query, passage in zip(tokenised_queries, self._tokenizer.contents(passages), strict=True):
             query_ids = query[: self._query_limit]
             passage_room = self._room - len(query_ids)
-            sequences.append([*self._head, *query_ids, *self._middle, *passage[:passage_room], *self._tail])
+            before = [*self._head, *query_ids]
+            sequences.append([*before, *self._middle, *passage[:passage_room], *self._tail])
             truncated.append(len(query) > self._query_limit or len(passage) > passage_room)
-            second.append(
-                len(sequences[-1]) if self._second is None else len(self._head) + len(query_ids) + self._second
-            )
+            second.append(len(sequences[-1]) if self._second is None else len(before) + self._second)
         return _pairs(sequences, truncated, second)
 
 

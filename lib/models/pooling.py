@@ -4,7 +4,7 @@ Sums run over each document's tokens in order (torch.segment_reduce, no atomics)
 The definitions are those of sentence-transformers. `skip` leaves out a prompt's tokens at the start of every document.
 """
 
-import json
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError
+from .files import read_json
+from .load import read_weights
 from .spec import ModelSpec
 
 
@@ -62,9 +64,8 @@ def _weighted_mean(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
     positions = _positions(hidden, offsets)
     weights = ((positions + 1) * (positions >= skip)).to(_promoted(hidden[:0]).dtype).unsqueeze(1)
     total = torch.segment_reduce(weights, "sum", offsets=offsets, unsafe=True)
-    return torch.segment_reduce(_promoted(hidden) * weights, "sum", offsets=offsets, unsafe=True) / total.clamp(
-        min=1e-9
-    )
+    pooled = torch.segment_reduce(_promoted(hidden) * weights, "sum", offsets=offsets, unsafe=True)
+    return pooled / total.clamp(min=1e-9)
 
 
 def _sum(hidden: Tensor, offsets: Tensor, skip: int) -> Tensor:
@@ -132,39 +133,18 @@ class Dense(nn.Module):
         return output + (self.residual(vectors) if hasattr(self, "residual") else vectors)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation of the pooled vector."""
-
-    def __init__(self, config: dict) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(config["dimension"])
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return self.norm(vectors)
-
-
 def _load_layer(folder: Path) -> nn.Module:
     """Load a Dense or LayerNorm module from its folder. Raises ModelError for weights that do not fit."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    layer: nn.Module = LayerNorm(config) if "dimension" in config else Dense(config, folder)
+    config = read_json(folder / "config.json")
+    is_norm = "dimension" in config
+    layer = nn.Sequential(OrderedDict(norm=nn.LayerNorm(config["dimension"]))) if is_norm else Dense(config, folder)
     try:
-        layer.load_state_dict(_weights(folder))
+        layer.load_state_dict(read_weights(folder))
     except (RuntimeError, OSError) as error:
         raise ModelError(
             f"The weights in {folder} do not fit its config.json. Fetch the model again. ({error})"
         ) from error
     return layer.float()
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read the state dict of a module. Raises ModelError without a file of weights."""
-    if (folder / "model.safetensors").is_file():
-        from safetensors.torch import load_file
-
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise ModelError(f"{folder} has neither model.safetensors nor pytorch_model.bin. Fetch the model again.")
 
 
 def _activation(name: str, folder: Path) -> nn.Module:

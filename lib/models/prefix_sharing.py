@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .packing import longest_first, offsets_of
+from .packing import longest_first, offsets_of, places_of
 
 
 class PackedRow(NamedTuple):
@@ -31,8 +31,7 @@ class PackedRow(NamedTuple):
     def positions(self) -> np.ndarray:
         """The position of each token in its document, int64 [tokens]."""
         lengths = np.diff(self.offsets)
-        prefix_lengths = np.where(self.parents < 0, 0, lengths[self.parents])
-        return np.arange(len(self.source)) + np.repeat(prefix_lengths - self.offsets[:-1], lengths)
+        return places_of(np.where(self.parents < 0, 0, lengths[self.parents]), lengths)
 
 
 def shared_prefix_lengths(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -106,27 +105,18 @@ def _cut(members: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarray
 
 def _lay_out(offsets: np.ndarray, parts: list[np.ndarray], shared: np.ndarray) -> PackedRow:
     """Lay out one row: each part is documents of one group, after their shared prefix."""
-    starts: list[int] = []
-    stops: list[int] = []
-    parents: list[int] = []
+    sequences: list[tuple[int, int, int]] = []  # start, end and parent
     last_sequences: list[int] = []  # the sequence that ends each document
     for part in parts:
         # A prefix of one document alone is not cut off: two sequences would cost more than one.
         head = int(shared[part[0]]) if len(part) > 1 else 0
-        parent = -1
+        parent = len(sequences) if head else -1
         if head:
-            parent = len(starts)
-            starts.append(int(offsets[part[0]]))
-            stops.append(int(offsets[part[0]]) + head)
-            parents.append(-1)
+            sequences.append((offsets[part[0]], offsets[part[0]] + head, -1))
         for document in part:
-            last_sequences.append(len(starts))
-            starts.append(int(offsets[document]) + head)
-            stops.append(int(offsets[document + 1]))
-            parents.append(parent)
-    sequence_starts = np.array(starts, dtype=np.int64)
-    row_offsets = offsets_of(np.array(stops, dtype=np.int64) - sequence_starts)
-    source = np.arange(row_offsets[-1]) + np.repeat(sequence_starts - row_offsets[:-1], np.diff(row_offsets))
-    return PackedRow(
-        source, row_offsets, np.array(parents, np.int64), np.concatenate(parts), row_offsets[1:][last_sequences] - 1
-    )
+            last_sequences.append(len(sequences))
+            sequences.append((offsets[document] + head, offsets[document + 1], parent))
+    starts, ends, parents = np.array(sequences, dtype=np.int64).T
+    row_offsets = offsets_of(ends - starts)
+    last_tokens = row_offsets[1:][last_sequences] - 1
+    return PackedRow(places_of(starts, ends - starts), row_offsets, parents, np.concatenate(parts), last_tokens)

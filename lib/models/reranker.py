@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from ..errors import ModelError
 from . import prefix_sharing, self_test
 from .attention import CannotPack
-from .encoder import default_budget
+from .encoder import OnDevice
 from .forward import PackedBatch, check_tokens, move, positions, run_equal_length, run_packed
-from .load import choose_dtype, load_network, position_start, vocabulary_size
+from .load import load_network, position_start, vocabulary_size
 from .packing import offsets_of
 from .pair_tokenizer import Pairs
 from .reranker_spec import RerankSpec
@@ -21,20 +21,13 @@ from .score_heads import Classifier, TokenLogits, load_classifier
 from .spec import Tokens
 from .tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SAMPLE_LENGTHS = (31, 12, 12, 7, 5)  # tokens of each pair of the self-test
 SHARED_TOKENS = 4  # tokens that the pairs of the self-test share at the start
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # times the largest score, or times 1 where it is smaller
 Picker = Callable[[Tensor, Tensor], Tensor]
-
-
-class RerankerParts(NamedTuple):
-    """The parts of a loaded reranker, for training: the network, its mode, and the head that scores its picked states."""
-
-    network: torch.nn.Module
-    head: torch.nn.Module
-    pick: Picker
-    mode: str
-    padding_id: int | None
 
 
 def first_token(states: Tensor, offsets: Tensor) -> Tensor:
@@ -52,13 +45,17 @@ def mean_of_tokens(states: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(states.float(), "mean", offsets=offsets, unsafe=True).to(states.dtype)
 
 
-class Reranker:
+class Reranker(OnDevice):
     """A reranker on a device: pairs in, float32 scores out. It owns the weights and serves one call at a time.
 
-    dtype: the precision in use. mode: "shared" where the prefix of a query's pairs is computed once, "packed", or
-    "exact-length" for models whose attention cannot be packed exactly. token_budget: halves for good when memory runs out.
-    computed: tokens that went through the network, a shared prefix counted once a row.
+    mode: "shared" where the prefix of a query's pairs is computed once, "packed", or "exact-length" for models whose attention
+    cannot be packed exactly. computed: tokens that went through the network, a shared prefix counted once a row. head: scores
+    the states of `network` that `pick` picks. padding_id: see forward.positions.
     """
+
+    network: "PreTrainedModel"
+    head: torch.nn.Module
+    pick: Picker
 
     def __init__(
         self,
@@ -70,18 +67,12 @@ class Reranker:
         threads: int | None = None,
     ) -> None:
         """Load and self-test the model, which takes seconds. Raises ModelError where it cannot load, or scores wrongly."""
-        if threads is not None:
-            torch.set_num_threads(threads)
+        super().__init__(spec.model, dtype, device, token_budget, threads)
         self.spec = spec
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        precision = choose_dtype(dtype, self.device)
-        self.dtype = str(precision).removeprefix("torch.")
-        self.token_budget = token_budget or default_budget(spec.model, self.device, precision)
         self.computed = 0
-        if spec.answers:
-            self._load_language_model(precision)
-        else:
-            self._load_classifier(precision)
+        with torch.no_grad():  # training cannot use buffers written in inference mode
+            load = self._load_language_model if spec.answers else self._load_classifier
+            load()
 
     @torch.inference_mode()
     def score(self, pairs: Pairs, groups: np.ndarray) -> np.ndarray:
@@ -94,52 +85,55 @@ class Reranker:
         logits = self._logits(pairs, groups)
         return 1 / (1 + np.exp(-logits)) if self.spec.activation == "sigmoid" else logits
 
-    def parts(self) -> RerankerParts:
-        """Return the network, head and pick for training, which never shares prefixes."""
-        mode = "packed" if self.mode == "shared" else self.mode
-        return RerankerParts(self._network, self._head, self._pick, mode, self._padding_id)
-
-    def _load_language_model(self, precision: torch.dtype) -> None:
+    def _load_language_model(self) -> None:
         """Load a language model, whose score is the logits of the answers at the last token."""
-        self._network = load_network(self.spec.model, precision, self.device)
-        self._head: torch.nn.Module = TokenLogits(self._network, self.spec.model.folder, *self._answer_ids())
-        self._head.to(self.device)
-        self._has_token_types = False
-        pairs = self._sample_pairs()
-        with torch.no_grad():  # training cannot use buffers written in inference mode
-            expected = self._reference_scores(
-                pairs, lambda ids, _: self._head(self._network(input_ids=ids).last_hidden_state[:, -1])
-            )
-            self._choose_pick_and_mode(pairs, expected, (last_token,))
+        network = load_network(self.spec.model, self.precision, self.device)
+        self.head = TokenLogits(network, self.spec.model.folder, *self._answer_ids()).to(self.device)
+        pairs, alone = self._sample(network, has_token_types=False)
+        expected = [self.head(network(**batch.inputs()).last_hidden_state[:, -1]) for batch in alone]
+        self._choose_pick_and_mode(pairs, alone, expected, (last_token,))
 
-    def _load_classifier(self, precision: torch.dtype) -> None:
+    def _load_classifier(self) -> None:
         """Load a sequence classifier, whose head scores the state that its network pools."""
-        classifier = load_classifier(self.spec.model.folder, precision, self.device)
-        self._has_token_types = int(getattr(classifier.config, "type_vocab_size", 0) or 0) > 1
-        self._network = getattr(classifier, classifier.base_model_prefix)
-        pairs = self._sample_pairs()
-        with torch.no_grad():  # training cannot use buffers written in inference mode
-            expected = self._reference_scores(
-                pairs, lambda ids, kinds: classifier(input_ids=ids, **kinds).logits.float()[:, 0]
-            )
-            self._head = Classifier(classifier)
-            self._choose_pick_and_mode(pairs, expected, (first_token, last_token, mean_of_tokens))
+        classifier = load_classifier(self.spec.model.folder, self.precision, self.device)
+        token_types = int(getattr(classifier.config, "type_vocab_size", 0) or 0)
+        pairs, alone = self._sample(getattr(classifier, classifier.base_model_prefix), token_types > 1)
+        expected = [classifier(**batch.inputs()).logits.float()[:, 0] for batch in alone]
+        self.head = Classifier(classifier)
+        self._choose_pick_and_mode(pairs, alone, expected, (first_token, last_token, mean_of_tokens))
 
-    def _choose_pick_and_mode(self, pairs: Pairs, expected: np.ndarray, picks: tuple[Picker, ...]) -> None:
-        """Set `_pick` and `mode` by measurement; nothing is assumed about the network. Raises ModelError.
+    def _sample(self, network: Any, has_token_types: bool) -> tuple[Pairs, list[PackedBatch]]:
+        """Set the network; return pairs of arbitrary ids that share their first tokens, longest first, and each as a batch."""
+        self.network, self._has_token_types = network, has_token_types
+        self._vocabulary, self.padding_id = vocabulary_size(network), position_start(network)
+        lengths = np.minimum(SAMPLE_LENGTHS, self.spec.model.max_tokens)
+        offsets, singles = offsets_of(lengths), np.arange(len(lengths))
+        ids = self_test.arbitrary_ids(network, int(offsets[-1]))
+        for start, end in pairwise(offsets):
+            ids[start : min(start + SHARED_TOKENS, end)] = ids[: min(SHARED_TOKENS, end - start)]
+        pairs = Pairs(Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool)), lengths // 2)
+        (row,) = prefix_sharing.rows(offsets, singles, np.zeros_like(singles), int(offsets[-1]), singles, False)
+        whole = self._packed_batch(pairs, row)
+        return pairs, [whole.part(number, number + 1) for number in range(len(lengths))]
+
+    def _choose_pick_and_mode(
+        self, pairs: Pairs, alone: list[PackedBatch], expected_scores: list[Tensor], picks: tuple[Picker, ...]
+    ) -> None:
+        """Set `pick` and `mode` by measurement; nothing is assumed about the network. Raises ModelError.
 
         The states of each pair alone decide the pick. The network's states decide whether it can be packed, and whether
-        it is causal, so that a prefix does not depend on the tokens after it. The final combination must give `expected`.
+        it is causal, so that a prefix does not depend on the tokens after it. The final combination must give the
+        expected scores, those of each pair alone with the network as transformers runs it.
         """
-        self._vocabulary, self._padding_id = vocabulary_size(self._network), position_start(self._network)
-        alone = [run_equal_length(self._network, self._packed_batch(pairs, row)) for row in self._single_rows(pairs, 1)]
-        distances = [self._pick_error(alone, pick, expected) for pick in picks]
-        self._pick = picks[int(np.argmin(distances))]
-        causal = self_test.is_causal(self._network, self.device)
-        self.mode = self_test.choose_mode(self._network, self.spec.model, self._padding_id, self.device)
+        expected = torch.cat(expected_scores).cpu().numpy()
+        states = [run_equal_length(self.network, batch) for batch in alone]
+        distances = [self._pick_error(states, pick, expected) for pick in picks]
+        self.pick = picks[int(np.argmin(distances))]
+        causal = self_test.is_causal(self.network, self.device)
+        self.mode = self_test.choose_mode(self.network, self.spec.model, self.padding_id, self.device)
         tolerance = FLOAT32_TOLERANCE if self.dtype == "float32" else HALF_TOLERANCE
         tolerance *= max(1.0, float(np.abs(expected).max()))
-        if self.mode == "packed" and self._pick is last_token and causal:
+        if self.mode == "packed" and self.pick is last_token and causal:
             self.mode = "shared" if self._mode_error("shared", pairs, expected) <= tolerance else "packed"
         error = self._mode_error(self.mode, pairs, expected)
         if not error <= tolerance:
@@ -159,7 +153,7 @@ class Reranker:
     def _pick_error(self, alone: list[Tensor], pick: Picker, expected: np.ndarray) -> float:
         """Return the largest difference of a score with this pick, from the states of each pair alone."""
         borders = [torch.tensor([0, len(states)], device=self.device) for states in alone]
-        scores = torch.cat([self._head(pick(s, b)) for s, b in zip(alone, borders, strict=True)])
+        scores = torch.cat([self.head(pick(s, b)) for s, b in zip(alone, borders, strict=True)])
         return float(np.abs(scores.cpu().numpy() - expected).max())
 
     def _logits(self, pairs: Pairs, groups: np.ndarray) -> np.ndarray:
@@ -173,7 +167,7 @@ class Reranker:
         scores = torch.full((len(groups),), float("nan"), device=self.device)
         remaining = np.arange(len(groups))
         while len(remaining := self._score_rows(scores, pairs, groups, shared, remaining)):
-            self._halve_budget(len(remaining))
+            self.halve_budget(len(remaining), "pair", self.spec.limit)
         return scores.cpu().numpy()  # the only wait for the device
 
     def _score_rows(
@@ -195,17 +189,17 @@ class Reranker:
         """Return the logits of one row, or None when the device runs out of memory."""
         batch = self._packed_batch(pairs, row)
         try:
-            states = (run_equal_length if self.mode == "exact-length" else run_packed)(self._network, batch)
-            if self._pick is last_token:
-                return self._head(states[move(row.ends, self.device)])
-            return self._head(self._pick(states, batch.offsets))
+            states = (run_equal_length if self.mode == "exact-length" else run_packed)(self.network, batch)
+            if self.pick is last_token:
+                return self.head(states[move(row.ends, self.device)])
+            return self.head(self.pick(states, batch.offsets))
         except torch.OutOfMemoryError:
             return None
 
     def _packed_batch(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> PackedBatch:
         """Move the tokens of a row to the device."""
         ids = pairs.tokens.ids[row.source]
-        places = row.positions if self._padding_id is None else positions(ids, row.offsets, self._padding_id)
+        places = row.positions if self.padding_id is None else positions(ids, row.offsets, self.padding_id)
         kinds = None
         if self._has_token_types:  # encoders only, where every sequence of a row is a whole pair
             second = np.repeat(pairs.second[row.documents], np.diff(row.offsets))
@@ -214,48 +208,9 @@ class Reranker:
         moved = [move(array, self.device) for array in (ids, places, row.offsets)]
         return PackedBatch(moved[0], moved[1], moved[2], row.offsets, kinds, parents)
 
-    def _halve_budget(self, pairs: int) -> None:
-        """Halve the token budget for good. Raises ModelError where one pair alone is out of memory."""
-        if pairs == 1:
-            raise ModelError(
-                f"One pair of at most {self.spec.limit} tokens does not fit the memory of {self.device}. "
-                "Lower --max-tokens, use a 16-bit --dtype, or a device with more memory."
-            )
-        self.token_budget = max(1, self.token_budget // 2)
-        torch.cuda.empty_cache()
-
     def _answer_ids(self) -> tuple[int, int | None]:
         """Return the token ids of the answers. Raises ModelError for an answer that is not exactly one token."""
         ids = Tokenizer(self.spec.model).contents(self.spec.answers)
         if any(len(tokens) != 1 for tokens in ids):
             raise ModelError(f"the answers {self.spec.answers} are {ids} for this tokenizer, not one token each")
         return ids[0][0], ids[1][0] if len(ids) > 1 else None
-
-    def _sample_pairs(self) -> Pairs:
-        """Return pairs of arbitrary ids and different lengths that share their first tokens."""
-        lengths = np.minimum(SAMPLE_LENGTHS, self.spec.model.max_tokens)
-        offsets = offsets_of(lengths)
-        ids = self_test.arbitrary_ids(self._network, int(offsets[-1]))
-        for start, end in pairwise(offsets):
-            ids[start : min(start + SHARED_TOKENS, end)] = ids[: min(SHARED_TOKENS, end - start)]
-        tokens = Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool))
-        return Pairs(tokens, lengths // 2)
-
-    def _single_rows(self, pairs: Pairs, budget: int) -> list[prefix_sharing.PackedRow]:
-        """Return one row for each pair, in their order."""
-        no_groups = np.zeros(len(pairs.second), dtype=np.int64)
-        singles = (np.array([number]) for number in range(len(no_groups)))
-        return [
-            row
-            for one in singles
-            for row in prefix_sharing.rows(pairs.tokens.offsets, no_groups, no_groups, budget, one, True)
-        ]
-
-    def _reference_scores(self, pairs: Pairs, score: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> np.ndarray:
-        """Score each pair by itself, with the network as transformers runs it."""
-        scores = []
-        for start, end, second in zip(pairs.tokens.offsets, pairs.tokens.offsets[1:], pairs.second, strict=False):
-            ids = move(pairs.tokens.ids[start:end], self.device)[None]
-            kinds = {"token_type_ids": (torch.arange(end - start, device=self.device) >= second).long()[None]}
-            scores.append(float(score(ids, kinds if self._has_token_types else {})[0]))
-        return np.array(scores, dtype=np.float32)

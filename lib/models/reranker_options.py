@@ -3,7 +3,7 @@
 Each value is taken from the command, else from the recipe, else from the model's own files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .. import recipes
@@ -55,16 +55,15 @@ def resolve_reranker(options: RerankerOptions) -> RerankSpec:
         raise UsageError(f"--recipe {options.recipe} embeds texts: python jobs/embed_corpus.py")
     if recipe is None and options.model is None:
         raise UsageError("no --model. Give a directory or hub id, as --model BAAI/bge-reranker-v2-m3, or a --recipe")
-    published = recipe or RerankRecipe(models=(options.model or "",))
+    published = recipe or RerankRecipe()
     has_instruction = any(INSTRUCTION in segment for segment in published.segments)
     if options.instruction is not None and not has_instruction:
         raise UsageError(f"--instruction: {options.recipe or options.model} takes none. Leave it out")
     instruction = published.instruction if options.instruction is None else options.instruction
-    return read_rerank_spec(
-        options.model or published.models[0],
+    fixed = replace(
+        published,
         max_tokens=options.max_tokens or published.max_tokens,
         segments=tuple(segment.replace(INSTRUCTION, instruction) for segment in published.segments),
-        answers=published.answers,
-        beyond=published.beyond,
         activation=options.activation or published.activation,
     )
+    return read_rerank_spec(options.model or published.models[0], fixed)

@@ -1,19 +1,21 @@
 """RerankSpec: everything that decides a reranker's scores, read from its files. Imports neither torch nor transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import ModelError
+from ..recipes import Recipe, RerankRecipe
 from . import files, modules_json
 from .pair_tokenizer import PairFormat, Prompt, TwoSequences
-from .spec import ModelSpec
-from .spec_reader import SpecOverrides, read_spec
+from .spec import ModelSpec, on_this_machine
+from .spec_reader import read_spec
 from .tokenizer import Tokenizer
 
 Activation = Literal["none", "sigmoid"]
 SPEC_FILE = "shoal_reranker.json"  # written beside a converted model: its segments, activation and lengths
 QUERY_SHARE = 0.75  # largest share of the length for a query; the value of FlagEmbedding
+NOTHING_FIXED = RerankRecipe()
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class RerankSpec:
     limit: int
     beyond: tuple[str, ...] = ()
 
+    def on_this_machine(self) -> "RerankSpec":
+        """Return the spec with the path of the files on this node: see spec.on_this_machine."""
+        return replace(self, model=on_this_machine(self.model))
+
     def pair_format(self) -> PairFormat:
         """Build the tokenising half of the reranker (CPU stage). Raises ModelError for lengths that leave no room."""
         tokenizer = Tokenizer(self.model)
@@ -40,56 +46,33 @@ class RerankSpec:
         return TwoSequences(tokenizer, QUERY_SHARE)
 
 
-def read_rerank_spec(
-    model: str,
-    *,
-    revision: str | None = None,
-    max_tokens: int | None = None,
-    segments: tuple[str, ...] = (),
-    answers: tuple[str, ...] = (),
-    beyond: tuple[str, ...] = (),
-    activation: Activation | None = None,
-) -> RerankSpec:
+def read_rerank_spec(model: str, fixed: RerankRecipe = NOTHING_FIXED) -> RerankSpec:
     """Read a sequence classifier, a CrossEncoder directory, or, with segments and answers, a causal language model.
 
     The default activation is that of sentence-transformers' CrossEncoder: the one that the files name, else a sigmoid.
     Pairs are cut as FlagEmbedding does (the passage, and a query over QUERY_SHARE); CrossEncoder cuts the longer side.
-    beyond: texts whose tokens a pair may have on top of max_tokens. Raises ModelError for a model that needs a recipe.
+    Raises ModelError for a model that needs a recipe.
     """
-    root = files.locate(model, revision)
+    root = files.locate(model)
     converted = files.read_json(root / SPEC_FILE, {})
-    segments = tuple(converted.get("segments", segments))
-    beyond, activation = tuple(converted.get("beyond", beyond)), activation or converted.get("activation")
-    max_tokens = max_tokens or converted.get("max_tokens")
-    if _is_classifier(root):
+    segments, beyond = (tuple(converted.get(name, getattr(fixed, name))) for name in ("segments", "beyond"))
+    answers = fixed.answers
+    plain = files.read_json(root / "config.json", {})  # a CrossEncoder may have it in a subfolder
+    architecture = (plain.get("architectures") or ["an unnamed architecture"])[0]
+    if architecture.endswith("ForSequenceClassification"):
         answers = ()  # a language model converted to a classifier has the difference of the answers as its head
-    elif not answers:
-        _refuse_unknown(model, root)
-    modules = modules_json.StModules() if answers else modules_json.read_reranker(root)
-    config = files.read_json(root / modules.subfolder / "config.json")
-    overrides = SpecOverrides(pooling="cls", normalize=False, max_tokens=max_tokens)
-    spec = read_spec(model, overrides, revision=revision, modules=modules)
-    extra = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
-    resolved_activation = activation or _activation(config, root)
-    return RerankSpec(spec, segments, answers, resolved_activation, spec.max_tokens + extra, beyond)
-
-
-def _is_classifier(root: Path) -> bool:
-    """Return whether the files name a sequence classifier. A CrossEncoder may have them in a subfolder: then False."""
-    config = files.read_json(root / "config.json", {})
-    names = config.get("architectures") or []
-    return bool(names) and names[0].endswith("ForSequenceClassification")
-
-
-def _refuse_unknown(model: str, root: Path) -> None:
-    """Raise ModelError for a plain model that is not a classifier."""
-    config = files.read_json(root / "config.json", {})
-    if config:
-        architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
+    elif plain and not answers:
         raise ModelError(
             f"{model} is {architecture}, not a sequence classifier: how it scores a pair is not in its files. Give the "
             "--recipe that it belongs to."
         )
+    modules = modules_json.StModules() if answers else modules_json.read_reranker(root)
+    config = files.read_json(root / modules.subfolder / "config.json")
+    max_tokens = fixed.max_tokens or converted.get("max_tokens")
+    spec = read_spec(model, Recipe(pooling="cls", normalize=False, max_tokens=max_tokens), modules=modules)
+    extra = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
+    activation = fixed.activation or converted.get("activation") or _activation(config, root)
+    return RerankSpec(spec, segments, answers, activation, spec.max_tokens + extra, beyond)
 
 
 def _activation(config: dict, root: Path) -> Activation:
@@ -100,9 +83,7 @@ def _activation(config: dict, root: Path) -> Activation:
         or config.get("sbert_ce_default_activation_function")
         or "torch.nn.Sigmoid"
     )
-    kind = name.rsplit(".", 1)[-1]
-    if kind == "Identity":
-        return "none"
-    if kind == "Sigmoid":
-        return "sigmoid"
+    known: dict[str, Activation] = {"Identity": "none", "Sigmoid": "sigmoid"}
+    if (kind := name.rsplit(".", 1)[-1]) in known:
+        return known[kind]
     raise ModelError(f"{root} names the activation {name!r}. Shoal applies Sigmoid or Identity: choose by --activation")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .load import quiet
+from .load import from_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,23 +68,17 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, network: "PreTrainedModel") -> None:
-        """Move the backbone out of `network` to `self.backbone`, which is no submodule. Raises ModelError."""
+        """Take the classifier of `network`, whose backbone the stand-in replaces. Raises ModelError."""
         super().__init__()
         if network.config.num_labels != 1:
             raise ModelError(
                 f"{network.name_or_path} gives {network.config.num_labels} labels a pair; a reranker gives one."
             )
         place = network.base_model_prefix
-        self._backbone = [getattr(network, place)]
-        self.stand_in = _StandIn(deepcopy(getattr(self.backbone, "pooler", None)))
+        self.stand_in = _StandIn(deepcopy(getattr(getattr(network, place), "pooler", None)))
         setattr(network, place, self.stand_in)
         network.config.pad_token_id = -1  # no id, so the one token of a sequence is never padding
         self.network = network.float()  # 16 bits would give many passages of a query the same score
-
-    @property
-    def backbone(self) -> "PreTrainedModel":
-        """The network below the classifier."""
-        return self._backbone[0]
 
     def forward(self, states: Tensor) -> Tensor:
         """Score pooled states [n, hidden]: float32 logits [n]."""
@@ -113,17 +107,6 @@ def load_classifier(folder: str, dtype: torch.dtype, device: torch.device) -> "P
     """Load the whole network with its classifier, in evaluation mode. Raises ModelError if that fails."""
     from transformers import AutoModelForSequenceClassification
 
-    try:
-        with quiet():
-            network, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
-    except Exception as error:  # no such class for this model, or damaged weights
-        raise ModelError(f"{folder} cannot be loaded as a classifier: {type(error).__name__}: {error}") from error
-    if report["missing_keys"]:
-        raise ModelError(
-            f"{folder} lacks {len(report['missing_keys'])} weights of {type(network).__name__}, the first is "
-            f"{min(report['missing_keys'])!r}; they would be random. Is it a reranker?"
-        )
+    network = from_pretrained(AutoModelForSequenceClassification, folder, dtype=dtype)
     network.config.use_cache = False
-    return network.eval().to(device)
+    return network.to(device)

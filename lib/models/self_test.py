@@ -34,7 +34,16 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
     stock = network.config._attn_implementation
     batch = _sample(network, spec, padding_id, device)
     expected = [run_equal_length(network, batch.part(i, i + 1)) for i in range(len(batch.borders) - 1)]
-    check_direction(network, spec, device)
+    if spec.bidirectional and is_causal(
+        network, device
+    ):  # transformers before 5.2 ignores `is_causal = False` silently
+        import transformers
+
+        raise ModelError(
+            f"{spec.name} must run bidirectionally, but its first token does not see the last one: transformers "
+            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, "
+            "or pass bidirectional=False if the model was trained with the causal mask."
+        )
     attention.register()
     error = float("inf")
     if getattr(network, "_supports_attention_backend", False):
@@ -43,37 +52,15 @@ def choose_mode(network: "PreTrainedModel", spec: ModelSpec, padding_id: int | N
         if error <= _tolerance(expected):
             return "packed"
         network.set_attn_implementation(stock)
-    equal_pair = batch.part(1, 3)
-    stacked_error = _error(lambda: run_equal_length(network, equal_pair), expected[1:3])
+    stacked_error = _error(lambda: run_equal_length(network, batch.part(1, 3)), expected[1:3])
     if stacked_error <= _tolerance(expected):
         return "exact-length"
     raise ModelError(
         f"{spec.name} ({spec.architecture}) gives another result in a batch than alone: error {error:.1e} packed and "
         f"{stacked_error:.1e} in batches of one length, allowed {_tolerance(expected):.0e}. Its vectors would "
-        "depend on their neighbours, so it is not run. Try dtype='float32'; if that does "
-        "not help, the architecture is not supported."
+        "depend on their neighbours, so it is not run. Try dtype='float32'; if that does not help, the architecture is "
+        "not supported."
     )
-
-
-def check_direction(network: "PreTrainedModel", spec: ModelSpec, device: torch.device) -> None:
-    """Check that in a bidirectional decoder the first token attends to the last. Raises ModelError.
-
-    transformers before 5.2 ignores `is_causal = False` silently.
-    """
-    if not spec.bidirectional:
-        return
-    a, b, c, d = arbitrary_ids(network, 4)
-    first_states = [
-        run_equal_length(network, flatten(np.array([a, b, last]), np.array([0, 3]), None, device))[0] for last in (c, d)
-    ]
-    if torch.equal(*first_states):
-        import transformers
-
-        raise ModelError(
-            f"{spec.name} must run bidirectionally, but its first token does not see the last one: transformers "
-            f"{transformers.__version__} ignores is_causal=False for {spec.architecture}. Install transformers>=5.2, "
-            "or pass bidirectional=False if the model was trained with the causal mask."
-        )
 
 
 def is_causal(network: "PreTrainedModel", device: torch.device) -> bool:

@@ -5,11 +5,12 @@ tokenizer.Tokenizer       texts -> Tokens        (CPU stage)
 encoder.Encoder           Tokens -> vectors      (CPU or GPU worker)
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from ..errors import ModelError
 from . import files
@@ -25,6 +26,18 @@ class Tokens(NamedTuple):
     ids: np.ndarray
     offsets: np.ndarray
     truncated: np.ndarray
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Columns of an Arrow table with a row a text."""
+        return {"ids": pa.LargeListArray.from_arrays(self.offsets, self.ids), "truncated": pa.array(self.truncated)}
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> "Tokens":
+        """Read a table with these columns, as views of its buffers."""
+        ids = table["ids"].combine_chunks()
+        offsets = ids.offsets.to_numpy()
+        flat = ids.values.to_numpy()[offsets[0] : offsets[-1]]
+        return cls(flat, offsets - offsets[0], table["truncated"].combine_chunks().to_numpy(zero_copy_only=False))
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class ModelSpec:
     dense: tuple[str, ...]  # subfolders of the layers after the pooling, in their order
     normalize: bool
     truncate_dim: int | None
-    prompts: dict[str, str]
+    prompts: dict[str, str] = field(hash=False)
     default_prompt_name: str | None
     bidirectional: bool  # a decoder that must run with is_causal=False
     append_eos: bool  # an end-of-sequence token ends every text
@@ -73,7 +86,7 @@ def on_this_machine(spec: ModelSpec) -> ModelSpec:
     if Path(spec.path).is_dir():
         return spec
     if "://" in spec.name:
-        return replace(spec, path=str(files.locate(spec.name, None)))
+        return replace(spec, path=str(files.locate(spec.name)))
     if Path(spec.name).expanduser().is_absolute() or spec.revision.startswith("weights-"):
         raise ModelError(
             f"The model directory {spec.path} is on the driver's machine and not on this node. Put it at the same path on "

@@ -1,42 +1,23 @@
 """Read a model's files into a ModelSpec. Imports neither torch nor transformers, so the driver does it in seconds."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ModelError
+from ..recipes import Recipe
 from . import files, modules_json
+from .modules_json import StModules
 from .spec import ModelSpec
 
 # Families whose position tables begin after the padding row: pad_token_id + 1 of their positions are never used.
-OFFSET_POSITIONS = frozenset(
-    {
-        "camembert",
-        "data2vec-text",
-        "longformer",
-        "mpnet",
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-    }
-)
+OFFSET_POSITIONS = {
+    *("camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # keys of the hidden size in different configurations
 UNLIMITED = 10**20  # tokens; transformers writes 1e30 where a tokenizer has no limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecOverrides:
-    """Values that replace those of a model's files; None keeps the value of the files."""
-
-    pooling: str | Sequence[str] | None = None
-    normalize: bool | None = None
-    max_tokens: int | None = None
-    truncate_dim: int | None = None
-    bidirectional: bool | None = None
-    append_eos: bool | None = None
+NOTHING_FIXED = Recipe()
 
 
 class _ModelFiles(NamedTuple):
@@ -44,7 +25,7 @@ class _ModelFiles(NamedTuple):
 
     root: Path
     folder: Path
-    modules: modules_json.StModules
+    modules: StModules
     config: Mapping[str, Any]
     text: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
@@ -52,28 +33,34 @@ class _ModelFiles(NamedTuple):
 
 
 def read_spec(
-    model: str,
-    overrides: SpecOverrides | None = None,
-    *,
-    revision: str | None = None,
-    modules: modules_json.StModules | None = None,
+    model: str, fixed: Recipe = NOTHING_FIXED, *, truncate_dim: int | None = None, modules: StModules | None = None
 ) -> ModelSpec:
     """Read a sentence-transformers directory, a plain transformers checkpoint, or a hub id.
 
     The model's files are read as sentence-transformers 6.2 reads them. A checkpoint without modules.json is pooled by mean
-    (a causal language model by its last token) and not normalised. Chat templates are never applied. modules: the content of
-    modules.json, where the caller has read it. Raises ModelError when files are missing, or do not allow the overrides.
+    (a causal language model by its last token) and not normalised. Chat templates are never applied. fixed: its values, where
+    not None, replace those of the files. modules: the content of modules.json, where the caller has read it. Raises ModelError
+    when files are missing, or do not allow a requested value.
     """
-    overrides = overrides or SpecOverrides()
-    root = files.locate(model, revision)
+    root = files.locate(model)
     modules = modules or modules_json.read(root)
-    weights = files.check(root / modules.subfolder)
-    source = _read_files(root, modules)
-    bidirectional = _bidirectional(source, overrides.bidirectional)
-    pooling = _pooling(source, overrides.pooling, bidirectional)
+    folder = root / modules.subfolder
+    weights = files.check(folder)
+    config = files.read_json(folder / "config.json")
+    source = _ModelFiles(
+        root,
+        folder,
+        modules,
+        config,
+        text=config.get("text_config") or config,
+        tokenizer=files.read_json(folder / "tokenizer_config.json", {}),
+        sentence_transformers=files.read_json(root / "config_sentence_transformers.json", {}),
+    )
+    bidirectional = _bidirectional(source, fixed.bidirectional)
+    pooling = _pooling(source, fixed.pooling, bidirectional)
     sizes = _sizes(source)
     width = modules.width or sizes["hidden_size"] * len(pooling)
-    truncate_dim = _truncate_dim(source, overrides.truncate_dim, width)
+    truncate_dim = _truncate_dim(source, truncate_dim, width)
     return ModelSpec(
         name=model,
         path=str(root),
@@ -82,35 +69,20 @@ def read_spec(
         architecture=(source.config.get("architectures") or [source.config.get("model_type", "unknown")])[0],
         model_type=source.config.get("model_type", "unknown"),
         dim=truncate_dim or width,
-        max_tokens=_max_tokens(source, overrides.max_tokens),
+        max_tokens=_max_tokens(source, fixed.max_tokens),
         pooling=pooling,
         include_prompt=modules.include_prompt,
         dense=modules.dense,
-        normalize=modules.normalize if overrides.normalize is None else overrides.normalize,
+        normalize=modules.normalize if fixed.normalize is None else fixed.normalize,
         truncate_dim=truncate_dim,
         prompts={name: prompt or "" for name, prompt in source.sentence_transformers.get("prompts", {}).items()},
         default_prompt_name=source.sentence_transformers.get("default_prompt_name"),
         bidirectional=bidirectional,
-        append_eos=_append_eos(source, overrides.append_eos),
+        append_eos=bool(source.tokenizer.get("add_eos_token")) if fixed.append_eos is None else fixed.append_eos,
         lower_case=modules.lower_case,
         padding_side=source.tokenizer.get("padding_side", "right"),
         weight_bytes=sum(file.stat().st_size for file in weights),
         **sizes,
-    )
-
-
-def _read_files(root: Path, modules: modules_json.StModules) -> _ModelFiles:
-    """Read the JSON files of a model directory. Raises ModelError for a missing or broken config.json."""
-    folder = root / modules.subfolder
-    config = files.read_json(folder / "config.json")
-    return _ModelFiles(
-        root,
-        folder,
-        modules,
-        config,
-        text=config.get("text_config") or config,
-        tokenizer=files.read_json(folder / "tokenizer_config.json", {}),
-        sentence_transformers=files.read_json(root / "config_sentence_transformers.json", {}),
     )
 
 
@@ -137,7 +109,7 @@ def _sizes(source: _ModelFiles) -> dict[str, Any]:
     }
 
 
-def _pooling(source: _ModelFiles, requested: str | Sequence[str] | None, bidirectional: bool) -> tuple[str, ...]:
+def _pooling(source: _ModelFiles, requested: str | None, bidirectional: bool) -> tuple[str, ...]:
     """Return the requested pooling, else that of the files, else sentence-transformers' default for the architecture."""
     if requested is not None:
         return modules_json.pooling_modes(requested)
@@ -185,11 +157,6 @@ def _max_tokens(source: _ModelFiles, requested: int | None) -> int:
     if min(declared, limit) >= UNLIMITED:
         raise ModelError("The model's files declare no maximum length. Pass max_tokens, for example max_tokens=512.")
     return min(declared, limit)
-
-
-def _append_eos(source: _ModelFiles, requested: bool | None) -> bool:
-    """Return whether an end-of-sequence token ends every text: as requested, else as the tokenizer's file declares."""
-    return bool(source.tokenizer.get("add_eos_token", False)) if requested is None else requested
 
 
 def _truncate_dim(source: _ModelFiles, requested: int | None, width: int) -> int | None:

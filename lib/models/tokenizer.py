@@ -52,7 +52,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenise, truncate to the model's length, and add the special tokens. The texts include their prompt."""
-        contents = self._tokenise(texts)
+        contents = self.contents(texts)
         lengths = np.fromiter(map(len, contents), np.int64, len(contents))
         kept_lengths = np.minimum(lengths, self.limit)
         offsets = offsets_of(kept_lengths + self.special)
@@ -65,7 +65,18 @@ class Tokenizer:
 
     def contents(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise without special tokens. The ids of an over-long text may be a prefix, of more tokens than the limit."""
-        return self._tokenise(texts) if len(texts) else []
+        characters = self.limit * CHARACTERS_A_TOKEN
+        if not self._can_truncate_early or self._truncates_left:
+            return self._content(texts)
+        heads = [early_truncation.truncate_early(text, characters) for text in texts]
+        contents = self._content(heads)
+        for i, text in enumerate(texts):
+            characters_tried = characters
+            while len(heads[i]) < len(text) and len(contents[i]) <= self.limit:
+                characters_tried = 2 * max(characters_tried, len(heads[i]))
+                heads[i] = early_truncation.truncate_early(text, characters_tried)
+                contents[i] = self._content([heads[i]])[0]
+        return contents
 
     def pair(self, left: str, right: str) -> dict[str, list[int]]:
         """Join a pair as the tokenizer does: `input_ids` and, for models that have them, `token_type_ids`."""
@@ -105,23 +116,6 @@ class Tokenizer:
         if len(ids) <= self.limit:
             return ids
         return ids[-self.limit :] if self._truncates_left else ids[: self.limit]
-
-    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise without special tokens, an over-long text only as far as the limit needs."""
-        characters = self.limit * CHARACTERS_A_TOKEN
-        if not self._can_truncate_early or self._truncates_left:
-            return self._content(texts)
-        heads = [
-            text if len(text) <= characters else early_truncation.truncate_early(text, characters) for text in texts
-        ]
-        contents = self._content(heads)
-        for i, text in enumerate(texts):
-            characters_tried = characters
-            while len(heads[i]) < len(text) and len(contents[i]) <= self.limit:
-                characters_tried = 2 * max(characters_tried, len(heads[i]))
-                heads[i] = early_truncation.truncate_early(text, characters_tried)
-                contents[i] = self._content([heads[i]])[0]
-        return contents
 
     def _content_fast(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise by encode_batch_fast: the same ids in a third of the time of the tokenizer's own __call__."""

@@ -115,8 +115,9 @@ def sample(config: RerankConfig) -> SampledPairs:
     tables, storage = _tables(config), config.run.storage.fsspec
     texts = {}
     for table in (tables[QUERIES], tables[PASSAGES]):
-        columns = [name for _, name in table.template if name]
-        shards = sample_shards(cut_shards(table.corpus, _sample_rows(table)), SAMPLE_SHARDS, SAMPLE_ROWS)
+        columns = [name for _, name in table.template]
+        shard_rows = max(SAMPLE_ROWS, int(table.corpus.rows / SAMPLE_SHARDS))  # a corpus of any size has few shards
+        shards = sample_shards(cut_shards(table.corpus, shard_rows), SAMPLE_SHARDS, SAMPLE_ROWS)
         arrays = (
             compose(read_rows(shard, columns, table.corpus.schema, storage), table.template)[0] for shard in shards
         )
@@ -130,11 +131,6 @@ def planner_of(config: RerankConfig, weight_bytes: int) -> CorpusPlanner:
     """The candidates in shards of the scoring, for a dry run."""
     options, workers = _tables(config)[CANDIDATES].options, WorkerRequest(config.workers, weight_bytes)
     return CorpusPlanner(options, config.run.storage.fsspec, lambda corpus, count: MAX_PAIRS, workers)
-
-
-def _sample_rows(table: Table) -> int:
-    """Rows a shard, so that the plan of a corpus of any size has few."""
-    return max(SAMPLE_ROWS, int(table.corpus.rows / SAMPLE_SHARDS))
 
 
 def _tables(config: RerankConfig) -> dict[str, Table]:

@@ -1,6 +1,6 @@
 """The driver of the rerank job: every pair of query and passage as a row with its score, exactly once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..data.corpus import Corpus
@@ -27,11 +27,12 @@ def rerank(config: RerankConfig) -> Outcome:
     """Plan or resume, score what is pending, audit. Raises ShoalError before anything scales, for what cannot work."""
     spec = resolve(config)
     if config.candidates.corpus is None:
-        return run_job(pair_job(config, spec), config.run.folder, pair_planner(config, spec))
-    workers = WorkerRequest(config.workers, spec.model.weight_bytes)
-    planner = FixedPlanner(lambda: candidates.join(config), workers)
-    job = _job(config, spec, _candidate_rows, candidates.settings(config))
-    return run_job(job, config.run.folder, planner)
+        job, planner = _pairs(config, spec)
+        return run_job(job, config.run.folder, planner)
+    sources = candidates.PAIRS, candidates.QUERIES
+    storage, workers = config.run.storage.fsspec, WorkerRequest(config.workers, spec.model.weight_bytes)
+    job = _job(config, spec, lambda run: CandidateRows(*sources, run.columns, storage), candidates.settings(config))
+    return run_job(job, config.run.folder, FixedPlanner(lambda: candidates.join(config), workers))
 
 
 def dry_run(config: RerankConfig) -> Estimate:
@@ -39,10 +40,10 @@ def dry_run(config: RerankConfig) -> Estimate:
     their own: they are not joined yet. Raises ShoalError as the run itself would."""
     spec = resolve(config)
     if config.candidates.corpus is None:
-        return estimate(pair_job(config, spec), config.run.folder, pair_planner(config, spec), ROW_BYTES)
-    sampled = candidates.sample(config)
-    job = _job(config, spec, lambda config, run: sampled, {})
-    planner = candidates.planner_of(config, spec.model.weight_bytes)
+        job, planner = _pairs(config, spec)
+    else:
+        sampled = candidates.sample(config)
+        job, planner = _job(config, spec, lambda run: sampled), candidates.planner_of(config, spec.model.weight_bytes)
     return estimate(job, config.run.folder, planner, ROW_BYTES)
 
 
@@ -54,50 +55,27 @@ def resolve(config: RerankConfig) -> RerankSpec:
     return spec
 
 
-def pair_job(config: RerankConfig, spec: RerankSpec) -> Job:
-    """The job over pairs of texts."""
-    return _job(config, spec, _pair_rows, {})
+def _pairs(config: RerankConfig, spec: RerankSpec) -> tuple[Job, CorpusPlanner]:
+    """The job over pairs of texts, and their shards."""
+    pairs, storage = config.pairs, config.run.storage.fsspec
+    template = tuple(parse_template(pairs.text_template or f"{{{pairs.text_column or 'passage'}}}"))
 
+    def source(run: Run) -> PairRows:
+        query = pairs.query_column or "query"
+        return PairRows(query, template, run.id_column, pairs.keep_columns, run.columns, storage)
 
-def pair_planner(config: RerankConfig, spec: RerankSpec) -> CorpusPlanner:
-    """The shards of pairs of texts."""
+    def shard_rows(corpus: Corpus, workers: int) -> int:
+        return even_rows(corpus, workers, PAIRS_A_SHARD)
+
     workers = WorkerRequest(config.workers, spec.model.weight_bytes)
-    return CorpusPlanner(config.pairs, config.run.storage.fsspec, _pair_shard_rows, workers, config.run.strict)
+    return _job(config, spec, source), CorpusPlanner(pairs, storage, shard_rows, workers, config.run.strict)
 
 
 def _job(
-    config: RerankConfig, spec: RerankSpec, source: Callable[[RerankConfig, Run], PairSource], more: dict[str, Any]
+    config: RerankConfig, spec: RerankSpec, source: Callable[[Run], PairSource], more: Mapping[str, Any] | None = None
 ) -> Job:
     def mapper(run: Run, workers: WorkerPlan) -> RerankMapper:
-        return RerankMapper(
-            model=config.model,
-            spec=spec,
-            source=source(config, run),
-            top_k=config.candidates.top_k,
-            strict=config.run.strict,
-            threads=workers.threads,
-            device=workers.device,
-        )
+        return RerankMapper(config, spec, source(run), workers.threads, workers.device)
 
-    name, fixed = spec.model.name, settings(config, spec) | more
+    name, fixed = spec.model.name, settings(config, spec) | dict(more or {})
     return Job(label=name, settings=fixed, mapper=mapper, model=name, shard_slice=parse_slice(config.run.slice))
-
-
-def _pair_rows(config: RerankConfig, run: Run) -> PairRows:
-    pairs = config.pairs
-    return PairRows(
-        query_column=pairs.query_column or "query",
-        template=tuple(parse_template(pairs.text_template or f"{{{pairs.text_column or 'passage'}}}")),
-        id_column=run.id_column,
-        carried=pairs.keep_columns,
-        columns=run.columns,
-        storage=config.run.storage.fsspec,
-    )
-
-
-def _pair_shard_rows(corpus: Corpus, workers: int) -> int:
-    return even_rows(corpus, workers, PAIRS_A_SHARD)
-
-
-def _candidate_rows(config: RerankConfig, run: Run) -> CandidateRows:
-    return CandidateRows(candidates.PAIRS, candidates.QUERIES, run.columns, config.run.storage.fsspec)

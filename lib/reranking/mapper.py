@@ -1,10 +1,9 @@
 """The rerank job on one shard: pairs read, tokenised, scored, a table to publish."""
 
 import json
-import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -12,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.ranking import places_in_query
+from ..data.reader import first_with_reason
 from ..data.shards import Shard
 from ..engine.mapper import Result, Tables
 from ..engine.shuffle import KEY, REASON
 from ..errors import InputError
-from ..models.packing import offsets_of, padding_waste
+from ..models.packing import offsets_of, padded_tokens
 from ..models.pair_tokenizer import PairFormat, Pairs
-from ..models.reranker_options import RerankerOptions
 from ..models.reranker_spec import RerankSpec
-from ..models.spec import Tokens, on_this_machine
+from ..models.spec import Tokens
+from .config import RerankConfig
 from .pair_sources import PAIR, PairSource
 
 PAIRS_AT_ONCE = 4096
@@ -29,13 +30,11 @@ NOT_FINITE = "the model gave a score that is not finite"
 
 @dataclass(frozen=True)
 class RerankMapper:
-    """A shard of pairs -> their scores. top_k: passages of a query that are kept; None for all, without a rank."""
+    """A shard of pairs -> their scores."""
 
-    model: RerankerOptions
+    config: RerankConfig
     spec: RerankSpec
     source: PairSource
-    top_k: int | None
-    strict: bool
     threads: int
     device: str
 
@@ -53,12 +52,7 @@ class RerankMapper:
         group = table[KEY].combine_chunks().dictionary_encode().indices
         rows = table.drop_columns([*PAIR, KEY, REASON]).append_column("error", reasons)
         rows = rows.append_column("_pair", pc.if_else(whole, number, pa.scalar(None, pa.int64())))
-        pairs = {
-            "ids": pa.LargeListArray.from_arrays(tokens.offsets, tokens.ids),
-            "truncated": tokens.truncated,
-            "second": second,
-            "query": group.filter(whole),
-        }
+        pairs = tokens.columns() | {"second": second, "query": group.filter(whole)}
         seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
         rows = rows.replace_schema_metadata({"source_rows": str(source_rows)})
         return {"rows": rows, "pairs": pa.table(pairs)}, seconds
@@ -68,16 +62,16 @@ class RerankMapper:
         from ..models.reranker import Reranker
 
         reranker = Reranker(
-            _on_this_machine(self.spec),
-            dtype=self.model.dtype,
+            self.spec.on_this_machine(),
+            dtype=self.config.model.dtype,
             device=self.device,
-            token_budget=self.model.token_budget,
+            token_budget=self.config.model.token_budget,
             threads=self.threads,
         )
         about = {"dtype": reranker.dtype, "mode": reranker.mode}
 
         def score(tables: Tables) -> Tables:
-            pairs = _to_pairs(tables["pairs"])
+            pairs = Pairs(Tokens.of_table(tables["pairs"]), tables["pairs"]["second"].to_numpy())
             before = reranker.computed
             columns = {
                 "score": reranker.score(pairs, tables["pairs"]["query"].to_numpy().astype(np.int64)),
@@ -92,19 +86,19 @@ class RerankMapper:
 
     def lengths(self, tables: Tables) -> tuple[int, np.ndarray, np.ndarray]:
         """For a dry run: rows of the input, and of each pair its tokens [n] and whether it is cut [n]."""
-        tokens = _to_pairs(tables["pairs"]).tokens
+        tokens = Tokens.of_table(tables["pairs"])
         return int(tables["rows"].schema.metadata[b"source_rows"]), np.diff(tokens.offsets), tokens.truncated
 
     def to_result(self, shard: Shard, tables: Tables) -> Result:
         """The rows as published, and their counts."""
-        rows, scored = tables["rows"], tables["scores"]
+        rows, scored, top_k = tables["rows"], tables["scores"], self.config.candidates.top_k
         pair = rows["_pair"].combine_chunks()
         score = scored["score"].combine_chunks().take(pair)
         broken = pc.invert(pc.is_finite(score)).fill_null(False)
         error = pc.if_else(broken, NOT_FINITE, rows["error"]).cast(pa.string())
         data = {name: rows[name] for name in rows.column_names if name not in ("_pair", "error")}
         data["score"] = pc.if_else(broken, pa.scalar(None, pa.float32()), score)
-        if self.top_k:
+        if top_k:
             data["rank"] = ranks(data["score"], scored["query"].combine_chunks().take(pair))
         data["tokens"] = scored["tokens"].combine_chunks().take(pair).fill_null(0)
         data["truncated"] = scored["truncated"].combine_chunks().take(pair).fill_null(False)
@@ -112,16 +106,15 @@ class RerankMapper:
         computed = int(about.pop("computed"))
         table = pa.table(data | {"error": error}).replace_schema_metadata({"shoal": json.dumps(about)})
         lengths = scored["tokens"].to_numpy()
-        tokens, waste = int(lengths.sum()), padding_waste(lengths)
-        if self.top_k:
-            table = table.filter(pc.less_equal(pc.fill_null(table["rank"], 0), self.top_k))
+        if top_k:
+            table = table.filter(pc.less_equal(pc.fill_null(table["rank"], 0), top_k))
         counts = {
             "source_rows": int(rows.schema.metadata[b"source_rows"]),
             "errors": table.num_rows - table["error"].null_count,
             "truncated": pc.sum(table["truncated"]).as_py() or 0,
-            "tokens": tokens,
+            "tokens": int(lengths.sum()),
             "encoded": computed,
-            "padded": round(tokens / (1 - waste)) if waste < 1 else tokens,
+            "padded": padded_tokens(lengths),
         }
         return Result(table, counts)
 
@@ -137,8 +130,7 @@ class RerankMapper:
         }
 
     def _stop_if_strict(self, table: pa.Table, reasons: pa.Array) -> None:
-        if self.strict and reasons.null_count < len(reasons):
-            row = pc.index(pc.is_valid(reasons), True).as_py()
+        if self.config.run.strict and (row := first_with_reason(reasons)) is not None:
             ids = table.drop_columns([*PAIR, KEY, REASON])
             name = ", ".join(f"{column} {ids[column][row]}" for column in ids.column_names)
             raise InputError(f"{name}: {reasons[row]} (--strict is on; without it the row is kept with a reason)")
@@ -158,34 +150,14 @@ def _tokenised(pair_format: PairFormat, queries: pa.Array, passages: pa.Array) -
 def ranks(scores: pa.Array, queries: pa.Array) -> pa.Array:
     """int32 [n]: 1 for the highest score of each query; equal scores in row order; null where the score is."""
     score = np.nan_to_num(scores.to_numpy(zero_copy_only=False), nan=-np.inf)
-    query = pc.fill_null(queries, -1).to_numpy()
+    query = pc.fill_null(queries, -1).to_numpy() + 1
     order = np.lexsort((-score, query))
-    ordered = query[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))[: len(ordered)]
-    places = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.append(starts, len(ordered))))
-    ranked = np.empty(len(ordered), np.int32)
-    ranked[order] = places + 1
+    ranked = np.empty(len(order), np.int32)
+    ranked[order] = places_in_query(query[order]) + 1
     return pc.if_else(pc.is_valid(scores), pa.array(ranked), pa.scalar(None, pa.int32()))
 
 
-def _to_pairs(table: pa.Table) -> Pairs:
-    """The `pairs` table of a shard as views of its buffers."""
-    ids = table["ids"].combine_chunks()
-    offsets = ids.offsets.to_numpy()
-    flat = ids.values.to_numpy()[offsets[0] : offsets[-1]]
-    truncated = table["truncated"].combine_chunks().to_numpy(zero_copy_only=False)
-    return Pairs(Tokens(flat, offsets - offsets[0], truncated), table["second"].to_numpy())
-
-
-def _on_this_machine(spec: RerankSpec) -> RerankSpec:
-    return replace(spec, model=on_this_machine(spec.model))
-
-
+@lru_cache(maxsize=2)
 def _pair_format(spec: RerankSpec) -> PairFormat:
     """Loaded once a process."""
-    return _pair_format_of(pickle.dumps(spec))
-
-
-@lru_cache(maxsize=2)
-def _pair_format_of(spec: bytes) -> PairFormat:
-    return _on_this_machine(pickle.loads(spec)).pair_format()
+    return spec.on_this_machine().pair_format()

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.reader import read_rows
+from ..data.reader import read_rows, row_ids
 from ..data.shards import Shard
-from ..data.texts import as_text, compose
+from ..data.texts import compose
 from ..engine.join import read_sources
 from ..engine.shuffle import KEY, REASON, attach
 
@@ -38,19 +38,13 @@ class PairRows:
 
     def read(self, shard: Shard) -> tuple[pa.Table, int]:
         names = [self.query_column, *(name for _, name in self.template), self.id_column, *self.carried]
-        table = read_rows(shard, [name for name in dict.fromkeys(names) if name], self.columns, self.storage)
+        table = read_rows(shard, names, self.columns, self.storage)
         query, no_query = compose(table, [("", self.query_column)])
         passage, no_passage = compose(table, self.template)
-        data = {"id": self._ids(table)} | {name: table[name] for name in self.carried}
+        data = {"id": row_ids(table, self.id_column)} | {name: table[name] for name in self.carried}
         reasons = pc.coalesce(table["_error"], _about("query", no_query), _about("passage", no_passage))
         texts = {"query": query, "passage": passage, KEY: query, REASON: reasons}
         return pa.table(data | texts), table.num_rows
-
-    def _ids(self, table: pa.Table) -> pa.Array | pa.ChunkedArray:
-        if self.id_column is None:
-            return table["_source"]
-        column = table[self.id_column]
-        return as_text(column)[0] if pa.types.is_large_string(column.type) else column
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def test_flash_kernel_accepts_the_arguments() -> None:
     """Torch's operator accepts our arguments. Tensors without data show it on a machine without a GPU."""
     query, key = (torch.empty(1, heads, 10, 64, device="meta", dtype=torch.bfloat16) for heads in (4, 2))
     layout = attention.Layout(torch.tensor([0, 4, 10], dtype=torch.int32, device="meta"), 6, ())
-    output = attention._flash_attention(query, key, key, layout, None, is_causal=True, reach=3, dropout=0.1)
+    rules = attention.Rules(reach=3, is_causal=True, scaling=None, dropout=0.1)
+    output = attention._flash_attention(query, key, key, layout, rules)
 
     assert output.shape == (10, 4, 64)

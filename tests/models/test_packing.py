@@ -11,7 +11,8 @@ from lib.models.packing import (
     length_groups,
     longest_first,
     offsets_of,
-    padding_waste,
+    padded_tokens,
+    places_of,
     plan_batches,
     positions_of,
 )
@@ -70,8 +71,9 @@ def test_gather_lays_the_chosen_documents_end_to_end(seed: int) -> None:
 
 
 def test_positions_restart_in_every_document() -> None:
-    """Positions count from 0 in each document, also for a slice of offsets that does not begin at 0."""
+    """Positions count from 0 in each document, also for a slice of offsets that begins elsewhere; places from each run's start."""
     assert positions_of(np.array([4, 7, 7, 9])).tolist() == [0, 1, 2, 0, 1]
+    assert places_of(np.array([7, 5, 1]), np.array([3, 0, 2])).tolist() == [7, 8, 9, 1, 2]
 
 
 def test_groups_cover_the_tokens_in_runs_of_one_length() -> None:
@@ -82,7 +84,7 @@ def test_groups_cover_the_tokens_in_runs_of_one_length() -> None:
     assert length_groups(np.zeros(1, dtype=np.int64)) == []
 
 
-def test_padding_waste_counts_the_padding_of_arrival_order() -> None:
-    """Two batches of two: 8 + 2 and 1 + 1 tokens padded to 8 and 1 waste 6 of 18."""
-    assert padding_waste(np.array([8, 2, 1, 1]), batch_size=2) == pytest.approx(6 / 18)
-    assert padding_waste(np.array([], dtype=np.int64)) == 0.0
+def test_padded_tokens_are_those_of_batches_in_arrival_order() -> None:
+    """Two batches of two: 8 + 2 and 1 + 1 tokens are padded to 8 and 1 each."""
+    assert padded_tokens(np.array([8, 2, 1, 1]), batch_size=2) == 18
+    assert padded_tokens(np.array([], dtype=np.int64)) == 0

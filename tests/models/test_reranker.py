@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +59,13 @@ def pairs(count: int = 1000) -> tuple[list[str], list[str], np.ndarray]:
     return [queries[g] for g in groups], [" ".join(rng.choices(words, k=n)) for n in lengths], groups
 
 
-def spec_of(kind: str, folder: Path, **options: Any) -> RerankSpec:
+def spec_of(kind: str, folder: Path) -> RerankSpec:
     if kind not in LANGUAGE_MODELS:
-        return read_rerank_spec(str(folder), **options)
+        return read_rerank_spec(str(folder))
     recipe = recipes.load(LANGUAGE_MODELS[kind])
     assert isinstance(recipe, recipes.RerankRecipe)
     segments = tuple(segment.replace("{instruction}", recipe.instruction) for segment in recipe.segments)
-    return read_rerank_spec(
-        str(folder),
-        segments=segments,
-        answers=recipe.answers,
-        beyond=recipe.beyond,
-        activation=recipe.activation,
-        **options,
-    )
+    return read_rerank_spec(str(folder), replace(recipe, segments=segments, max_tokens=None))
 
 
 def scores(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lib.errors import ModelError
-from lib.models.spec_reader import SpecOverrides, read_spec
+from lib.models.spec_reader import read_spec
+from lib.recipes import Recipe
 from tests.support.reference import LONG, vectors
 
 
@@ -42,13 +43,13 @@ def test_reading_a_spec_loads_neither_torch_nor_transformers(build: Any) -> None
 def test_impossible_overrides_are_refused(overrides: dict[str, Any], message: str, build: Any) -> None:
     """An override that the model does not allow raises ModelError with the choices."""
     with pytest.raises(ModelError, match=message):
-        read_spec(str(build("bert")), SpecOverrides(**overrides))
+        vectors(build("bert"), [LONG], **overrides)
 
 
 def test_roberta_positions_beyond_padding_are_counted(build: Any) -> None:
     """A RoBERTa with a table of 130 positions takes 128 tokens, and not one more."""
-    assert read_spec(str(build("roberta")), SpecOverrides(max_tokens=128)).max_tokens == 128
+    assert read_spec(str(build("roberta")), Recipe(max_tokens=128)).max_tokens == 128
     with pytest.raises(ModelError, match="1 to 128"):
-        read_spec(str(build("roberta")), SpecOverrides(max_tokens=129))
+        read_spec(str(build("roberta")), Recipe(max_tokens=129))
     longest = vectors(build("roberta"), [LONG * 3], max_tokens=128)
     assert np.isfinite(longest).all()

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.models.spec_reader import SpecOverrides, read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
+from lib.recipes import Recipe
 from tests.support import tiny
 from tests.support.reference import LONG, TEXTS, minilm, reference
 
@@ -101,7 +102,7 @@ def test_eos_is_appended_after_truncation(build: Any, tmp_path: Path) -> None:
     shutil.copytree(build("qwen2", pooling="lasttoken"), folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_eos_token": True}))
-    spec = read_spec(str(folder), SpecOverrides(max_tokens=20))
+    spec = read_spec(str(folder), Recipe(max_tokens=20))
     tokens = Tokenizer(spec)(["fish", LONG])
     end = Tokenizer(spec)._hf.eos_token_id
 
@@ -110,7 +111,7 @@ def test_eos_is_appended_after_truncation(build: Any, tmp_path: Path) -> None:
     assert [tokens.ids[at - 1] for at in tokens.offsets[1:]] == [end, end]
     assert (tokens.ids == end).sum() == 2
     assert (
-        Tokenizer(read_spec(str(build("qwen2")), SpecOverrides(append_eos=True)))(["fish"]).ids.tolist()
+        Tokenizer(read_spec(str(build("qwen2")), Recipe(append_eos=True)))(["fish"]).ids.tolist()
         == tokens.ids[: tokens.offsets[1]].tolist()
     )
 

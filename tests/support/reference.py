@@ -16,8 +16,9 @@ from sentence_transformers import SentenceTransformer
 from benchmarks import demo
 from lib.models.encoder import Encoder
 from lib.models.spec import ModelSpec
-from lib.models.spec_reader import SpecOverrides, read_spec
+from lib.models.spec_reader import read_spec
 from lib.models.tokenizer import Tokenizer
+from lib.recipes import Recipe
 
 LONG = " ".join(tiny.TEXT)
 TEXTS = [
@@ -44,10 +45,15 @@ def reference(folder: Path) -> SentenceTransformer:
 
 
 def vectors(
-    folder: Path, texts: list[str], dtype: str = "float32", prompt: str | None = None, **options: Any
+    folder: Path,
+    texts: list[str],
+    dtype: str = "float32",
+    prompt: str | None = None,
+    truncate_dim: int | None = None,
+    **options: Any,
 ) -> np.ndarray:
-    """Shoal's vectors of the texts; the model is read, the texts are tokenized and encoded as in a job."""
-    spec = read_spec(str(folder), SpecOverrides(**options))
+    """Shoal's vectors of the texts; the model is read, the texts are tokenized and encoded as in a job. options: of a Recipe."""
+    spec = read_spec(str(folder), Recipe(**options), truncate_dim=truncate_dim)
     tokenizer = Tokenizer(spec)
     tokens = tokenizer([(prompt or "") + text for text in texts])
     return Encoder(spec, dtype=dtype).encode(tokens, skip=tokenizer.prompt_tokens(prompt))

@@ -16,11 +16,11 @@ from ...cli.options import option
 from ...errors import ModelError, UsageError
 from ...recipes import RerankRecipe
 from ..files import read_json
-from ..spec import Tokens
 
 log = logging.getLogger("shoal")
 
 TOLERANCE = 1e-2  # largest difference of a score between the original and the converted network, both in float32
+RECIPES = {"zhinao": "zhinao-reranker", "minicpm": "bge-reranker-layerwise"}
 SCRIPT = Path(__file__).with_name("original_scores.py")
 TEXTS = (
     "糖尿病患者应该怎样控制饮食",
@@ -56,8 +56,7 @@ def convert(config: ConvertConfig) -> float:
     source, target = Path(config.model), Path(config.output)
     if target.exists():
         raise UsageError(f"--output {target} exists already. Choose another, or remove it")
-    source_type = _source_type(read_json(source / "config.json"), source)
-    _check_layer(config, source_type)
+    source_type = _source_type(config, read_json(source / "config.json"))
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".convert-") as name:
         folder = Path(name)
         log.info(f"scoring {len(PAIRS)} pairs by the code of {source}")
@@ -69,24 +68,19 @@ def convert(config: ConvertConfig) -> float:
     return error
 
 
-def _source_type(config: dict[str, Any], source: Path) -> str:
-    """Return "zhinao" or "minicpm". Raises ModelError for another model."""
-    if config.get("model_type") == "zhinao":
-        return "zhinao"
-    if "start_layer" in config and "scale_depth" in config:
-        return "minicpm"
-    raise ModelError(f"{source} is {config.get('model_type')!r}: neither 360Zhinao nor a layerwise MiniCPM reranker")
-
-
-def _check_layer(config: ConvertConfig, source_type: str) -> None:
-    """Raise UsageError for a missing or needless --layer, or a layer without a head."""
-    if (source_type == "minicpm") != (config.layer is not None):
+def _source_type(config: ConvertConfig, shape: dict[str, Any]) -> str:
+    """Return "zhinao" or "minicpm". Raises ModelError for another model, UsageError for a --layer that does not fit it."""
+    layerwise = shape.get("model_type") != "zhinao"
+    if layerwise and not {"start_layer", "scale_depth"} <= shape.keys():
+        raise ModelError(
+            f"{config.model} is {shape.get('model_type')!r}: neither 360Zhinao nor a layerwise MiniCPM reranker"
+        )
+    if layerwise != (config.layer is not None):
         raise UsageError("--layer belongs to a layerwise reranker, and it needs one, as --layer 28")
-    if config.layer is not None:
-        shape = read_json(Path(config.model) / "config.json")
-        first, last = shape["start_layer"], shape["num_hidden_layers"]
-        if not first <= config.layer <= last:
-            raise UsageError(f"--layer {config.layer} has no head: choose {first} to {last}")
+    if config.layer is not None and not shape["start_layer"] <= config.layer <= shape["num_hidden_layers"]:
+        choices = f"{shape['start_layer']} to {shape['num_hidden_layers']}"
+        raise UsageError(f"--layer {config.layer} has no head: choose {choices}")
+    return "minicpm" if layerwise else "zhinao"
 
 
 def _original_scores(config: ConvertConfig, source_type: str, folder: Path) -> dict[str, Any]:
@@ -113,20 +107,20 @@ def _convert_and_verify(
 
     Each ending of the template is tried until one is within TOLERANCE. Raises ModelError when none is.
     """
+    from ..load import read_weights
     from . import weights
 
-    source, tokenizer = Path(config.model), Path(config.model)
+    source = tokenizer = Path(config.model)
     if original["tiktoken"] is not None:
-        weights.write_tokenizer(tokenizer := folder / "tokenizer", original["tiktoken"])
-    tensors, shape = weights.read_weights(source), read_json(source / "config.json")
-    if source_type == "zhinao":
-        network, recipe = weights.from_zhinao(shape, tensors), recipes.load("zhinao-reranker")
-    else:
-        network, recipe = (
-            weights.from_minicpm(shape, tensors, config.layer or 0),
-            recipes.load("bge-reranker-layerwise"),
-        )
+        tokenizer = folder / "tokenizer"
+        weights.write_tokenizer(tokenizer, original["tiktoken"])
+    tensors, shape = read_weights(source), read_json(source / "config.json")
+    recipe = recipes.load(RECIPES[source_type])
     assert isinstance(recipe, RerankRecipe)
+    if source_type == "zhinao":
+        network = weights.from_zhinao(shape, tensors)
+    else:
+        network = weights.from_minicpm(shape, tensors, config.layer or 0)
     errors: list[float] = []
     for segments in _template_endings(recipe, source_type):
         shutil.rmtree(folder / "converted", ignore_errors=True)
@@ -154,16 +148,12 @@ def _largest_difference(folder: Path, original: dict[str, Any]) -> float:
 
     spec = read_rerank_spec(str(folder))
     formatted = spec.pair_format()(*zip(*PAIRS, strict=True))
-    for (query, passage), ids, expected in zip(PAIRS, _ids_of_pairs(formatted.tokens), original["ids"], strict=True):
-        if ids != expected[: len(ids)]:
+    ids_of_pairs = np.split(formatted.tokens.ids, formatted.tokens.offsets[1:-1])
+    for (query, passage), ids, expected in zip(PAIRS, ids_of_pairs, original["ids"], strict=True):
+        if ids.tolist() != expected[: len(ids)]:
             position = next(i for i, (one, other) in enumerate(zip(ids, expected, strict=False)) if one != other)
             raise ModelError(
                 f"the pair {query!r}, {passage[:40]!r} is tokenised otherwise from token {position} on: nothing is written"
             )
     scores = Reranker(spec, dtype="float32", device="cpu").score(formatted, np.zeros(len(PAIRS), np.int64))
     return float(np.abs(scores - np.array(original["scores"])).max())
-
-
-def _ids_of_pairs(tokens: Tokens) -> list[list[int]]:
-    """Split the flat token ids into one list a pair."""
-    return [ids.tolist() for ids in np.split(tokens.ids, tokens.offsets[1:-1])]

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import ModelError
@@ -25,21 +24,6 @@ SHAPE_KEYS = (
 )
 # Endings of the files that are not copied: code, weights and the configuration.
 NOT_COPIED = (".py", ".bin", ".safetensors", ".index.json", "config.json", ".gguf")
-
-
-def read_weights(folder: Path) -> Weights:
-    """Read all tensors of a checkpoint, from safetensors or torch files. Raises ModelError when there are none."""
-    from safetensors.torch import load_file
-
-    weights: Weights = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
-    if not weights:
-        for file in sorted(folder.glob("pytorch_model*.bin")):
-            weights |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if not weights:
-        raise ModelError(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
-    return weights
 
 
 def from_zhinao(config: Mapping[str, Any], weights: Weights) -> tuple[dict[str, Any], Weights]:
