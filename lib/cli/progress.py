@@ -16,7 +16,6 @@ LIVE_SECONDS = 0.5  # between two redraws on a terminal
 LINE_SECONDS = 15.0  # between two plain lines in a log
 
 
-@dataclass
 class LiveLine:
     """One line about a run, which a thread redraws on a terminal and repeats in a log.
 
@@ -24,11 +23,9 @@ class LiveLine:
     of the moment by default. On a terminal, what the process writes to the standard error meanwhile scrolls above the bar.
     """
 
-    text: Callable[[], str]
-    fraction: Callable[[], float]
-    stream: TextIO | None = None
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    def __init__(self, text: Callable[[], str], fraction: Callable[[], float], stream: TextIO | None = None):
+        self.text, self.fraction, self.stream = text, fraction, stream
+        self._ended, self._thread = threading.Event(), threading.Thread()
 
     def start(self) -> None:
         stream = self.stream or sys.stderr
@@ -41,7 +38,7 @@ class LiveLine:
     def stop(self) -> None:
         """Remove the bar from a terminal; the lines of a log stay."""
         self._ended.set()
-        if self._thread:
+        if self._thread.is_alive():
             self._thread.join()
 
     def _write_lines(self, stream: TextIO) -> None:

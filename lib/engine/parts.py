@@ -72,7 +72,11 @@ def publish_part(
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
     words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
     with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
-        _write_rows(writer, table, groups)
+        if groups is None:
+            writer.write_table(table, row_group_size=ROW_GROUP)
+        for start, rows in zip(accumulate(groups or (), initial=0), groups or (), strict=False):
+            if rows:  # a row group cannot be empty
+                writer.write_table(table.slice(start, rows), row_group_size=rows)
         with sink.getbuffer() as data:  # every column chunk is there; closing adds the footer
             data_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
         seal = {**numbers, "data_bytes": data_bytes, "sha256": digest}
@@ -118,16 +122,6 @@ def read_footer(folder: Folder, shard: int, name: str, size: int) -> Part:
     if rows != seal["rows"]:
         raise RunError(f"{name} holds {rows} rows and says {seal['rows']}: it is damaged. Delete it and start again")
     return Part(shard, name, size, seal["data_bytes"], seal["sha256"], **{n: seal.get(n, 0) for n in NUMBERS})
-
-
-def _write_rows(writer: pq.ParquetWriter, table: pa.Table, groups: Sequence[int] | None) -> None:
-    """Write the table, in row groups of these sizes where they are wanted. Empty groups are left out."""
-    if groups is None:
-        writer.write_table(table, row_group_size=ROW_GROUP)
-        return
-    for start, rows in zip(accumulate(groups, initial=0), groups, strict=False):
-        if rows:
-            writer.write_table(table.slice(start, rows), row_group_size=rows)
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

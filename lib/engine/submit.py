@@ -48,13 +48,6 @@ class SubmitConfig:
     command: tuple[str, ...] = option("The job, after --.", rest=True)
 
 
-def ray_client(address: str) -> Any:
-    """Ray's client. Raises ConnectionError where no job server answers."""
-    from ray.job_submission import JobSubmissionClient
-
-    return JobSubmissionClient(address)
-
-
 @dataclass(frozen=True)
 class End:
     """The end of a job. status: of Ray, or LOST; code: the driver's exit code, if any; last_line: of its message."""
@@ -70,14 +63,16 @@ class End:
 
 
 def submit_until_done(
-    config: SubmitConfig, show: Callable[[str], None], client: Callable[[str], Any] = ray_client
+    config: SubmitConfig, show: Callable[[str], None], client: Callable[[str], Any] | None = None
 ) -> int:
-    """Submit, follow, and submit again; the exit code of the job. show: receives the output of the job.
+    """Submit, follow, and submit again; the exit code of the job. show: receives its output. client: of an address, Ray's by default.
 
     Raises UsageError for a wrong command, RunError when the cluster refuses the job, when it was stopped, fails again and again,
     or is not done in time.
     """
-    jobs, errors, failures, last_line = _Jobs(config, show, client), 0, 0, ""
+    from ray.job_submission import JobSubmissionClient
+
+    jobs, errors, failures, last_line = _Jobs(config, show, client or JobSubmissionClient), 0, 0, ""
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray prefers them to --address
         os.environ.pop(name, None)
     while True:

@@ -138,7 +138,5 @@ def _local_entry(path: str) -> dict[str, Any]:
 
 def _tag(entry: Mapping[str, Any]) -> str:
     """The etag or modification time of an entry, under the names that filesystems use."""
-    for key in ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified"):
-        if entry.get(key):
-            return str(entry[key]).strip('"')
-    return ""
+    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified")
+    return next((str(entry[key]).strip('"') for key in keys if entry.get(key)), "")

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 PREFIX = "shoal-"
 LOCK = "in-use"  # file in a folder, locked as long as the process of the folder lives
@@ -17,15 +16,10 @@ class Scratch(tempfile.TemporaryDirectory):
     def __init__(self, purpose: str) -> None:
         _clear()
         super().__init__(prefix=f"{PREFIX}{purpose}-", ignore_cleanup_errors=True)
-        self._lock = _lock(Path(self.name))
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    """Lock the folder for as long as the returned file is open. The file gets its name after it is locked."""
-    file = (folder / f"{LOCK}.new").open("wb")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    (folder / f"{LOCK}.new").rename(folder / LOCK)
-    return file
+        unlocked = Path(self.name) / f"{LOCK}.new"
+        self._lock = unlocked.open("wb")  # locked as long as it is open
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unlocked.rename(Path(self.name) / LOCK)
 
 
 def _clear() -> None:
