@@ -6,12 +6,11 @@ any is right, whichever its number.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from ...data.bootstrap import bootstrap_interval
+from ...data.bootstrap import bootstrap_intervals
 from ...data.ranking import places_in_query
 from ..exact.top_k_merge import RankedLists
 from .layout import NUMBER
@@ -136,20 +135,13 @@ def recall_points(
     lists: Mapping[int, np.ndarray], exact: ExactScores, seconds: Mapping[int, float]
 ) -> list[RecallPoint]:
     """One of each value, the least first. seconds: of a core for all queries, by value."""
-    queries = len(exact.counts)
     points = []
     for value in sorted(lists):
-        recall = {}
-        for cut in CUTS:
-            each = exact.recall(lists[value], cut)
-            low, high = bootstrap_interval(partial(_mean_of, each), queries)
-            recall[cut] = (float(each.mean()), float(low), float(high))
-        points.append(RecallPoint(value, recall, seconds[value] / max(queries, 1)))
+        by_query = np.stack([exact.recall(lists[value], cut) for cut in CUTS], axis=1)
+        rows = zip(by_query.mean(axis=0), *bootstrap_intervals(by_query).T, strict=True)
+        recall = {cut: tuple(map(float, row)) for cut, row in zip(CUTS, rows, strict=True)}
+        points.append(RecallPoint(value, recall, seconds[value] / max(len(by_query), 1)))
     return points
-
-
-def _mean_of(values: np.ndarray, rows: np.ndarray) -> float:
-    return float(values[rows].mean())
 
 
 def advised_point(points: Sequence[RecallPoint], wanted: float) -> RecallPoint:
