@@ -28,9 +28,20 @@ from tests.support.budget import FileBudget
 from tests.support.messages import silence  # noqa: F401
 from tests.support.trained import train_here  # noqa: F401
 
+STORES = {"ceph", "swift", "server", "store"}  # fixtures that start an S3 server
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(FileBudget())
+    if not hasattr(config, "workerinput"):  # a worker of xdist reports to the process that started it
+        config.pluginmanager.register(FileBudget())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for the two processes of `make test`: tests of one Ray, tests of the S3 servers, and the rest by file."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        group = "stores" if fixtures & STORES else "ray" if "cluster" in fixtures else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:

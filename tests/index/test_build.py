@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -46,6 +49,19 @@ def source(tmp_path, vectors):
     return write_many(tmp_path / "vectors", vectors)
 
 
+@pytest.fixture(scope="module")
+def index_of(tmp_path_factory, vectors):
+    """index_of(kind): the output and the card of an index of the vectors, built once."""
+
+    @cache
+    def make(kind: str) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("index")
+        source = write_many(folder / "vectors", vectors)
+        return folder / "out", built(source, folder / "out", kind=kind, recall_queries=200, **lists_for(kind))
+
+    return make
+
+
 def lists_for(kind: str) -> dict[str, int]:
     return {"lists": LISTS} if parse(kind).has_lists else {}
 
@@ -79,10 +95,9 @@ def assert_alike(kind: str, result: tuple[np.ndarray, np.ndarray], wanted: tuple
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_is_what_faiss_makes_in_one_process(source, tmp_path, vectors, kind):
+def test_an_index_is_what_faiss_makes_in_one_process(index_of, vectors, kind):
     """Ids and distances of every kind are those of the same trained index to which one process adds all, ties aside."""
-    output = tmp_path / "index"
-    built(source, output, kind=kind, **lists_for(kind))
+    output, _ = index_of(kind)
     index, wanted = open_segment(str(segments(output)[0])), plain(output, kind, vectors)
     queries = clustered(50, seed=5)
     for value in (search_parameter_values(parse(kind), LISTS)[0], search_parameter_values(parse(kind), LISTS)[-1]):
@@ -93,15 +108,15 @@ def test_an_index_is_what_faiss_makes_in_one_process(source, tmp_path, vectors, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_card_tells_the_recall_that_numpy_measures(source, tmp_path, vectors, kind):
+def test_the_card_tells_the_recall_that_numpy_measures(index_of, vectors, kind):
     """recall@1, 10 and 100 of the card are what one gets from the faiss files and a product of matrices."""
-    card = built(source, tmp_path / "index", kind=kind, recall_queries=200, **lists_for(kind))
-    (place,) = (tmp_path / "index" / "_stages").glob("queries-*/queries.parquet")
+    output, card = index_of(kind)
+    (place,) = (output / "_stages").glob("queries-*/queries.parquet")
     numbers = pq.read_table(place)["number"].to_numpy()
     queries = vectors[numbers]
     scores = queries @ vectors.T
     scores[np.arange(len(numbers)), numbers] = -np.inf
-    index = open_segment(str(segments(tmp_path / "index")[0]))
+    index = open_segment(str(segments(output)[0]))
 
     assert len(numbers) == card["queries"]["count"] >= 190
     for row in card["recall"]:
@@ -184,12 +199,10 @@ def test_mapping_a_merged_index_is_a_trap(source, tmp_path):
     assert faiss.IO_FLAG_MMAP & faiss.IO_FLAG_SKIP_IVF_DATA
 
 
-def test_product_quantizers_are_trained_without_polysemous_training(source, tmp_path):
+def test_product_quantizers_are_trained_without_polysemous_training(index_of):
     """Polysemous training, ten times slower and of no use here, is off in every kind with a product quantizer."""
-    for kind in ("ivf-pq", "ivf-opq", "ivf-pq-fastscan"):
-        output = tmp_path / kind
-        built(source, output, kind=kind, lists=LISTS)
-        whole = load_index((output / "trained.faiss").read_bytes())
+    for kind in FINE.values():
+        whole = load_index((index_of(kind)[0] / "trained.faiss").read_bytes())
 
         assert faiss.downcast_index(faiss.extract_index_ivf(whole)).do_polysemous_training is False
 
@@ -203,12 +216,11 @@ def test_kinds_that_faiss_cannot_merge_refuse_it(source, tmp_path, kind, word):
     assert not (tmp_path / "index" / "_stages").exists()
 
 
-def test_a_rotation_rotates_centroids_too(source, tmp_path, vectors):
+def test_a_rotation_rotates_centroids_too(index_of, vectors):
     """Vectors lie as near to their centroids behind a rotation as without one."""
     errors = []
-    for number, kind in enumerate(("ivf-flat", "ivf-rabitq", "ivf-opq:code=16")):
-        built(source, tmp_path / str(number), kind=kind, lists=LISTS)
-        index = load_index((tmp_path / str(number) / "trained.faiss").read_bytes())
+    for kind in ("ivf-flat", "ivf-rabitq", "ivf-opq:code=16"):
+        index = load_index((index_of(kind)[0] / "trained.faiss").read_bytes())
         coder, unit = Coder(parse(kind), index), vectors / np.linalg.norm(vectors, axis=1)[:, None]
         errors.append(quantization_error(coder.errors(unit, coder.encode(unit)[0])))
 

@@ -19,6 +19,7 @@ from lib.storage.listing import find
 from tests.conftest import same
 
 MB = 1 << 20
+SIZE = 30 * MB  # of an object whose writer is killed
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["lib.storage.folder", "s3fs"])
@@ -126,44 +127,44 @@ def is_swift(store: str) -> bool:
     return store.startswith("s3:") and os.environ["AWS_ACCESS_KEY_ID"] == "test:test"
 
 
-def publish_for_ever(environment, url, name, size, publishing):
+def publish_for_ever(environment, url, options, name, publishing):
     os.environ.update(environment)
+    folder = Folder(url, options)
     for number in range(10_000):
-        data = bytes([number % 256]) * size
+        data = bytes([number % 256]) * SIZE
         publishing.value = 1
-        Folder(url).publish(name, data)
+        folder.publish(name, data)
         publishing.value = 0
 
 
-def kill_while_publishing(store: str, size: int) -> bool:
+def kill_while_publishing(store: str, options: dict) -> bool:
     """Watch the listing while a process publishes, SIGKILL it, watch on; true when it died during a publish."""
     publishing = processes.Value("b", 0, lock=False)
-    writer = processes.Process(
-        target=publish_for_ever, args=(dict(os.environ), store, "name", size, publishing), daemon=True
-    )
+    arguments = (dict(os.environ), store, options, "name", publishing)
+    writer = processes.Process(target=publish_for_ever, args=arguments, daemon=True)
     writer.start()
     while not publishing.value:
         time.sleep(0.001)
     end = time.monotonic() + random.uniform(0.0, 0.8)
     while time.monotonic() < end:
-        assert Folder(store).list() in ({}, {"name": size})
+        assert Folder(store).list() in ({}, {"name": SIZE})
     during_publish = bool(publishing.value)
     writer.kill()
     writer.join()
 
-    assert Folder(store).list() in ({}, {"name": size})
+    assert Folder(store).list() in ({}, {"name": SIZE})
     return during_publish
 
 
-@pytest.mark.parametrize("size", [50 * MB, 110 * MB], ids=["in one request", "in several"])
-def test_a_killed_writer_leaves_a_complete_object_or_none(store, size):
+@pytest.mark.parametrize("options", [{}, {"default_block_size": 5 * MB}], ids=["in one request", "in several"])
+def test_a_killed_writer_leaves_a_complete_object_or_none(store, options):
     """However often a writer is killed while it publishes, its object is absent or complete, never a part and never a mixture."""
     deaths = 0
     for _ in range(20):
-        deaths += kill_while_publishing(store, size)
+        deaths += kill_while_publishing(store, options)
         if Folder(store).list():
             data = Folder(store).read("name")
-            assert same(data, data[:1] * size)
+            assert same(data, data[:1] * SIZE)
         if deaths == 3:
             break
     else:
