@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..engine.job import versions
 from ..engine.stage_log import StageLog
 from ..index.exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..storage.folder import Folder
@@ -92,7 +92,7 @@ def _evaluate_task(resolved: ResolvedEvaluation, data: TaskData) -> Result:
         identity=identity(config, models, data),
         counts=stages.counts,
         notes=tuple(stages.notes),
-        versions={name: version(name) for name in VERSIONS},
+        versions=versions(*VERSIONS),
         seconds=stages.seconds,
     )
     write_result(resolved.output, result, data.task, list(data.dataset.qrels), values)

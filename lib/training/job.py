@@ -5,11 +5,11 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..cli.options import flat
+from ..engine.job import versions
 from ..engine.lease import ALL, hold_lease
 from ..engine.nodes import largest_node, parse_labels
 from ..engine.run import check_same_settings, create_run_config, read_run_config
@@ -74,7 +74,7 @@ def _finetune(config: FinetuneConfig, resolved: FinetunePlan, check_lease: Calla
     try_largest_batch(reader, resolved.losses, resolved.spec.dim, config.loss.learn_temperature)
     connect_for(config.workers)
     workers = _plan_workers(config, resolved)
-    about = {name: version(name) for name in VERSIONS}
+    about = versions(*VERSIONS)
     new = {"settings": settings, "about": about} | _decide(config, workers)
     run_config = stored or create_run_config(output, new)
     check_same_settings(output, run_config["settings"], settings)

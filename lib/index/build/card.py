@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from ...cli.charts import COLOURS, Curve, Note, line_chart
 from ...cli.units import format_bytes
+from ...engine.job import versions
 from ...engine.parts import Part, read_facts, read_manifest
 from ...engine.stage_log import StageLog
 from ..kinds import to_spec, uses_inner_product
@@ -85,7 +85,7 @@ def write_card(
         "drift": drift(build, manifest),
         "seconds": _seconds(build, stages),
         "notes": [*stages.notes, *_fewer_lists(build), *_advice(points, config.recall)],
-        "versions": {name: version(name) for name in ("faiss-cpu", "numpy", "pyarrow", "ray")},
+        "versions": versions("faiss-cpu", "numpy", "pyarrow", "ray"),
     }
     build.folder.publish(CURVE, recall_chart(card["recall"], build.kind.search_parameter).encode())
     build.folder.publish(README, markdown(card).encode())
