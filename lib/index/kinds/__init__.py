@@ -9,6 +9,7 @@ import pkgutil
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, Protocol
 
+import faiss
 import numpy as np
 
 from ...errors import UsageError
@@ -23,25 +24,11 @@ CODEBOOK_POINTS = 12_800  # training vectors of a codebook; faiss takes 65,536
 QUERY_BITS = 8
 
 
-class FaissIndex(Protocol):
-    """The members in use of faiss.Index."""
-
-    ntotal: int
-    is_trained: bool
-    metric_type: int
-
-    def train(self, x: np.ndarray) -> None: ...
-
-    def add(self, x: np.ndarray) -> None: ...
-
-    def add_with_ids(self, x: np.ndarray, ids: np.ndarray) -> None: ...
-
-    def search(self, x: np.ndarray, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-class FaissIvf(FaissIndex, Protocol):
+class FaissIvf(Protocol):
     """The members in use of faiss.IndexIVF. invlists and `encode_vectors` take pointers of faiss's bindings."""
 
+    metric_type: int
+    ntotal: int
     nlist: int
     code_size: int
     quantizer: Any
@@ -51,7 +38,7 @@ class FaissIvf(FaissIndex, Protocol):
 
 
 class IndexKind(Protocol):
-    """A kind with its parameters.
+    """A kind with its parameters, and the base of every kind. The defaults are those of inverted lists with faiss's own codes.
 
     has_lists: it has inverted lists, of which a search scans some. mergeable: faiss can merge its segments on disk.
     search_parameter: faiss's name of the parameter that trades speed for recall, "nprobe" or "efSearch"; "" for exact search.
@@ -59,16 +46,15 @@ class IndexKind(Protocol):
     choosing, never a claim about a built index.
     """
 
-    has_lists: ClassVar[bool]
-    mergeable: ClassVar[bool]
-    search_parameter: ClassVar[str]
+    has_lists: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
+    search_parameter: ClassVar[str] = "nprobe"
 
     @property
     def recall(self) -> float: ...
 
     def check(self, dim: int) -> None:
         """Raise UsageError where this kind cannot store vectors of `dim` dimensions."""
-        ...
 
     def key(self, dim: int) -> str:
         """The string for faiss's index_factory; `{lists}` stands for the coarse quantizer."""
@@ -84,15 +70,15 @@ class IndexKind(Protocol):
         inner: the trained FaissIvf with the lists; None for a kind without. points: float32 [n, dim]. lists: of each point, int64
         [n].
         """
-        ...
+        return faiss_codes(inner, points, lists)
 
     def parameters(self, **chosen: Any) -> Any:
         """faiss's parameters of one search: `search_parameter` by its name, and `sel`, a selector of the numbers to search."""
-        ...
+        return faiss.SearchParametersIVF(**chosen)
 
     def finalize(self, index: Any) -> Any:
         """The index to write, from a filled faiss index."""
-        ...
+        return index
 
 
 def names() -> list[str]:
@@ -132,8 +118,6 @@ def to_spec(kind: IndexKind) -> str:
 
 def empty_index(kind: IndexKind, dim: int, lists: int, metric: Metric) -> Any:
     """The untrained faiss index, with the settings above. lists: the number of inverted lists; 0 for a kind without."""
-    import faiss
-
     coarse = f"IVF{lists}" if lists <= FLAT_LISTS else f"IVF{lists}_HNSW{GRAPH}"
     number = faiss.METRIC_INNER_PRODUCT if uses_inner_product(kind, metric) else faiss.METRIC_L2
     index = faiss.index_factory(dim, kind.key(dim).format(lists=coarse), number)
@@ -174,46 +158,26 @@ def search_parameter_values(kind: IndexKind, lists: int) -> tuple[int, ...]:
 
 def set_search_parameter(kind: IndexKind, index: Any, value: int) -> None:
     """Set nprobe or efSearch for the next searches of a faiss index."""
-    import faiss
-
     if kind.search_parameter:
         faiss.ParameterSpace().set_index_parameter(index, kind.search_parameter, value)
 
 
 def faiss_codes(inner: FaissIvf, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
     """The codes that faiss itself computes, uint8 [n, code]."""
-    import faiss
-
     points, codes = np.ascontiguousarray(points), np.empty((len(points), inner.code_size), np.uint8)
     inner.encode_vectors(len(points), faiss.swig_ptr(points), faiss.swig_ptr(lists), faiss.swig_ptr(codes))
     return codes
 
 
-def own_bytes(points: np.ndarray) -> np.ndarray:
-    """The vectors' own float32 bytes, uint8 [n, 4 dim]."""
-    return np.ascontiguousarray(points).view(np.uint8)
-
-
 def centroids_of(inner: FaissIvf) -> np.ndarray:
     """A view of the lists' centroids, float32 [lists, dim]."""
-    import faiss
-
     quantizer: Any = faiss.downcast_index(inner.quantizer)
     flat: Any = faiss.downcast_index(quantizer.storage) if hasattr(quantizer, "storage") else quantizer
     return faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(-1, flat.d)
 
 
-def list_parameters(**chosen: Any) -> Any:
-    """faiss's parameters of a search in inverted lists."""
-    import faiss
-
-    return faiss.SearchParametersIVF(**chosen)
-
-
 def lists_of(index: Any) -> Any:
     """The FaissIvf inside an index, behind its rotation."""
-    import faiss
-
     inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     inner.referenced_objects = [index]  # inner belongs to index, which Python would free
     return inner

@@ -3,22 +3,20 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import faiss
 import numpy as np
 
-from . import own_bytes
+from . import IndexKind
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(IndexKind):
     """float32 vectors, no training."""
 
     has_lists: ClassVar[bool] = False
     mergeable: ClassVar[bool] = False
     search_parameter: ClassVar[str] = ""
     recall: ClassVar[float] = 1.0
-
-    def check(self, dim: int) -> None:
-        pass
 
     def key(self, dim: int) -> str:
         return "IDMap,Flat"
@@ -27,15 +25,10 @@ class Flat:
         return 4.0 * dim
 
     def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        return own_bytes(points)
+        return np.ascontiguousarray(points).view(np.uint8)
 
     def parameters(self, **chosen: Any) -> Any:
-        import faiss
-
         return faiss.SearchParameters(**chosen)
-
-    def finalize(self, index: Any) -> Any:
-        return index
 
 
 KIND = Flat

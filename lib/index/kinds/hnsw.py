@@ -6,19 +6,17 @@ One thread builds it: with several the links depend on their timing, and a resum
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
+import faiss
 
 from ...errors import UsageError
-from . import own_bytes
+from .flat import Flat
 
 
 @dataclass(frozen=True)
-class Hnsw:
+class Hnsw(Flat):
     """links: of a vector on each upper level; the lowest level has twice as many."""
 
     links: int = 32
-    has_lists: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = False
     search_parameter: ClassVar[str] = "efSearch"
     recall: ClassVar[float] = 0.99
 
@@ -30,18 +28,10 @@ class Hnsw:
         return f"IDMap,HNSW{self.links},Flat"
 
     def bytes(self, dim: int) -> float:
-        return 4.0 * dim + 4.0 * 2 * self.links * 1.06  # 1.06: the upper levels
-
-    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        return own_bytes(points)
+        return super().bytes(dim) + 4.0 * 2 * self.links * 1.06  # 1.06: the upper levels
 
     def parameters(self, **chosen: Any) -> Any:
-        import faiss
-
         return faiss.SearchParametersHNSW(**chosen)  # type: ignore[attr-defined]
-
-    def finalize(self, index: Any) -> Any:
-        return index
 
 
 KIND = Hnsw

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from . import list_parameters
+import faiss
+
 from .ivf_pq import IvfPq
 
 
@@ -17,9 +18,7 @@ class IvfOpq(IvfPq):
         return f"OPQ{self._code(dim)},{super().key(dim)}"
 
     def parameters(self, **chosen: Any) -> Any:
-        import faiss
-
-        return faiss.SearchParametersPreTransform(index_params=list_parameters(**chosen))  # type: ignore[call-arg]
+        return faiss.SearchParametersPreTransform(index_params=super().parameters(**chosen))  # type: ignore[call-arg]
 
 
 KIND = IvfOpq

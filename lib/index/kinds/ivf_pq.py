@@ -1,27 +1,22 @@
 """Inverted lists with product quantization (Jegou et al., IEEE PAMI 33(1), 2011): a byte for each group of dimensions."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from ...errors import UsageError
-from . import divisors, faiss_codes, list_parameters, to_spec
+from . import IndexKind, divisors, to_spec
 
 MOST_DIMENSIONS = 64  # a byte, unless `code` is given: a byte for more of them has next to no information
 
 
 @dataclass(frozen=True)
-class IvfPq:
+class IvfPq(IndexKind):
     """code: bytes a vector; 0 for a byte per 8 dimensions, or a few more. Fewer dimensions a byte train 15 times slower.
 
     Polysemous training is off: it takes ten times as long and serves a filter that is not used here.
     """
 
     code: int = 0
-    has_lists: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = True
-    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 0.65
 
     def check(self, dim: int) -> None:
@@ -38,15 +33,6 @@ class IvfPq:
 
     def bytes(self, dim: int) -> float:
         return float(self._code(dim))
-
-    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        return faiss_codes(inner, points, lists)
-
-    def parameters(self, **chosen: Any) -> Any:
-        return list_parameters(**chosen)
-
-    def finalize(self, index: Any) -> Any:
-        return index
 
     def _code(self, dim: int) -> int:
         return self.code or max(count for count in divisors(dim) if count <= max(1, dim // 8))

@@ -4,20 +4,18 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
+import faiss
 
 from ...errors import UsageError
-from . import divisors, faiss_codes, list_parameters, lists_of, to_spec
+from . import IndexKind, divisors, lists_of, to_spec
 
 
 @dataclass(frozen=True)
-class IvfPqFastscan:
+class IvfPqFastscan(IndexKind):
     """groups: of dimensions, half a byte each; 0 for a group per 4 dimensions, or a few more."""
 
     groups: int = 0
-    has_lists: ClassVar[bool] = True
     mergeable: ClassVar[bool] = False
-    search_parameter: ClassVar[str] = "nprobe"
     recall: ClassVar[float] = 0.60
 
     def check(self, dim: int) -> None:
@@ -33,16 +31,8 @@ class IvfPqFastscan:
     def bytes(self, dim: int) -> float:
         return self._groups(dim) / 2
 
-    def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        return faiss_codes(inner, points, lists)
-
-    def parameters(self, **chosen: Any) -> Any:
-        return list_parameters(**chosen)
-
     def finalize(self, index: Any) -> Any:
         """Lay the codes out in faiss's blocks of 32. The order of equal distances may differ from the plain layout's."""
-        import faiss
-
         packed: Any = faiss.IndexIVFPQFastScan(lists_of(index))
         packed.referenced_objects = [index]  # it goes on using that one's centroids
         return packed

@@ -11,12 +11,13 @@ seventh of the time. LOG.md compares their errors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
+import faiss
 import numpy as np
 
 from ...errors import RunError, UsageError
-from . import QUERY_BITS, centroids_of, empty_index, faiss_codes, lists_of
+from . import QUERY_BITS, IndexKind, centroids_of, empty_index, faiss_codes, lists_of
 
 RECALL = {1: 0.60, 2: 0.76, 3: 0.86, 4: 0.92}
 # Width of 2**bits even steps with the least squared error for a normal variable: Max, IRE Trans. Information Theory 6, 1960.
@@ -32,13 +33,10 @@ MAX_ERROR = 1.5  # of our codes, relative to that of faiss's: 1.10 was the great
 
 
 @dataclass(frozen=True)
-class IvfRabitq:
+class IvfRabitq(IndexKind):
     """bits: a dimension. One rotation matrix for all vectors; without it a few strong dimensions spoil the codes."""
 
     bits: int = 4
-    has_lists: ClassVar[bool] = True
-    mergeable: ClassVar[bool] = True
-    search_parameter: ClassVar[str] = "nprobe"
 
     @property
     def recall(self) -> float:
@@ -55,8 +53,6 @@ class IvfRabitq:
         return dim * self.bits / 8 + (8 if self.bits == 1 else 20)
 
     def codes(self, inner: Any, points: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        import faiss
-
         inner_product = inner.metric_type == faiss.METRIC_INNER_PRODUCT
         check_layout(self.bits, inner_product)
         centroids, codes = centroids_of(inner), np.empty((len(points), inner.code_size), np.uint8)
@@ -66,20 +62,13 @@ class IvfRabitq:
         return codes
 
     def parameters(self, **chosen: Any) -> Any:
-        import faiss
-
         inner = faiss.IVFRaBitQSearchParameters(qb=QUERY_BITS, **chosen)  # type: ignore[call-arg]
         return faiss.SearchParametersPreTransform(index_params=inner)  # type: ignore[call-arg]
-
-    def finalize(self, index: Any) -> Any:
-        return index
 
 
 @cache
 def check_layout(bits: int, inner_product: bool) -> None:
     """Compare our codes of some random vectors with faiss's, once in a process. Raise RunError where faiss would misread ours."""
-    import faiss
-
     rng = np.random.default_rng(0)
     centroids = rng.standard_normal((CHECKED_LISTS, CHECKED_DIM)).astype(np.float32)
     lists = np.arange(CHECKED_VECTORS) % CHECKED_LISTS
@@ -116,8 +105,6 @@ def _same_sign_codes(ours: np.ndarray, theirs: np.ndarray, factors: int) -> bool
 
 def _search_error(index: Any, codes: np.ndarray, lists: np.ndarray, vectors: np.ndarray) -> float:
     """The mean squared error of the scores that faiss reads from codes, of all vectors, with the vectors as queries."""
-    import faiss
-
     for number in range(CHECKED_LISTS):
         rows = np.flatnonzero(lists == number)
         entries = np.ascontiguousarray(codes[rows])
