@@ -58,8 +58,3 @@ class BatchReader:
                 self._open.popitem(last=False)[1].close(force=True)
         self._open.move_to_end(name)
         return self._open[name]
-
-    def close(self) -> None:
-        with self._lock:
-            while self._open:
-                self._open.popitem()[1].close(force=True)

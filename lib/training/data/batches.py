@@ -174,11 +174,8 @@ class BatchesMapper(FusedMapper):
             rows, left_out = _with_negatives(pairs.filter(of_set), group)
             table = _batches(_columns(rows, group, random), in_batch, self.global_batch, random)
             tables.append(table)
-            batches = table.num_rows // self.global_batch
-            left_over = rows.num_rows - table.num_rows
-            sets.append(
-                {"dataset": dataset, "in_batch": in_batch, "batches": batches, "left_over": left_over} | left_out
-            )
+            counts = {"batches": table.num_rows // self.global_batch, "left_over": rows.num_rows - table.num_rows}
+            sets.append({"dataset": dataset, "in_batch": in_batch} | counts | left_out)
         table = pa.concat_tables(tables)
         groups = [self.global_batch] * (table.num_rows // self.global_batch)
         return Result(table, facts={"entry": entry, "bucket": bucket, "pass": number, "sets": sets}, groups=groups)

@@ -206,10 +206,8 @@ class _Planning:
 
 def _passes(streams: Sequence[Stream], epochs: range) -> range:
     """The passes over an entry that begin in these epochs."""
-    first, stop = (
-        max(passes_of(s.weight, until) for s in streams) if until else 0 for until in (epochs.start, epochs.stop)
-    )
-    return range(first, stop)
+    counts = [max(passes_of(each.weight, epoch) for each in streams) for epoch in (epochs.start, epochs.stop)]
+    return range(counts[0] if epochs.start else 0, counts[1])
 
 
 def _fill(streams: Sequence[Stream], facts: Sequence[Mapping[str, Any]], before: int) -> None:

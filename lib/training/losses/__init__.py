@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
+else:
+    Tensor = Any  # losses are parsed and described without torch
 
 
 # The kinds of losses, by what they are computed from: vectors (a Batch), scores of pairs, or losses of single texts (Scores).
@@ -35,10 +37,10 @@ class BatchKeys:
     rank (see step.collectives); 0 for one virtual rank.
     """
 
-    query_keys: "Tensor"
-    passage_keys: "Tensor"
-    positive_keys: "Tensor"
-    teacher: "Tensor | None"
+    query_keys: Tensor
+    passage_keys: Tensor
+    positive_keys: Tensor
+    teacher: Tensor | None
     in_batch: bool
     first: int
     count: int
@@ -50,11 +52,11 @@ class BatchKeys:
         """This rank's rows of the global batch."""
         return slice(self.first, self.first + self.count)
 
-    def global_mean(self, values: "Tensor") -> "Tensor":
+    def global_mean(self, values: Tensor) -> Tensor:
         """This rank's share of the mean over the global batch. values: of the local rows, [count]."""
         return values.sum() * (self.world / len(self.query_keys))
 
-    def teacher_scores(self) -> "Tensor":
+    def teacher_scores(self) -> Tensor:
         """Teacher scores of all rows, [G, g]. Raises InputError for a dataset without scores."""
         if self.teacher is None:
             raise InputError(
@@ -71,12 +73,12 @@ class TokenTexts:
     token including the first of a text, not normalised.
     """
 
-    ids: "Tensor"
-    offsets: "Tensor"
-    weights: "Tensor"
-    vectors: "Tensor"
+    ids: Tensor
+    offsets: Tensor
+    weights: Tensor
+    vectors: Tensor
 
-    def text_numbers(self) -> "Tensor":
+    def text_numbers(self) -> Tensor:
         """The number of each token's text, int64 [t]."""
         import torch
 
@@ -104,45 +106,45 @@ class Batch:
     """
 
     keys: BatchKeys
-    queries: "Tensor"
-    passages: "Tensor"
-    gather: "Callable[[Tensor], Tensor]"
-    logit_scale: "Tensor | None" = None
+    queries: Tensor
+    passages: Tensor
+    gather: Callable[[Tensor], Tensor]
+    logit_scale: Tensor | None = None
     dim: int | None = None
-    tokens: "TokenOutputs | None" = None
-    _gathered: "dict[str, Tensor]" = field(default_factory=dict, repr=False)
+    tokens: TokenOutputs | None = None
+    _gathered: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def unit(self, vectors: "Tensor") -> "Tensor":
+    def unit(self, vectors: Tensor) -> Tensor:
         """Truncate vectors [..., d] to `dim` and L2-normalise them, in float32 or better."""
         from .tiled_logsumexp import l2_normalise
 
         return l2_normalise(at_least_float32(vectors[..., : self.dim]))
 
-    def positive_cosines(self) -> "Tensor":
+    def positive_cosines(self) -> Tensor:
         """Cosines of the local queries and their positives, [b]."""
         return (self.unit_queries() * self.unit(self.passages[:, 0])).sum(-1)
 
-    def own_cosines(self) -> "Tensor":
+    def own_cosines(self) -> Tensor:
         """Cosines of the local queries and their own passages, [b, g]."""
         return (self.unit_passages() @ self.unit_queries().unsqueeze(-1)).squeeze(-1)
 
-    def unit_queries(self) -> "Tensor":
+    def unit_queries(self) -> Tensor:
         """[b, d]"""
         return self.unit(self.queries)
 
-    def unit_passages(self) -> "Tensor":
+    def unit_passages(self) -> Tensor:
         """[b, g, d]"""
         return self.unit(self.passages)
 
-    def all_unit_queries(self) -> "Tensor":
+    def all_unit_queries(self) -> Tensor:
         """[G, d]"""
         return self.unit(self._gather_once("queries"))
 
-    def all_unit_passages(self) -> "Tensor":
+    def all_unit_passages(self) -> Tensor:
         """[G, g, d]"""
         return self.unit(self._gather_once("passages"))
 
-    def scale(self, temperature: float) -> "Tensor":
+    def scale(self, temperature: float) -> Tensor:
         """The factor of all cosines, []: exp(logit_scale) / temperature."""
         import torch
 
@@ -150,7 +152,7 @@ class Batch:
         base = self.queries.new_tensor(1.0 / temperature, dtype=dtype)
         return base if self.logit_scale is None else base * self.logit_scale.exp()
 
-    def _gather_once(self, name: str) -> "Tensor":
+    def _gather_once(self, name: str) -> Tensor:
         """Gather a tensor on its first use in a step; later uses, at any dimension, share the result."""
         if name not in self._gathered:
             self._gathered[name] = self.gather(getattr(self, name))
@@ -162,14 +164,14 @@ class Scores:
     """A rank's rows with a reranker's raw scores of their pairs, [b, g], the positive first."""
 
     keys: BatchKeys
-    scores: "Tensor"
+    scores: Tensor
 
-    def float32_scores(self) -> "Tensor":
+    def float32_scores(self) -> Tensor:
         """The scores in float32 or better, [b, g]."""
         return at_least_float32(self.scores)
 
 
-def at_least_float32(tensor: "Tensor") -> "Tensor":
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Convert half precision to float32; leave float32 and float64 as they are."""
     import torch
 
@@ -186,7 +188,7 @@ class Sum:
     def kind(self) -> str:
         return self.losses[0].kind
 
-    def __call__(self, batch: Any) -> "Tensor":
+    def __call__(self, batch: Any) -> Tensor:
         values = [loss(batch) for loss in self.losses]
         return sum(values[1:], values[0])
 

@@ -5,13 +5,10 @@ teacher's scores, from 0 to 1, where the dataset has them (the pointwise loss of
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ...errors import InputError
-from . import RERANKING, Scores
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import RERANKING, Scores, Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class BCE:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         from torch.nn import functional
 
         scores = batch.float32_scores()
@@ -33,7 +30,7 @@ class BCE:
         return self.weight * batch.keys.global_mean(values.mean(1))
 
 
-def relevance(batch: Scores) -> "Tensor":
+def relevance(batch: Scores) -> Tensor:
     """Relevance labels of all rows, [G, g]: the teacher's scores, or 1 for the positive and 0 for the negatives."""
     import torch
 

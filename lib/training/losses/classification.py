@@ -5,13 +5,10 @@ its passages are no negatives (piccolo2, arXiv 2405.06932, for classification an
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, Tensor
 from .infonce import cross_entropies
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class Classification:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         own_only = replace(batch, keys=replace(batch.keys, in_batch=False))
         return self.weight * batch.keys.global_mean(cross_entropies(own_only, self.temperature))
 

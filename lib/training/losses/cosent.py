@@ -6,12 +6,9 @@ equal labels do not count. After sorting by label, the rows with higher labels a
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import EMBEDDING, Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -20,13 +17,13 @@ class CoSENT:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         labels = batch.keys.teacher_scores()[:, 0]
         scores = batch.scale(self.temperature) * batch.gather(batch.positive_cosines())
         return self.weight * _log_misordering(scores, labels)
 
 
-def _log_misordering(scores: "Tensor", labels: "Tensor") -> "Tensor":
+def _log_misordering(scores: Tensor, labels: Tensor) -> Tensor:
     """log(1 + sum of e^{s_i - s_j} over the pairs with label j above label i), []."""
     import torch
 

@@ -6,13 +6,10 @@ through the focal factor too, as in their code.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, Tensor
 from .infonce import cross_entropies
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class FocalInfoNCE:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         entropies = cross_entropies(batch, self.temperature)
         negative_probability = -(-entropies).expm1()
         return self.weight * batch.keys.global_mean(negative_probability**self.gamma * entropies)

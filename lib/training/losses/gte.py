@@ -8,13 +8,10 @@ without in-batch negatives Z is only the first sum, over the row's own passages.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, Tensor
 from .infonce import negatives
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class GTE:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         import torch
 
         scale = batch.scale(self.temperature)
@@ -35,7 +32,7 @@ class GTE:
         return self.weight * batch.keys.global_mean(partition - scale * positive)
 
 
-def _other_directions(batch: Batch, scale: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
+def _other_directions(batch: Batch, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log partition functions of each local row, [b]: query over queries, positive over queries, positive over passages."""
     import torch
 

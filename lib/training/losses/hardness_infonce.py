@@ -6,13 +6,10 @@ to all negatives: one reading of Zhihui's unpublished loss. sentence-transformer
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, Tensor
 from .infonce import cross_entropies
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class HardnessInfoNCE:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         return self.weight * batch.keys.global_mean(cross_entropies(batch, self.temperature, hardness=self.alpha))
 
 

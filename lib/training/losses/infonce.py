@@ -6,12 +6,9 @@ the positive's by more than the margin (0.1 in Qwen3-Embedding; a negative margi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import EMBEDDING, Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -21,11 +18,11 @@ class InfoNCE:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         return self.weight * batch.keys.global_mean(cross_entropies(batch, self.temperature, self.margin))
 
 
-def cross_entropies(batch: Batch, temperature: float, margin: float | None = None, hardness: float = 0.0) -> "Tensor":
+def cross_entropies(batch: Batch, temperature: float, margin: float | None = None, hardness: float = 0.0) -> Tensor:
     """-log softmax probability of each local row's positive, [b]. hardness: times a negative's cosine, added to its logit."""
     from torch.nn import functional
 
@@ -34,8 +31,8 @@ def cross_entropies(batch: Batch, temperature: float, margin: float | None = Non
 
 
 def negatives(
-    batch: Batch, scale: "Tensor", positive: "Tensor", margin: float | None = None, hardness: float = 0.0
-) -> "Tensor":
+    batch: Batch, scale: Tensor, positive: Tensor, margin: float | None = None, hardness: float = 0.0
+) -> Tensor:
     """log of the sum of e^{scale s + hardness s} over each local row's negatives, [b]. positive: cosines of the positives."""
     from .tiled_logsumexp import ExcludedPairs, log_partition
 
@@ -53,7 +50,7 @@ def negatives(
     return _masked_logsumexp(scale * cosines + hardness * cosines.detach(), excluded)
 
 
-def _masked_logsumexp(logits: "Tensor", excluded: "Tensor") -> "Tensor":
+def _masked_logsumexp(logits: Tensor, excluded: Tensor) -> Tensor:
     """logsumexp of each row without the excluded logits, [n]; -inf with zero gradient, not NaN, where all are excluded."""
     empty = excluded.all(1)
     kept = logits.masked_fill(excluded, float("-inf")).masked_fill(empty.unsqueeze(1), 0.0)

@@ -5,12 +5,9 @@ cosine (Hinton et al. 2015; BGE's `kl_div` at temperature 0.02, which leaves out
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import EMBEDDING, Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -20,14 +17,14 @@ class KL:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         teacher = batch.keys.teacher_scores()[batch.keys.local]
         logits = batch.scale(self.temperature) * batch.own_cosines()
         values = divergences(logits, teacher, self.teacher_temperature)
         return self.weight * batch.keys.global_mean(values)
 
 
-def divergences(logits: "Tensor", teacher: "Tensor", teacher_temperature: float) -> "Tensor":
+def divergences(logits: Tensor, teacher: Tensor, teacher_temperature: float) -> Tensor:
     """KL divergence of each row, [b]: KL(softmax(teacher / teacher_temperature) || softmax(logits))."""
     from torch.nn import functional
 

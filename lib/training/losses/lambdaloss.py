@@ -7,14 +7,11 @@ NDCG-Loss2++, mu 10). y: the teacher's grades (below 0: no gain), or 1 and 0. Me
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import RERANKING, Scores
+from . import RERANKING, Scores, Tensor
 from .bce import relevance
 from .ranknet import mean_of_pairs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class LambdaLoss:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         import math
 
         from torch.nn import functional
@@ -36,7 +33,7 @@ class LambdaLoss:
         return self.weight * mean_of_pairs(batch, weights * losses)
 
 
-def _weights(scores: "Tensor", labels: "Tensor", mu: float) -> "Tensor":
+def _weights(scores: Tensor, labels: Tensor, mu: float) -> Tensor:
     """The weight mu w2 + w of each pair, [b, g, g]."""
     import torch
 

@@ -5,12 +5,9 @@ weight on one passage). Every row weighs the same, whatever its number of passag
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import RERANKING, Scores
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import RERANKING, Scores, Tensor
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Listwise:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         return self.weight * batch.keys.global_mean(-(batch.float32_scores() / self.temperature).log_softmax(-1)[:, 0])
 
 

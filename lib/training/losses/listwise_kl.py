@@ -5,13 +5,10 @@ entropy, Cao et al. 2007, minus the teacher's entropy, a constant; bge-reranker-
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import RERANKING, Scores
+from . import RERANKING, Scores, Tensor
 from .kl import divergences
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class ListwiseKL:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         keys = batch.keys
         teacher = keys.teacher_scores()[keys.local]
         values = divergences(batch.float32_scores() / self.temperature, teacher, self.teacher_temperature)

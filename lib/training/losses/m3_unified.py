@@ -10,13 +10,10 @@ padding tokens can be a passage's nearest token; here there is no padding.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ...errors import InputError
-from . import EMBEDDING, Batch, TokenOutputs, TokenTexts, at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import EMBEDDING, Batch, Tensor, TokenOutputs, TokenTexts, at_least_float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class M3Unified:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         if batch.tokens is None:
             raise InputError(
                 "m3-unified needs lexical weights and vectors of tokens: take a BGE-M3 model, which gives them"
@@ -46,7 +43,7 @@ class M3Unified:
         return self.weight * batch.keys.global_mean(values)
 
 
-def _own_positive(batch: Batch) -> tuple["Tensor", "Tensor"]:
+def _own_positive(batch: Batch) -> tuple[Tensor, Tensor]:
     """Indices into [b, b * g] of each local row's positive."""
     import torch
 
@@ -55,7 +52,7 @@ def _own_positive(batch: Batch) -> tuple["Tensor", "Tensor"]:
     return numbers, numbers * group
 
 
-def _excluded(batch: Batch) -> "Tensor":
+def _excluded(batch: Batch) -> Tensor:
     """Passages that are neither the row's positive nor a negative of it, bool [b, b * g].
 
     They are the row's other positives, the passages of other virtual ranks and, without in-batch negatives, of other rows.
@@ -77,7 +74,7 @@ def _excluded(batch: Batch) -> "Tensor":
     return excluded
 
 
-def _lexical_scores(tokens: TokenOutputs) -> "Tensor":
+def _lexical_scores(tokens: TokenOutputs) -> Tensor:
     """Dot products of word weights, [b, b * g]. Only words of the queries can contribute."""
     import torch
 
@@ -86,7 +83,7 @@ def _lexical_scores(tokens: TokenOutputs) -> "Tensor":
     return _word_weights(tokens.queries, words) @ _word_weights(tokens.passages, words).T
 
 
-def _word_weights(texts: TokenTexts, words: "Tensor") -> "Tensor":
+def _word_weights(texts: TokenTexts, words: Tensor) -> Tensor:
     """The weight of each word in each text, [n, words]. words: ascending token ids."""
     import torch
 
@@ -97,7 +94,7 @@ def _word_weights(texts: TokenTexts, words: "Tensor") -> "Tensor":
     return empty.scatter_reduce(0, cells, weights[known], "amax").view(-1, len(words))
 
 
-def _multi_vector_scores(batch: Batch) -> "Tensor":
+def _multi_vector_scores(batch: Batch) -> Tensor:
     """Late interaction scores, [b, b * g], computed one passage at a time."""
     import torch
 

@@ -5,13 +5,10 @@ al. 2021, arXiv 2010.02666, on dot products). Cosines span 2, so raw teacher sco
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ...errors import InputError
-from . import EMBEDDING, Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import EMBEDDING, Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -20,12 +17,12 @@ class MarginMSE:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         teacher = batch.keys.teacher_scores()[batch.keys.local]
         return self.weight * batch.keys.global_mean(squared_margins(self.scale * batch.own_cosines(), teacher))
 
 
-def squared_margins(scores: "Tensor", teacher: "Tensor") -> "Tensor":
+def squared_margins(scores: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error of each row's margins, [b]. Raises InputError for rows without a negative."""
     if scores.shape[1] < 2:
         raise InputError("this loss learns margins to negatives, and the rows have none: give the dataset negatives")

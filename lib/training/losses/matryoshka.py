@@ -6,12 +6,9 @@ for all lengths.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import Batch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Matryoshka:
     def kind(self) -> str:
         return self.inner.kind
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         pairs = zip(self.weights, self.dims, strict=True)
         losses = [weight * self.inner(replace(batch, dim=dim)) for weight, dim in pairs]
         return sum(losses[1:], losses[0])

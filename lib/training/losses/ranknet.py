@@ -6,13 +6,10 @@ sentence-transformers, so a row with more distinct grades weighs more. Natural l
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import RERANKING, Scores
+from . import RERANKING, Scores, Tensor
 from .bce import relevance
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class RankNet:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         from torch.nn import functional
 
         scores = batch.float32_scores()
@@ -29,7 +26,7 @@ class RankNet:
         return self.weight * mean_of_pairs(batch, values)
 
 
-def mean_of_pairs(batch: Scores, values: "Tensor") -> "Tensor":
+def mean_of_pairs(batch: Scores, values: Tensor) -> Tensor:
     """This rank's share of the mean over the global batch's pairs with y_i > y_j. values: of local pairs, [b, g, g]."""
     labels = relevance(batch)
     pairs = labels.unsqueeze(2) > labels.unsqueeze(1)

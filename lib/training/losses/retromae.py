@@ -1,12 +1,9 @@
 """RetroMAE: the mean over texts of the encoder's and decoder's loss, which `models.retromae_model` computes for each text."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import TEXT, Scores
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from . import TEXT, Scores, Tensor
 
 
 @dataclass(frozen=True)
@@ -14,7 +11,7 @@ class RetroMAELoss:
     weight: float = 1.0
     kind: ClassVar[str] = TEXT
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         return self.weight * batch.keys.global_mean(batch.scores[:, 0])
 
 

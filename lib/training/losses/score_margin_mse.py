@@ -5,13 +5,10 @@ arXiv 2010.02666).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import RERANKING, Scores
+from . import RERANKING, Scores, Tensor
 from .margin_mse import squared_margins
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,11 +16,10 @@ class ScoreMarginMSE:
     weight: float = 1.0
     kind: ClassVar[str] = RERANKING
 
-    def __call__(self, batch: Scores) -> "Tensor":
+    def __call__(self, batch: Scores) -> Tensor:
         keys = batch.keys
-        return self.weight * keys.global_mean(
-            squared_margins(batch.float32_scores(), keys.teacher_scores()[keys.local])
-        )
+        values = squared_margins(batch.float32_scores(), keys.teacher_scores()[keys.local])
+        return self.weight * keys.global_mean(values)
 
 
 LOSS = ScoreMarginMSE

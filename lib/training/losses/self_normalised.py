@@ -6,13 +6,10 @@ debiasing). The third reading of Zhihui's unpublished loss; beta 1 is our choice
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from . import EMBEDDING, Batch
+from . import EMBEDDING, Batch, Tensor
 from .infonce import negatives
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class SelfNormalised:
     weight: float = 1.0
     kind: ClassVar[str] = EMBEDDING
 
-    def __call__(self, batch: Batch) -> "Tensor":
+    def __call__(self, batch: Batch) -> Tensor:
         import torch
 
         scale = batch.scale(self.temperature)
@@ -33,9 +30,8 @@ class SelfNormalised:
             log_count = negatives(batch, torch.zeros_like(scale), positive)
             log_norm = log_count - negatives(batch, torch.full_like(scale, self.beta), positive)
             log_norm = log_norm.masked_fill(log_count.isneginf(), 0.0)
-        return self.weight * batch.keys.global_mean(
-            torch.nn.functional.softplus(weighted + log_norm - scale * positive)
-        )
+        values = torch.nn.functional.softplus(weighted + log_norm - scale * positive)
+        return self.weight * batch.keys.global_mean(values)
 
 
 LOSS = SelfNormalised

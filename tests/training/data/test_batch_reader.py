@@ -20,7 +20,6 @@ def test_threads_may_read_the_plan_and_few_parts_stay_open(make_plan, small_buck
     assert len(reader._open) == 8
     with pytest.raises(IndexError, match=f"step {reader.steps} of a plan of {reader.steps}"):
         reader.read(reader.steps)
-    reader.close()
 
 
 def test_an_unfinished_plan_cannot_be_read(tmp_path):
