@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-MEMORY = Path("/dev/shm")
-
 # Before anything imports them: no test downloads, and tokenizers fork without a warning.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -22,6 +20,17 @@ os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.d
 
 # Ray's workers import the mappers that tests define.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+
+import fsspec
+
+from tests.real.proxy import FaultProxy
+from tests.real.s3 import Ceph, Server, Swift
+from tests.support.budget import FileBudget
+from tests.support.messages import silence  # noqa: F401
+from tests.support.trained import train_here  # noqa: F401
+
+MEMORY = Path("/dev/shm")
+STORES = {"ceph", "swift", "server", "store"}  # fixtures that start an S3 server
 
 
 def _suits(folder: Path) -> bool:
@@ -34,22 +43,9 @@ def _suits(folder: Path) -> bool:
         return False
 
 
-# Each published object is synced, 5 ms on a disk: the tests' files lie in memory where there is room.
-if _suits(MEMORY):
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
-import fsspec
-
-from tests.real.proxy import FaultProxy
-from tests.real.s3 import Ceph, Server, Swift
-from tests.support.budget import FileBudget
-from tests.support.messages import silence  # noqa: F401
-from tests.support.trained import train_here  # noqa: F401
-
-STORES = {"ceph", "swift", "server", "store"}  # fixtures that start an S3 server
-
-
 def pytest_configure(config: pytest.Config) -> None:
+    if _suits(MEMORY):  # each published object is synced, which takes 5 ms on a disk
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     if not hasattr(config, "workerinput"):  # a worker of xdist reports to the process that started it
         config.pluginmanager.register(FileBudget())
 
