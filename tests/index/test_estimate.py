@@ -17,7 +17,7 @@ from lib.index.build.config import IndexConfig, open_index_build
 from lib.index.build.segments_job import encode, read_manifest
 from lib.index.build.train_job import train
 from lib.index.build_job import build
-from lib.index.estimate.forecast import forecast, foresee
+from lib.index.estimate.forecast import clock_of, forecast, foresee, to_lines
 from lib.index.kinds import GRAPH, ID_BYTES
 from tests.support.messages import listen
 
@@ -69,7 +69,7 @@ def test_a_supposed_billion(tmp_path):
     index's size to 2 %; and nothing is written."""
     began = time.process_time()
     result = foresee(config(tmp_path, suppose="1000000000x1024"))
-    lines = "\n".join(result.lines(price_per_hour=0.05))
+    lines = "\n".join(to_lines(result, price_per_hour=0.05))
 
     assert time.process_time() - began < 20
     two_levels = ["train: cells", "train: partition", "train: centroids", "train"]
@@ -78,7 +78,7 @@ def test_a_supposed_billion(tmp_path):
         *("measure: probe", "measure: probe lists"),
         *("measure: exact", "measure: exact lists", "measure: exact lists, 2"),
     ]
-    choice, stages = result.inputs.build.choice, {stage.name: stage for stage in result.stages}
+    choice, stages = result.build.choice, {stage.name: stage for stage in result.stages}
     assert choice.lists == 131_072
     centroids = len(result.segments) * 131_072 * (4096 + 8 * GRAPH)  # each piece repeats them
     assert choice.bytes == pytest.approx(1e9 * (choice.kind.bytes(1024) + ID_BYTES) + centroids, rel=0.02)
@@ -86,7 +86,7 @@ def test_a_supposed_billion(tmp_path):
     assert stages["encode"].read >= 1e9 * 4096
     read = stages["train"].read - 131_072 * 4096  # beside the centroids: two levels leave only the codec to train
     assert 65_536 * 4096 <= read < 2 * 65_536 * 4096
-    assert stages["train"].memory > WORKER_BASE + read + 2 * result.inputs.trained
+    assert stages["train"].memory > WORKER_BASE + read + 2 * result.trained
     assert 20e-6 < stages["encode"].seconds / 1e9 < 5e-3
     for stage in result.stages:
         assert min(stage.seconds, stage.read, stage.written) > 0
@@ -118,7 +118,7 @@ def test_an_input_and_a_supposition(tmp_path):
 def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     """Shards, parts, segments and objects of every stage, with training in one level and in two, are those of the build that
     follows; the forecast itself leaves no file."""
-    for module in ("kinds", "build.choose_kind", "build.train_job", "estimate.costs"):
+    for module in ("kinds", "build.choose_kind", "build.train_job", "estimate.costs", "estimate.stages"):
         monkeypatch.setattr(f"lib.index.{module}.FLAT_LISTS", flat_lists)
     monkeypatch.setattr("lib.index.build.segments.SEGMENT_BYTES", ROWS // 4 * (DIM + ID_BYTES))
     monkeypatch.setattr("lib.index.build.recall_job.PARTS_AT_ONCE", 2)
@@ -137,10 +137,9 @@ def test_a_forecast_is_what_a_build_makes(flat_lists, tmp_path, monkeypatch):
     opened = open_index_build(real(tmp_path, **settings))
     generations = read_manifest(opened)["generations"]
     assert stages["segments"].shards == len(result.segments) == len(generations[0]["segments"]) > 2
-    assert sum(result.segments) == pytest.approx(
-        sum(segment["bytes"] for segment in generations[0]["segments"]), rel=0.1
-    )
-    assert result.inputs.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
+    size = result.codes + len(result.segments) * result.trained
+    assert size == pytest.approx(sum(segment["bytes"] for segment in generations[0]["segments"]), rel=0.1)
+    assert result.trained == pytest.approx((out / "trained.faiss").stat().st_size, rel=0.01)
     assert ("train: cells" in stages) == (flat_lists < 512)
     for name, folder in TRAINING.items():
         plan = list((out / "_stages" / folder).glob("_plan*"))
@@ -183,21 +182,21 @@ def test_every_kind(kind, metric, tmp_path):
     opened = open_index_build(real(tmp_path, kind=kind, metric=metric))
     train(opened, StageLog())
 
-    assert result.inputs.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
+    assert result.trained == pytest.approx(len(opened.folder.read("trained.faiss")), rel=0.01)
     assert all(stage.seconds > 0 for stage in result.stages)
 
 
 def test_no_room_here(tmp_path, monkeypatch):
     """Where no node has room for a stage, the forecast says so in the cluster's words, and prices the hours of cores."""
 
-    def refused(options):
+    def refused(options, weight_bytes):
         raise RunError("a worker needs about 44.0 GiB, and no node has as much")
 
-    monkeypatch.setattr("lib.engine.workers.local_plan", refused)
+    monkeypatch.setattr("lib.index.estimate.stages.WorkerRequest", refused)
     result = foresee(config(tmp_path, suppose="50000x16"))
-    lines = "\n".join(result.lines(price_per_hour=1.0))
+    lines = "\n".join(to_lines(result, price_per_hour=1.0))
 
-    assert result.seconds is None
+    assert clock_of(result.stages) is None
     assert "none here: a worker needs about 44.0 GiB" in lines
     assert "a core that is never idle" in lines
 
@@ -230,8 +229,10 @@ def test_a_long_build_says_how_long_it_takes(tmp_path, monkeypatch):
     messages.clear()
     build(real(tmp_path))
     assert not any("core hours" in sentence for sentence in messages)
-    monkeypatch.setattr(
-        "lib.index.estimate.stages.Estimator.stages", lambda self: (_ for _ in ()).throw(InputError("no such stage"))
-    )
+
+    def fail(estimator):
+        raise InputError("no such stage")
+
+    monkeypatch.setattr("lib.index.estimate.stages.Estimator.stages", property(fail))
     build(real(tmp_path, output=str(tmp_path / "other")))
     assert "how long it takes is not known: no such stage" in messages

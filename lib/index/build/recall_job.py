@@ -46,7 +46,7 @@ class Measurement:
 
 def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[RecallPoint], int]:
     """The recall at each value of the search parameter; and the number of queries. Only new generations are searched again."""
-    measurement = _open(build)
+    measurement = open_measurement(build)
     queries = len(measurement.own)
     seconds = dict.fromkeys(measurement.values, 0.0)
     probes: list[StageFile] = []
@@ -55,7 +55,7 @@ def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[RecallPo
     for generation in manifest["generations"]:
         names = [segment["name"] for segment in generation["segments"]]
         key = fingerprint(measurement.name, generation["shards"], names)
-        probed, parts = _probe(build, measurement, key, generation)
+        probed, parts = probe(build, measurement, key, generation)
         for fact in read_facts(probed, parts):
             for value in measurement.values:
                 seconds[value] += fact["seconds"][str(value)]
@@ -70,7 +70,7 @@ def measure_recall(build: IndexBuild, manifest: Manifest) -> tuple[list[RecallPo
     return recall_points(numbers, ExactScores(nearest, pair_tables), seconds), queries
 
 
-def _open(build: IndexBuild) -> Measurement:
+def open_measurement(build: IndexBuild) -> Measurement:
     """Publish the queries, unless a command did. Raises InputError where there are none."""
     plan, columns = read_plan(build.folder.below(ROWS))
     name = fingerprint(build.key, fixed(build), build.config.recall_queries)
@@ -87,7 +87,7 @@ def _open(build: IndexBuild) -> Measurement:
     return Measurement(folder, name, own, search_parameter_values(build.kind, lists_in(build)), plan, columns)
 
 
-def _probe(
+def probe(
     build: IndexBuild, measurement: Measurement, key: str, generation: Mapping[str, Any]
 ) -> tuple[Folder, list[Part]]:
     """Search the generation's segments; the folder of the stage and its parts."""
@@ -142,7 +142,7 @@ def _search_exactly(
 def _merged(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
     """The same lists in at most PARTS_AT_ONCE parts, which the driver can read."""
     for _ in levels_of_lists(len(files))[1:]:
-        files = _merged_once(build, files)
+        files = merge_lists(build, files)
     return files
 
 
@@ -154,7 +154,8 @@ def levels_of_lists(parts: int) -> list[int]:
     return levels
 
 
-def _merged_once(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
+def merge_lists(build: IndexBuild, files: list[StageFile]) -> list[StageFile]:
+    """The same lists, each PARTS_AT_ONCE parts merged into one."""
     key = fingerprint([file.path for file in files])
     folder = build.stage("lists", key)
     groups = [files[start : start + PARTS_AT_ONCE] for start in range(0, len(files), PARTS_AT_ONCE)]

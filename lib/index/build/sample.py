@@ -32,7 +32,8 @@ def sample_plan(corpus: Corpus, rows: int, dim: int) -> pa.Table:
     blocks = cut_shards(corpus, BLOCK)
     total = count_shards(blocks)
     count = min(total, max(MIN_BLOCKS, -(-rows * ROWS_READ // BLOCK)))
-    depths = _depths(blocks, corpus)
+    firsts = np.unique(blocks["shard"], return_index=True)[1]
+    depths = rows_before(blocks, corpus)[firsts] // BLOCK  # of each block in its row group
     short = total > 0 and depths.max() < SHORT_GROUP
     near = np.flatnonzero(depths <= np.sort(depths)[count - 1]) if short else np.arange(total)
     chosen = near[np.unique(np.linspace(0, len(near) - 1, count).round().astype(np.int64))]
@@ -55,14 +56,14 @@ def _joined(plan: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(joined, plan.schema)
 
 
-def _depths(blocks: pa.Table, corpus: Corpus) -> np.ndarray:
-    """int64 [shards]: the number of blocks before each one in its row group."""
-    breaks = {f.path: m.breaks for f, m in zip(corpus.files, corpus.measures, strict=True) if isinstance(m, Measure)}
-    depths: dict[int, int] = {}
-    for shard, path, start in zip(*(blocks[name].to_pylist() for name in ("shard", "path", "start")), strict=True):
-        place = bisect_right(breaks.get(path, ()), start)
-        depths.setdefault(shard, (start - (breaks[path][place - 1] if place else 0)) // BLOCK)
-    return np.array(list(depths.values()), np.int64)
+def rows_before(plan: pa.Table, corpus: Corpus) -> np.ndarray:
+    """int64 [ranges]: the rows between the beginning of a row group and each range of a plan: reading decodes them too."""
+    breaks = {
+        f.path: (0, *m.breaks) for f, m in zip(corpus.files, corpus.measures, strict=True) if isinstance(m, Measure)
+    }
+    ranges = zip(plan["path"].to_pylist(), plan["start"].to_pylist(), strict=True)
+    groups = [breaks[path][bisect_right(breaks[path], start) - 1] for path, start in ranges]
+    return plan["start"].to_numpy() - np.array(groups, np.int64)
 
 
 def sample_sizes(vectors: np.ndarray, training: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:

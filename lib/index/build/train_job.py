@@ -133,6 +133,12 @@ def _training_rows(build: IndexBuild, parts: Sequence[Part]) -> int:
     """Vectors of the sample to train on. Raises InputError for too few of them."""
     sampled = sum(part.rows for part in parts)
     rows = sampled - held_out_rows(build, parts)
+    check_training_rows(build, rows, sampled)
+    return rows
+
+
+def check_training_rows(build: IndexBuild, rows: int, sampled: int) -> None:
+    """Raise InputError for too few vectors to train on. sampled: with those that are held out."""
     if not rows:
         raise InputError(
             f"no row of the sample of {build.config.vectors.input} has a vector. Look at its column `error`"
@@ -149,7 +155,6 @@ def _training_rows(build: IndexBuild, parts: Sequence[Part]) -> int:
             f"{rows:,} vectors to train on are too few for {to_spec(build.kind)}, which takes {MIN_CODEC_ROWS} at least. Use --kind "
             "flat, with a new --output"
         )
-    return rows
 
 
 def _lists(build: IndexBuild, rows: int) -> int:
