@@ -22,9 +22,8 @@ from .export.job import export
 
 log = logging.getLogger("shoal")
 
-ESTIMATED_NUMBERS = (
-    1 << 33
-)  # numbers in vectors, from which on the build's time is estimated first: some 10 minutes of 2 cores
+# Numbers in vectors, from which on the build's time is estimated first: some 10 minutes of 2 cores.
+ESTIMATED_NUMBERS = 1 << 33
 
 
 def build(config: IndexConfig) -> dict[str, Any]:

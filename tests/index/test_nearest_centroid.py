@@ -108,7 +108,7 @@ class Adverse(Centroids):
     """Every bound is wrong by nearly the margin, in the worse direction: the best one's too low, all others' too high."""
 
     def _bounds(self, block, points):
-        self._unit = module.ROUNDING["bfloat16"]
+        self._unit = module.ROUNDING[torch.bfloat16]
         for moved, bounds in super()._bounds(block, points):
             scores = moved @ self._rows.T + self._offsets
             wrong = scores + 0.98 * torch.stack([self._margin(moved, column) for column in scores.T], 1)

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from lib.index.build.codec import open_segment
-from lib.index.build.recall import PADDING, ExactScores, Pairs
+from lib.index.build.recall import PADDING, ExactScores, pairs_of
 from tests.support.indexed import DIM, built, clustered, cut_small, segments, write, write_many
 
 EVERY = {"flat": {}, "hnsw": {}, "ivf-flat": {"lists": 8}}
@@ -73,10 +73,10 @@ def test_a_farther_vector_is_no_hit():
     scores[0, :3], numbers[0, :3] = (0.9, 0.5, 0.5), (7, 3, 9)
     scores[1, :2], numbers[1, :2] = (0.8, 0.1), (3, 7)
     lists = np.array([[9, 4, 5], [7, PADDING, PADDING]])
-    pairs = Pairs.of_lists([lists])
-    assert list(zip(pairs.number, pairs.query, strict=True)) == [(4, 0), (5, 0), (7, 1), (9, 0)]
-    table = {"query": pairs.query, "number": pairs.number, "exact_score": np.array([0.49, 0.5, 0.1, 0.5], np.float32)}
-    exact = ExactScores((scores, numbers), [pa.table(table)])
+    pairs = pairs_of([lists])
+    assert pairs.to_pydict() == {"number": [4, 5, 7, 9], "query": [0, 0, 1, 0]}
+    pairs = pairs.append_column("exact_score", pa.array([0.49, 0.5, 0.1, 0.5], pa.float32()))
+    exact = ExactScores((scores, numbers), pairs)
 
     assert exact.recall(lists, 1).tolist() == [0, 0]
     assert exact.recall(lists, 2).tolist() == [0.5, 0.5]

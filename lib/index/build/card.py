@@ -58,13 +58,17 @@ def write_card(
     stages: StageLog,
 ) -> dict[str, Any]:
     """Write CARD, README and CURVE; return the card."""
-    config, segments = build.config, segments_of(manifest)
-    vectors = sum(segment["vectors"] for segment in segments)
-    size = sum(segment["bytes"] for segment in segments)
+    config, segments, lists = build.config, segments_of(manifest), lists_in(build)
+    before = build.folder.read_json(CARD) or {}  # of the last command that finished
+    vectors, size = (sum(segment[name] for segment in segments) for name in ("vectors", "bytes"))
+    spent, new = before.get("seconds", {}), stages.seconds
+    if lists < build.choice.lists:
+        chosen = f"{lists:,} lists and not {build.choice.lists:,}"
+        stages.notes.append(f"{chosen}: the sample had no more vectors to train them on")
     card = {
         "kind": to_spec(build.kind),
         "why": list(build.choice.why),
-        "lists": lists_in(build),
+        "lists": lists,
         "metric": config.metric,
         "dim": build.format.dim,
         "encoder": dict(build.format.encoder),
@@ -76,15 +80,15 @@ def write_card(
         "merged": [merged["name"] for merged in manifest["merged"]],
         "bytes": size,
         "bytes_per_vector": size / max(vectors, 1),
-        "sample": _sample(build),
+        "sample": before.get("sample") or _sample(build),  # the stages may have been deleted since the first card
         "ranks_by": "products" if uses_inner_product(build.kind, config.metric) else "distances",
         "search_parameter": build.kind.search_parameter,
         "advised_value": advised_point(points, config.recall).value,
         "recall": [_recall(point) for point in points],
         "queries": {"count": queries, "from": config.queries or "vectors held out of the training sample"},
         "drift": drift(build, manifest),
-        "seconds": _seconds(build, stages),
-        "notes": [*stages.notes, *_fewer_lists(build), *_advice(points, config.recall)],
+        "seconds": {stage: round(spent.get(stage, 0.0) + new.get(stage, 0.0), 3) for stage in spent | new},
+        "notes": [*stages.notes, *_advice(points, config.recall)],
         "versions": versions("faiss-cpu", "numpy", "pyarrow", "ray"),
     }
     build.folder.publish(CURVE, recall_chart(card["recall"], build.kind.search_parameter).encode())
@@ -115,7 +119,9 @@ def recall_chart(rows: Sequence[Mapping[str, Any]], parameter: str) -> str:
 
 def drift(build: IndexBuild, manifest: Manifest) -> dict[str, Any]:
     """The quantization error of each generation, relative to that of the training sample; and reasons to rebuild the index."""
-    base = _sample_error(build)
+    folder = build.stage("train")
+    (facts,) = read_facts(folder, read_manifest(folder))
+    base = facts["error"]
     ratios = [generation["error"] / base if base else 1.0 for generation in manifest["generations"]]
     vectors = sum(generation["vectors"] for generation in manifest["generations"])
     reasons = []
@@ -126,41 +132,11 @@ def drift(build: IndexBuild, manifest: Manifest) -> dict[str, Any]:
     return {"sample_error": base, "generations": [round(ratio, 4) for ratio in ratios], "rebuild": reasons}
 
 
-def _sample_error(build: IndexBuild) -> float:
-    folder = build.stage("train")
-    (facts,) = read_facts(folder, read_manifest(folder))
-    return facts["error"]
-
-
 def _sample(build: IndexBuild) -> dict[str, int]:
-    """The training of centroids and codec. From the first card, if there is one: the stages may have been deleted since."""
-    try:
-        return json.loads(build.folder.read(CARD))["sample"]
-    except FileNotFoundError:
-        parts = read_manifest(build.stage("sample"))
-        return {
-            "rows": sum(part.rows for part in parts) - held_out_rows(build, parts),
-            "iterations": ITERATIONS if build.kind.has_lists else 0,
-        }
-
-
-def _fewer_lists(build: IndexBuild) -> list[str]:
-    """A note where the index has fewer lists than were chosen."""
-    lists = lists_in(build)
-    if lists >= build.choice.lists:
-        return []
-    return [f"{lists:,} lists and not {build.choice.lists:,}: the sample had no more vectors to train them on"]
-
-
-def _seconds(build: IndexBuild, stages: StageLog) -> dict[str, float]:
-    """Seconds of each stage, over all commands that finished."""
-    try:
-        before = json.loads(build.folder.read(CARD))["seconds"]
-    except FileNotFoundError:
-        before = {}
-    return {
-        stage: round(before.get(stage, 0.0) + stages.seconds.get(stage, 0.0), 3) for stage in before | stages.seconds
-    }
+    """The training of centroids and codec."""
+    parts = read_manifest(build.stage("sample"))
+    rows = sum(part.rows for part in parts) - held_out_rows(build, parts)
+    return {"rows": rows, "iterations": ITERATIONS if build.kind.has_lists else 0}
 
 
 def _advice(points: Sequence[RecallPoint], wanted: float) -> list[str]:

@@ -79,18 +79,14 @@ def _pick(rows: float, dim: int, memory: float, recall: float, merge: int | None
             "the dimensions (embed with --truncate-dim), or build several indexes"
         )
     kind = next((each for each in fitting if each.recall >= recall), max(fitting, key=lambda each: each.recall))
-    why = [f"{to_spec(kind)}: {_reason(kind, format_bytes(sizes[kind]), memory, recall)}"]
-    if kind.recall < recall:
-        why.append(
-            f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates"
-        )
-    return kind, why
-
-
-def _reason(kind: IndexKind, size: str, memory: float, recall: float) -> str:
+    size = format_bytes(sizes[kind])
     if kind.recall >= recall:
-        return f"the smallest ({size}) that is expected to reach recall@10 {recall:g} (about {kind.recall:g})"
-    return f"the most precise that fits {format_bytes(memory)} ({size})"
+        reached = f"expected to reach recall@10 {recall:g} (about {kind.recall:g})"
+        return kind, [f"{to_spec(kind)}: the smallest ({size}) that is {reached}"]
+    return kind, [
+        f"{to_spec(kind)}: the most precise that fits {format_bytes(memory)} ({size})",
+        f"recall@10 {recall:g} is not to be expected of it: about {kind.recall:g}. More memory, or rerank more candidates",
+    ]
 
 
 def default_lists(rows: float) -> int:
@@ -106,9 +102,8 @@ def _lists(kind: IndexKind, requested: int | None, rows: float) -> tuple[int, li
             raise UsageError(f"--lists {requested}: {to_spec(kind)} has no lists. Leave it out, or choose an ivf kind")
         return 0, []
     if rows < MIN_CODEC_ROWS:
-        raise UsageError(
-            f"{rows:,.0f} vectors are too few to train {to_spec(kind)}, which takes {MIN_CODEC_ROWS} at least. Use --kind flat"
-        )
+        few = f"{rows:,.0f} vectors are too few to train {to_spec(kind)}"
+        raise UsageError(f"{few}, which takes {MIN_CODEC_ROWS} at least. Use --kind flat")
     if requested is None:
         count = default_lists(rows)
         return count, [f"{count:,} lists: near {LISTS_FACTOR} times the square root of {rows:,.0f} vectors"]

@@ -1,13 +1,22 @@
-"""The codec of a trained index: vectors to lists and codes, and these into an index as if one process had added the vectors."""
+"""The codec of a trained index: vectors to lists and codes, the mapper that encodes the rows so, and codes into an index as if one
+process had added the vectors."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import faiss
 import numpy as np
+import pyarrow as pa
 
+from ...data.shards import Shard
+from ...engine.mapper import FusedMapper, Result
+from ...storage.folder import Folder
 from ..kinds import FaissIvf, IndexKind, centroids_of, lists_of
-from .nearest_centroid import Centroids
-from .threads import Rotation, as_tensor
+from .layout import CODE, LIST, TRAINED
+from .stage_parts import binary_column
+from .threads import Rotation, as_tensor, compute_with
+from .vector_source import VectorRows, VectorSource
 
 ERROR_VECTORS = 512  # of a batch, about: their quantization error is the estimate for all
 
@@ -16,22 +25,16 @@ Nearest = Callable[[np.ndarray], np.ndarray]
 
 def load_index(data: bytes | memoryview) -> Any:
     """An index of a file's bytes."""
-    import faiss
-
     return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
 def save_index(index: Any) -> bytes:
     """The bytes of an index's file."""
-    import faiss
-
     return faiss.serialize_index(index).tobytes()
 
 
 def open_segment(path: str) -> Any:
     """Open a segment without reading its lists into memory: they are mapped pages of the file."""
-    import faiss
-
     return faiss.read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
 
 
@@ -41,23 +44,17 @@ def open_merged(path: str) -> Any:
     Without IO_FLAG_MMAP: its bits include those of IO_FLAG_SKIP_IVF_DATA, which leave a merged index without lists, and a search
     would end the process.
     """
-    import faiss
-
     return faiss.read_index(path, faiss.IO_FLAG_READ_ONLY | faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
 def transforms_of(index: Any) -> list[Any]:
     """The transforms in front of an index's lists: its rotation, where it has one."""
-    import faiss
-
     chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
     return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())] if chain else []
 
 
 def rotate(index: Any, vectors: np.ndarray) -> np.ndarray:
     """Apply the index's rotation to vectors. Equal to faiss's result but for a sum's rounding."""
-    import faiss
-
     for rotation in transforms_of(index):
         assert not rotation.have_bias, "a rotation"
         matrix = faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
@@ -110,10 +107,10 @@ def nearest_of(quantizer: Any, sample: np.ndarray) -> Nearest:
 
     sample: vectors, float32 [n, dim], like those to come; they decide which of two exact ways is the quicker.
     """
-    import faiss
-
     quantizer = faiss.downcast_index(quantizer)
     if isinstance(quantizer, faiss.IndexFlat):
+        from .nearest_centroid import Centroids  # loads torch, which the driver does without
+
         inner_product = quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
         return Centroids.for_vectors(quantizer.reconstruct_n(0, quantizer.ntotal), inner_product, sample).nearest
     return lambda vectors: np.ascontiguousarray(quantizer.search(vectors, 1)[1][:, 0])
@@ -121,8 +118,6 @@ def nearest_of(quantizer: Any, sample: np.ndarray) -> Nearest:
 
 def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, codes: np.ndarray) -> None:
     """Add encoded vectors to an index. numbers: their ids in faiss, int64 [n]. lists, codes: as `Coder.encode` returns them."""
-    import faiss
-
     if not kind.has_lists:
         index.add_with_ids(np.ascontiguousarray(codes).view(np.float32), numbers)
         return
@@ -135,3 +130,46 @@ def fill(kind: IndexKind, index: Any, numbers: np.ndarray, lists: np.ndarray, co
         inner.invlists.add_entries(int(place), int(stop - start), *map(faiss.swig_ptr, entries))
     inner.ntotal += len(numbers)
     index.ntotal = inner.ntotal
+
+
+@dataclass(frozen=True)
+class EncodeMapper(FusedMapper):
+    """A shard of vectors -> rows with `id`, the kept columns, LIST, CODE and `error`.
+
+    Facts of a part: `vectors`, and `error`, their quantization error.
+    """
+
+    source: VectorSource
+    kind: IndexKind
+    folder: Folder  # of TRAINED
+    threads: int
+
+    def load(self) -> Callable[[Shard], Result]:
+        compute_with(self.threads)
+        coder = Coder(self.kind, load_index(self.folder.read(TRAINED)))
+
+        def encode(shard: Shard) -> Result:
+            tables, errors, count = [], np.zeros(2), 0
+            for rows in self.source.batches(shard):
+                vectors = rows.valid_vectors
+                lists, codes = coder.encode(vectors)
+                tables.append(_encoded(rows, lists, codes))
+                checked = error_stride(len(vectors))
+                errors += coder.errors(vectors[checked], lists[checked])
+                count += len(vectors)
+            table = pa.concat_tables(tables)
+            counts = {"source_rows": len(table), "errors": len(table) - table["error"].null_count}
+            return Result(table, counts, {"error": quantization_error(errors), "vectors": count})
+
+        return encode
+
+
+def _encoded(rows: VectorRows, lists: np.ndarray, codes: np.ndarray) -> pa.Table:
+    """The rows with lists and codes, null in rows without a vector."""
+    valid = rows.valid
+    places = pa.array(np.cumsum(valid) - 1, mask=~valid)
+    table = rows.table
+    columns = {LIST: pa.array(lists.astype(np.int32)).take(places), CODE: binary_column(codes).take(places)}
+    for name, values in (columns | {"error": rows.reasons}).items():
+        table = table.append_column(name, values)
+    return table

@@ -1,7 +1,7 @@
 """Options of an index build, and the opened build: its folder, its input's format, the chosen kind."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +25,7 @@ from .vector_source import VectorFormat, VectorOptions, VectorSource, check_ids,
 
 RESERVED = {"id", LIST, CODE, "error"}
 EXPORTS = ("centroids", "milvus", "pinecone", "lance")
+NO_COLUMNS = pa.schema([])
 
 MakeMapper = Callable[[Run, WorkerPlan], FusedMapper]
 
@@ -97,10 +98,6 @@ class IndexBuild:
         """The workers of a stage: on CPUs, also where nodes have GPUs."""
         return WorkerOptions(**vars(self.config.workers), gpus_per_worker=0.0)
 
-    def input(self) -> VectorOptions:
-        """The input, its rows named as in the first command."""
-        return replace(self.config.vectors, id_column=self.id_column)
-
     def measure_input(self) -> Corpus:
         options = self.config.vectors
         return measure(list_files(options, self.storage), options, self.storage, strict=True)
@@ -111,12 +108,10 @@ class IndexBuild:
             column=self.config.vectors.vector_column,
             id_column=self.id_column,
             keep_columns=keep_columns,
-            dim=self.format.dim,
+            format=self.format,
             normalize=self.config.metric == "cosine",
-            has_reasons=self.format.has_reasons,
             columns=columns,
             storage=self.storage,
-            ranges=self.format.ranges,
         )
 
     def stage(self, name: str, *fixed: Any) -> Folder:
@@ -128,17 +123,20 @@ class IndexBuild:
         folder: Folder,
         label: str,
         mapper: MakeMapper,
-        plan: Callable[[], tuple[pa.Table, pa.Schema]],
+        plan: pa.Table,
         settings: Mapping[str, Any],
+        *,
+        columns: pa.Schema = NO_COLUMNS,
         weight_bytes: float = 0,
         workers: WorkerOptions | None = None,
     ) -> list[Part]:
         """Run or resume a stage; its parts, which are all there. Raises RunError when a shard failed for good.
 
-        plan: makes the shards and the columns of their files. settings: with `job`, its name. weight_bytes: that each worker loads.
+        plan: its shards. settings: with `job`, its name. columns: of the shards' files, where the mapper reads rows of them.
+        weight_bytes: that each worker loads.
         """
-        request = WorkerRequest(workers or self.workers, int(weight_bytes))
-        return self.run_planned(folder, label, mapper, FixedPlanner(plan, request), settings)
+        planner = FixedPlanner(lambda: (plan, columns), WorkerRequest(workers or self.workers, int(weight_bytes)))
+        return self.run_planned(folder, label, mapper, planner, settings)
 
     def run_planned(
         self, folder: Folder, label: str, mapper: MakeMapper, planner: Planner, settings: Mapping[str, Any]
@@ -165,16 +163,8 @@ def open_index_build(config: IndexConfig) -> IndexBuild:
     kind = parse(run_config["kind"])
     refuse_for_kind(config, kind)
     choice = IndexPlan(kind, run_config["lists"], tuple(run_config["why"]), run_config["bytes"])
-    return IndexBuild(
-        config=config,
-        folder=folder,
-        format=format,
-        choice=choice,
-        rows=run_config["rows"],
-        held_out=run_config["held_out"],
-        id_column=run_config["id_column"],
-        key=run_config["key"],
-    )
+    facts = {name: run_config[name] for name in ("rows", "held_out", "id_column", "key")}
+    return IndexBuild(config, folder, format, choice, **facts)
 
 
 def _new_run_config(config: IndexConfig, corpus: Corpus, format: VectorFormat) -> dict[str, Any]:
@@ -238,9 +228,7 @@ def refuse_for_kind(config: IndexConfig, kind: IndexKind) -> None:
     if "lance" not in config.exports:
         return
     if VECTOR in config.vectors.keep_columns:
-        raise UsageError(
-            f"--exports lance calls the vectors {VECTOR!r}: --keep-columns has another column of that name"
-        )
+        raise UsageError(f"--exports lance calls the vectors {VECTOR!r}: --keep-columns has a column of that name")
     if find_spec("lance") is None:
         raise UsageError("--exports lance needs pylance. On every node: pip install -e '.[lance]'")
 
@@ -258,9 +246,7 @@ def check(config: IndexConfig) -> None:
     if unknown := set(config.exports) - set(EXPORTS):
         raise UsageError(f"--exports {unknown.pop()}: choose from {', '.join(EXPORTS)}")
     if reserved := RESERVED & set(options.keep_columns):
-        raise UsageError(
-            f"--keep-columns {reserved.pop()}: the rows have a column of that name of their own. Rename it"
-        )
+        raise UsageError(f"--keep-columns {reserved.pop()}: the rows have a column of that name. Rename it")
     if config.suppose and not config.dry_run:
         raise UsageError("--suppose is for --dry-run: it names a corpus that is not there")
     if config.suppose:
@@ -274,17 +260,8 @@ def settings(config: IndexConfig) -> dict[str, Any]:
     """The settings that fix the index. Measurements, merges and exports may change."""
     options = config.vectors
     fs, path = filesystem(options.input, config.storage.fsspec)
-    auto = {"memory": config.memory, "recall": config.recall} if config.kind == AUTO else {}
-    return auto | {
-        "job": "index",
-        "input": fs.unstrip_protocol(path),
-        "kind": config.kind,
-        "lists": config.lists,
-        "metric": config.metric,
-        "sample_rows": config.sample_rows,
-        "vector_column": options.vector_column,
-        "id_column": options.id_column,
-        "keep_columns": list(options.keep_columns),
-        "limit": options.limit,
-        "shard_rows": options.shard_rows,
-    }
+    auto = ("memory", "recall") if config.kind == AUTO else ()
+    own = {name: getattr(config, name) for name in ("kind", "lists", "metric", "sample_rows", *auto)}
+    names = "vector_column", "id_column", "keep_columns", "limit", "shard_rows"
+    vectors = {name: getattr(options, name) for name in names}
+    return {"job": "index", "input": fs.unstrip_protocol(path)} | own | vectors

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .nearest_centroid import Centroids
 from .threads import as_tensor
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def kmeans(points: np.ndarray, count: int, inner_product: bool) -> np.ndarray:
 def _owners(points: "Tensor", centroids: "Tensor", inner_product: bool) -> "Tensor":
     """int64 [n]: the centroid of each point, as near as rounded scores tell."""
     import torch
+
+    from .nearest_centroid import Centroids
 
     return torch.from_numpy(Centroids(centroids.numpy(), inner_product).nearest_rounded(points))
 

@@ -24,17 +24,14 @@ scored in float32, and j can only be the nearest where b_j >= s_f - m. The best 
 most, and how many of them are worth their time depends on the vectors: `Centroids.for_vectors` tries a sample.
 """
 
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .threads import Rotation, as_tensor, in_threads
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 SCORE_BYTES = 8 << 20  # of one thread's block of scores: a part of it stays in a core's cache
 MIN_BLOCK = 512  # vectors of all threads' blocks together: every block reads all centroids again
@@ -49,24 +46,20 @@ PROBE_VECTORS = 512  # tried with each number of axes: some vectors have a hundr
 PAIR_AND_ROTATION = {"amx": (512, 12), "bfloat16": (256, 2), "float32": (48, 1)}
 DENSE = 40  # above one candidate in so many centroids a whole float32 product is quicker than single pairs
 # The greatest relative error of one rounding; of float32 that of a whole sum, which is as good in practice.
-ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}
+ROUNDING = {torch.float32: 2.0**-18, torch.bfloat16: 2.0**-8}
 # The greatest share of a squared length that is lost where two float32 sums are subtracted and the axes are float32 themselves.
 NORM_ERROR = 1e-5
 SLACK = 1.03  # over the margin: for roundings of roundings, of lengths, and of sums in float32
 
 
-def offsets_of(centroids: "Tensor", inner_product: bool) -> "Tensor":
+def offsets_of(centroids: Tensor, inner_product: bool) -> Tensor:
     """[count]: the number that is added to a centroid's product, so that the nearest has the greatest sum."""
-    import torch
-
     lengths = centroids.norm(dim=1)
     return torch.zeros_like(lengths) if inner_product else -lengths.square() / 2
 
 
-def nearest_exact(vectors: "Tensor", centroids: "Tensor", offsets: "Tensor") -> "Tensor":
+def nearest_exact(vectors: Tensor, centroids: Tensor, offsets: Tensor) -> Tensor:
     """int64 [n], the specification: the centroid with the greatest score, all scores computed in the precision of the arguments."""
-    import torch
-
     scores = (torch.addmm(offsets, block, centroids.T) for block in vectors.split(EXACT_BLOCK))
     return torch.cat([torch.from_numpy(each.numpy().argmax(1)) for each in scores])
 
@@ -77,8 +70,6 @@ class Centroids:
     def __init__(self, centroids: np.ndarray, inner_product: bool) -> None:
         """Prepare whole products. centroids: float32 [count, dim]. inner_product: the nearest has the greatest inner product, else
         the least distance."""
-        import torch
-
         from ...models.load import choose_dtype
 
         # A common part, far from the origin, would cost precision only. It is subtracted from centroids and vectors; for inner
@@ -89,7 +80,7 @@ class Centroids:
         self._offsets = offsets_of(self._rows, inner_product)
         self._max_length = float(self._rows.norm(dim=1).max())
         self._dtype = choose_dtype("auto", torch.device("cpu"))
-        self._unit = ROUNDING[_name(self._dtype)]
+        self._unit = ROUNDING[self._dtype]
         self._use(None)
 
     @classmethod
@@ -103,26 +94,22 @@ class Centroids:
 
     def nearest(self, vectors: np.ndarray) -> np.ndarray:
         """int64 [n]: the nearest centroid, the first of equally near ones."""
-        return in_threads(partial(self._nearest, self._block()), as_tensor(vectors))
+        return self._in_blocks(self._settle, vectors)
 
-    def nearest_rounded(self, vectors: "np.ndarray | Tensor") -> np.ndarray:
+    def nearest_rounded(self, vectors: np.ndarray | Tensor) -> np.ndarray:
         """int64 [n]: the centroid with the greatest bound. Cheaper, and near enough for k-means with whole products."""
-        return in_threads(partial(self._nearest_rounded, self._block()), as_tensor(vectors))
+        return self._in_blocks(lambda points, bounds: _greatest(as_ordered_ints(bounds)), vectors)
 
     def _use(self, axes: Rotation | None) -> None:
         """Set the axes of the products (None: whole products), and the rounded factors, [width, count], that follow from them."""
-        import torch
-
         self._axes = axes
         rows = self._rows if axes is None else _folded(self._rows, axes)
         rounded = self._offsets.to(self._dtype)
         rest = (self._offsets - rounded.float()).to(self._dtype)
         self._factors = torch.cat([rows.to(self._dtype), rounded[:, None], rest[:, None]], 1).T
 
-    def _best_axes(self, points: "Tensor") -> Rotation | None:
+    def _best_axes(self, points: Tensor) -> Rotation | None:
         """The axes of least cost: with more of them the product takes longer, with fewer more centroids remain candidates."""
-        import torch
-
         (count, dim), (pair, rotation) = self._rows.shape, PAIR_AND_ROTATION[_speed(self._dtype)]
         axes = torch.linalg.eigh(self._rows.T @ self._rows).eigenvectors.flip(1)  # greatest variance first
         costs = {0: float(count * dim)}
@@ -132,7 +119,7 @@ class Centroids:
         kept = min(costs, key=costs.__getitem__)
         return Rotation(axes[:, :kept]) if kept else None
 
-    def _mean_candidates(self, points: "Tensor", axes: Rotation) -> float:
+    def _mean_candidates(self, points: Tensor, axes: Rotation) -> float:
         """The mean number of centroids a vector that remain candidates along these axes."""
         candidates, columns = 0, _folded(self._rows, axes).T
         for block in points.split(MIN_THREAD_BLOCK):
@@ -142,23 +129,18 @@ class Centroids:
             candidates += int((bounds >= (score - self._margin(block, score))[:, None]).sum())
         return candidates / len(points)
 
-    def _block(self) -> int:
-        """The number of vectors in a thread's block."""
-        import torch
-
+    def _in_blocks(self, choose: Callable[[Tensor, Tensor], np.ndarray], vectors: np.ndarray | Tensor) -> np.ndarray:
+        """The results of a function of points and their bounds, for blocks of vectors in each of torch's threads."""
         least = max(MIN_THREAD_BLOCK, MIN_BLOCK // torch.get_num_threads())
-        return max(least, SCORE_BYTES // (len(self._rows) * self._dtype.itemsize))
+        block = max(least, SCORE_BYTES // (len(self._rows) * self._dtype.itemsize))
 
-    def _nearest_rounded(self, block: int, vectors: "Tensor") -> np.ndarray:
-        return np.concatenate([_greatest(as_ordered_ints(bounds)) for _, bounds in self._bounds(block, vectors)])
+        def choose_all(part: Tensor) -> np.ndarray:
+            return np.concatenate([choose(points, bounds) for points, bounds in self._bounds(block, part)])
 
-    def _nearest(self, block: int, vectors: "Tensor") -> np.ndarray:
-        return np.concatenate([self._settle(points, bounds) for points, bounds in self._bounds(block, vectors)])
+        return in_threads(choose_all, as_tensor(vectors))
 
-    def _bounds(self, block: int, vectors: "Tensor") -> Iterator[tuple["Tensor", "Tensor"]]:
+    def _bounds(self, block: int, vectors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of vectors, less the origin, and their bounds, [b, count], in a buffer that the next block reuses."""
-        import torch
-
         block = max(1, min(len(vectors), block))
         factors = torch.ones(block, len(self._factors), dtype=self._dtype)
         buffer = torch.empty(block, len(self._rows), dtype=self._dtype)
@@ -167,10 +149,8 @@ class Centroids:
             factors[: len(part), :-OFFSET_COLUMNS] = points if self._axes is None else _folded(points, self._axes)
             yield points, torch.mm(factors[: len(part)], self._factors, out=buffer[: len(part)])
 
-    def _settle(self, points: "Tensor", bounds: "Tensor") -> np.ndarray:
+    def _settle(self, points: Tensor, bounds: Tensor) -> np.ndarray:
         """The nearest centroids: the ones with the greatest bounds, except where other candidates must be scored."""
-        import torch
-
         ints = as_ordered_ints(bounds)
         first = torch.from_numpy(_greatest(ints))
         least = self._least_bound(points, bounds, first)
@@ -186,10 +166,8 @@ class Centroids:
         first[open_rows] = self._best_of(points.index_select(0, open_rows), first[open_rows], candidates)
         return first.numpy()
 
-    def _least_bound(self, points: "Tensor", bounds: "Tensor", first: "Tensor") -> "Tensor":
+    def _least_bound(self, points: Tensor, bounds: Tensor, first: Tensor) -> Tensor:
         """[n]: the bound that a centroid needs at least, where `first` has the greatest one."""
-        import torch
-
         lines = torch.arange(len(points))
         if self._axes is None:
             bound = bounds.gather(1, first[:, None])[:, 0].float()
@@ -197,10 +175,8 @@ class Centroids:
         score = self._scores(points, lines, first)
         return score - self._margin(points, score)
 
-    def _best_of(self, points: "Tensor", first: "Tensor", candidates: np.ndarray) -> "Tensor":
+    def _best_of(self, points: Tensor, first: Tensor, candidates: np.ndarray) -> Tensor:
         """The nearest in float32 among `first` and the candidates, bool [n, count]; the first of equals."""
-        import torch
-
         # On flat places: five times as fast as torch's nonzero, twelve times as numpy's of two dimensions.
         places = np.flatnonzero(candidates)
         if len(places) * DENSE > candidates.size:
@@ -212,38 +188,32 @@ class Centroids:
         kept = scores == best[rows]
         return torch.full((len(points),), len(self._rows)).scatter_reduce_(0, rows[kept], columns[kept], "amin")
 
-    def _margin(self, points: "Tensor", scores: "Tensor") -> "Tensor":
+    def _margin(self, points: Tensor, scores: Tensor) -> Tensor:
         """[n]: m of the module's docstring, with some slack."""
         factors = 2 * self._max_length * points.norm(dim=1) + self._unit * self._max_length**2 / 2
         return SLACK * self._unit * (factors + scores.abs())
 
-    def _scores(self, points: "Tensor", rows: "Tensor", columns: "Tensor") -> "Tensor":
+    def _scores(self, points: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The float32 scores of pairs: points[rows] with centroids[columns]."""
-        import torch
-
         pairs = zip(rows.split(PAIR_BLOCK), columns.split(PAIR_BLOCK), strict=True)
         # index_select takes a quarter of the time of points[rows]
         products = [(points.index_select(0, row) * self._rows.index_select(0, column)).sum(1) for row, column in pairs]
         return torch.cat(products) + self._offsets[columns]
 
 
-def _folded(points: "Tensor", axes: Rotation) -> "Tensor":
+def _folded(points: Tensor, axes: Rotation) -> Tensor:
     """[n, kept + 1]: the coordinates along the axes, and an upper bound of the length of the rest."""
-    import torch
-
     along, squares = axes(points), points.square().sum(1)
     rest = (squares - along.square().sum(1)).clamp(min=0) + NORM_ERROR * squares
     return torch.cat([along, rest.sqrt()[:, None]], 1)
 
 
-def as_ordered_ints(floats: "Tensor") -> np.ndarray:
+def as_ordered_ints(floats: Tensor) -> np.ndarray:
     """A view of floats as the integers of the same bits, in which numpy finds the greatest many times as fast as torch in bfloat16.
 
     Integers from floats that are not negative are in the order of the floats. Those from negative floats are all below 0, in the
     reverse order.
     """
-    import torch
-
     return floats.view(torch.int16 if floats.dtype is torch.bfloat16 else torch.int32).numpy()
 
 
@@ -268,13 +238,7 @@ def _second_greatest(ints: np.ndarray, first: np.ndarray) -> np.ndarray:
     return second
 
 
-def _name(dtype: "torch.dtype") -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _speed(dtype: "torch.dtype") -> str:
+def _speed(dtype: torch.dtype) -> str:
     """The key of PAIR_AND_ROTATION for this chip."""
-    import torch
-
     amx = dtype is torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
-    return "amx" if amx else _name(dtype)
+    return "amx" if amx else str(dtype).removeprefix("torch.")

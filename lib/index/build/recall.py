@@ -27,38 +27,19 @@ PAIR_COLUMNS = ("query", NUMBER, "exact_score")  # in the last row group of a pa
 Lists = tuple[np.ndarray, np.ndarray]  # scores, float32, and numbers, int64: [queries, MAX_CUT], PADDING at the end
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of a query and a vector's number, each once, ordered by number: int64 [n] both."""
+def pairs_of(lists: Iterable[np.ndarray]) -> pa.Table:
+    """Pairs of a vector's NUMBER and a `query`, each once, in order. lists: of numbers, int64 [queries, n] with PADDING."""
+    pairs = [np.empty((0, 2), np.int64)]
+    for numbers in lists:
+        query, rank = np.nonzero(numbers != PADDING)
+        pairs.append(np.stack([numbers[query, rank], query], axis=1))
+    unique = np.unique(np.concatenate(pairs), axis=0)
+    return pa.table({NUMBER: unique[:, 0], "query": unique[:, 1]})
 
-    number: np.ndarray
-    query: np.ndarray
 
-    @classmethod
-    def of_lists(cls, lists: Iterable[np.ndarray]) -> "Pairs":
-        """The pairs in lists of numbers, int64 [queries, n] with PADDING."""
-        pairs = [np.empty((0, 2), np.int64)]
-        for numbers in lists:
-            query, rank = np.nonzero(numbers != PADDING)
-            pairs.append(np.stack([numbers[query, rank], query], axis=1))
-        unique = np.unique(np.concatenate(pairs), axis=0)
-        return cls(unique[:, 0], unique[:, 1])
-
-    @classmethod
-    def from_table(cls, table: pa.Table) -> "Pairs":
-        return cls(table[NUMBER].to_numpy(), table["query"].to_numpy())
-
-    def to_table(self) -> pa.Table:
-        return pa.table({NUMBER: self.number, "query": self.query})
-
-    def between(self, first: int, stop: int) -> "Pairs":
-        """The pairs with numbers from `first` to before `stop`."""
-        some = slice(*np.searchsorted(self.number, [first, stop]))
-        return Pairs(self.number[some], self.query[some])
-
-    def keys(self, queries: int) -> np.ndarray:
-        """A number of each pair, int64 [n], in order. queries: their count."""
-        return self.number * queries + self.query
+def _keys(number: np.ndarray, query: np.ndarray, queries: int) -> np.ndarray:
+    """A number of each pair, int64 [n], in the order of pairs. queries: their count."""
+    return number * queries + query
 
 
 def list_table(scores: np.ndarray, numbers: np.ndarray, own: np.ndarray, value: int) -> pa.Table:
@@ -86,18 +67,15 @@ def lists_by_value(table: pa.Table, queries: int) -> dict[int, Lists]:
 class ExactScores:
     """The exact answers: the scores of each query's nearest vectors, float32 [queries, MAX_CUT], and those of pairs.
 
-    counts: vectors that each query has, int64 [queries], at most MAX_CUT. pair_tables: of PAIR_COLUMNS.
+    counts: vectors that each query has, int64 [queries], at most MAX_CUT. pairs: PAIR_COLUMNS.
     """
 
-    def __init__(self, nearest: Lists, pair_tables: Sequence[pa.Table]) -> None:
+    def __init__(self, nearest: Lists, pairs: pa.Table) -> None:
         self.scores, numbers = nearest
         self.counts = (numbers != PADDING).sum(axis=1)
-        keys = np.concatenate(
-            [np.empty(0, np.int64), *(Pairs.from_table(table).keys(len(numbers)) for table in pair_tables)]
-        )
-        scores = np.concatenate([np.empty(0, np.float32), *(table["exact_score"].to_numpy() for table in pair_tables)])
+        keys = _keys(pairs[NUMBER].to_numpy(), pairs["query"].to_numpy(), len(numbers))
         order = np.argsort(keys)
-        self._keys, self._scores = keys[order], scores[order]
+        self._keys, self._scores = keys[order], pairs["exact_score"].to_numpy()[order]
 
     def recall(self, lists: np.ndarray, cut: int) -> np.ndarray:
         """float64 [queries]: the recall of the first `cut` numbers of each list (int64 [queries, n], with PADDING).
@@ -107,7 +85,7 @@ class ExactScores:
         wanted = np.minimum(self.counts, cut)
         least = self.scores[np.arange(len(lists)), np.maximum(wanted - 1, 0)]
         query, rank = np.nonzero(lists[:, :cut] != PADDING)
-        keys = Pairs(lists[query, rank], query).keys(len(lists))
+        keys = _keys(lists[query, rank], query, len(lists))
         places = np.searchsorted(self._keys, keys)
         if len(keys) and (places.max() >= len(self._keys) or (self._keys[places] != keys).any()):
             raise RuntimeError(

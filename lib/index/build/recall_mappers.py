@@ -1,10 +1,10 @@
 """The two searches that recall compares, on a shard: exact search of vectors, and the search of a segment."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from ..exact.topk import exact_top_k
 from ..kinds import IndexKind, Metric, scores_of, set_search_parameter
 from .codec import open_segment
 from .layout import NUMBER, VECTOR
-from .recall import EXACT, MAX_CUT, Pairs, list_table
+from .recall import EXACT, MAX_CUT, list_table
 from .vector_source import VectorSource
 
 QUERIES = "queries.parquet"  # columns VECTOR and NUMBER, which is NO_ROW for a query that is no row of the index
@@ -31,7 +31,7 @@ PAIRS_AT_ONCE = 4096  # vectors of pairs gathered at a time
 class GroundTruthMapper(FusedMapper):
     """A shard of vectors -> the nearest of them to each query, a list; and the exact scores of `pairs` in it.
 
-    firsts: the number of each shard's first row. pairs: a file in `folder`, from Pairs.to_table. `exact_score` has a margin added
+    firsts: the number of each shard's first row. pairs: a file in `folder`, from `pairs_of`. `exact_score` has a margin added
     for rounding.
     """
 
@@ -47,7 +47,8 @@ class GroundTruthMapper(FusedMapper):
         vectors, own = read_queries(self.folder)
         center = vectors.mean(axis=0)
         queries = as_products(vectors, center, self.metric, queries=True)
-        pairs = Pairs.from_table(_read_table(self.folder, self.pairs))
+        pairs = _read_table(self.folder, self.pairs)
+        pair_numbers, pair_queries = pairs[NUMBER].to_numpy(), pairs["query"].to_numpy()
 
         def search_shard(shard: Shard) -> Result:
             began = time.perf_counter()
@@ -57,17 +58,15 @@ class GroundTruthMapper(FusedMapper):
             vectors = as_products(rows.vectors[places], center, self.metric, queries=False)
             scores, nearest_places = search(queries, vectors, np.arange(len(vectors)), MAX_CUT + 1)
             lists = list_table(scores, (first + places)[nearest_places], own, EXACT)
-            here = pairs.between(first, first + len(rows.valid))
-            exact = _upper_scores(queries[here.query], vectors, np.searchsorted(places, here.number - first))
-            table = pa.concat_tables([lists, _pair_table(here, exact)], promote_options="default")
-            return Result(table, groups=[len(lists), len(here.number)], seconds={"read": read})
+            here = slice(*np.searchsorted(pair_numbers, [first, first + len(rows.valid)]))
+            query, number = pair_queries[here], pair_numbers[here]
+            exact = _upper_scores(queries[query], vectors, np.searchsorted(places, number - first))
+            data = {"value": np.full(len(exact), EXACT, np.int32), "query": query.astype(np.int32)}
+            scored = pa.table(data | {NUMBER: number, "exact_score": exact})
+            table = pa.concat_tables([lists, scored], promote_options="default")
+            return Result(table, groups=[len(lists), len(scored)], seconds={"read": read})
 
         return search_shard
-
-
-def _pair_table(pairs: Pairs, scores: np.ndarray) -> pa.Table:
-    data = {"value": np.full(len(scores), EXACT, np.int32), "query": pairs.query.astype(np.int32)}
-    return pa.table(data | {NUMBER: pairs.number, "exact_score": scores})
 
 
 def _upper_scores(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -91,11 +90,8 @@ class ProbeSegment(FusedMapper):
     values: tuple[int, ...]
     folder: Folder  # of QUERIES
     threads: int
-    storage: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> Callable[[Shard], Result]:
-        import faiss
-
         faiss.omp_set_num_threads(self.threads)
         queries, own = read_queries(self.folder)
 
@@ -103,7 +99,7 @@ class ProbeSegment(FusedMapper):
             (segment,) = shard.ranges
             tables, seconds = [], {}
             with Scratch("probe") as scratch:
-                index = open_segment(download(segment.path, f"{scratch}/segment", self.storage))
+                index = open_segment(download(segment.path, f"{scratch}/segment", self.folder.options))
                 for value in self.values:
                     set_search_parameter(self.kind, index, value)
                     began = time.perf_counter()

@@ -1,31 +1,26 @@
 """The queries that recall is measured with: vectors held out of the sample, or those of --queries."""
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from ...data.corpus import list_files, measure
 from ...data.shards import cut_shards, sample_shards
 from ...data.vectors import as_matrix
-from ...engine.parts import FOOTER_THREADS, read_manifest
+from ...engine.parts import read_manifest
 from ...errors import InputError
-from ...storage.filesystem import open_file
 from ...storage.fingerprint import fingerprint
-from ...storage.listing import InputFile
 from .config import IndexBuild
 from .layout import FILE, HELD_OUT, NUMBER, ROW, VECTOR
 from .recall import NO_ROW
-from .stage_parts import binary_column
+from .stage_parts import binary_column, read_row_groups
 from .train_job import sample
 from .vector_source import VectorFormat, VectorOptions, describe
 
 BLOCKS = 32  # of a file of queries, evenly over it
-BUFFER = 1 << 16  # bytes: only a little of a part of the sample is read
 
 
 def check_queries(build: IndexBuild) -> None:
@@ -39,7 +34,9 @@ def check_queries(build: IndexBuild) -> None:
 
 def fixed(build: IndexBuild) -> str:
     """A fingerprint of the files of --queries; "" without them."""
-    return fingerprint([(f.path, f.size, f.tag) for f in _files(build)]) if build.config.queries else ""
+    if not build.config.queries:
+        return ""
+    return fingerprint([(f.path, f.size, f.tag) for f in list_files(_options(build), build.storage)])
 
 
 def queries_of(build: IndexBuild, plan: pa.Table) -> pa.Table:
@@ -58,33 +55,20 @@ def _held_out(build: IndexBuild, plan: pa.Table) -> tuple[np.ndarray, np.ndarray
     """The held-out vectors that are in the plan, float32 [n, dim], and their numbers in the index, int64 [n]."""
     folder = build.stage("sample")
     parts = read_manifest(folder) or sample(build)
-    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
-        tables = threads.map(lambda part: _read_held_out(folder.path(part.part), build.storage), parts)
-        table = pa.concat_tables(tables)
+    paths = [folder.path(part.part) for part in parts]
+    # Held-out rows are in the first row groups.
+    table = read_row_groups(paths, 0, [VECTOR, FILE, ROW, HELD_OUT], pc.field(HELD_OUT), build.storage)
     numbers = _numbers(plan, table[FILE].to_pylist(), table[ROW].to_numpy())
     planned = numbers != NO_ROW
     return as_matrix(table[VECTOR], np.float32)[planned], numbers[planned]
-
-
-def _read_held_out(path: str, storage: Mapping[str, Any]) -> pa.Table:
-    """The held-out rows of a part of the sample: its first row group, if it has any."""
-    columns = [VECTOR, FILE, ROW, HELD_OUT]
-    with open_file(path, storage, BUFFER) as file, pq.ParquetFile(file) as parquet:
-        first = parquet.read_row_groups([0] if parquet.num_row_groups else [], columns=columns)
-    return first.filter(first[HELD_OUT])
 
 
 def _options(build: IndexBuild) -> VectorOptions:
     return VectorOptions(input=str(build.config.queries), vector_column=build.config.vectors.vector_column)
 
 
-def _files(build: IndexBuild) -> list[InputFile]:
-    return list_files(_options(build), build.storage)
-
-
-def _format(build: IndexBuild, files: Sequence[InputFile]) -> VectorFormat:
-    """The format of the queries. Raises InputError where they cannot be compared with the index's vectors."""
-    format = describe(files, build.config.vectors.vector_column, build.storage)
+def _refuse_other_model(build: IndexBuild, format: VectorFormat) -> None:
+    """Raise InputError for queries that cannot be compared with the index's vectors."""
     own, other = build.format.encoder, format.encoder
     differing = [name for name in ("model", "revision", "dim") if other.get(name) != own.get(name)]
     if format.dim != build.format.dim or (other and own and differing):
@@ -92,30 +76,29 @@ def _format(build: IndexBuild, files: Sequence[InputFile]) -> VectorFormat:
             f"--queries {build.config.queries}: vectors of {other.get('model')} in {format.dim} dimensions, the index's are "
             f"of {own.get('model')} in {build.format.dim}. Embed the queries with the same model"
         )
-    return format
 
 
 def _read_queries(build: IndexBuild) -> np.ndarray:
     """Vectors of --queries, from the beginnings of blocks spread evenly over it."""
-    files = _files(build)
-    format = _format(build, files)
-    corpus = measure(files, _options(build), build.storage, strict=True)
+    options = _options(build)
+    files = list_files(options, build.storage)
+    format = describe(files, options.vector_column, build.storage)
+    _refuse_other_model(build, format)
+    corpus = measure(files, options, build.storage, strict=True)
     each = -(-build.config.recall_queries // BLOCKS)
     blocks = sample_shards(cut_shards(corpus, max(each, int(corpus.rows // BLOCKS))), BLOCKS, each)
-    source = replace(build.source(corpus.schema), id_column=None, has_reasons=format.has_reasons, ranges=format.ranges)
+    source = replace(build.source(corpus.schema), id_column=None, format=format)
     vectors = [source.read(block).valid_vectors for block in blocks]
     return np.concatenate(vectors) if vectors else np.empty((0, build.format.dim), np.float32)
 
 
 def _numbers(plan: pa.Table, files: Sequence[str], rows: np.ndarray) -> np.ndarray:
     """int64 [n]: the numbers in the index of rows of files; NO_ROW for rows that are in no plan."""
-    counts = plan["rows"].to_numpy()
-    firsts = np.cumsum(counts) - counts
     ranges: dict[str, list[tuple[int, int, int]]] = {}
-    for path, start, stop, first in zip(
-        plan["path"].to_pylist(), plan["start"].to_pylist(), plan["stop"].to_pylist(), firsts.tolist(), strict=True
-    ):
-        ranges.setdefault(path, []).append((start, stop, first))
+    first = 0
+    for each in plan.select(["path", "start", "stop", "rows"]).to_pylist():
+        ranges.setdefault(each["path"], []).append((each["start"], each["stop"], first))
+        first += each["rows"]
     numbers = np.full(len(rows), NO_ROW, np.int64)
     for place, (file, row) in enumerate(zip(files, rows.tolist(), strict=True)):
         for start, stop, first in ranges.get(file, []):

@@ -8,12 +8,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +28,7 @@ from ...storage.scratch import Scratch
 from ..kinds import IndexKind, lists_of
 from .codec import fill, load_index, open_merged, open_segment
 from .layout import CODE, LIST, TRAINED
-from .stage_parts import read_parts
+from .stage_parts import group_neighbours, read_parts
 
 SEGMENT_BYTES = 512 << 20  # of codes, about; the worker that fills a segment holds up to twice as much
 CENTROID_MULTIPLE = 2  # a segment has at least so many times the bytes of the centroids, which each segment repeats
@@ -56,8 +55,7 @@ def group_parts(parts: Sequence[Part], row_bytes: float, overhead: int, merged: 
     """
     ends = np.cumsum([(part.rows - part.errors) * row_bytes for part in parts])
     count = segments_for(ends[-1], overhead, merged)
-    places = np.ceil(ends * count / max(ends[-1], 1)).clip(1, count).tolist()
-    return [[part for part, _ in group] for _, group in groupby(zip(parts, places, strict=True), key=itemgetter(1))]
+    return group_neighbours(parts, np.ceil(ends * count / max(ends[-1], 1)).clip(1, count))
 
 
 def segment_memory(codes: float, trained: float) -> float:
@@ -83,11 +81,8 @@ class BuildSegment(FusedMapper):
     names: tuple[str, ...]
     firsts: tuple[int, ...]
     threads: int
-    storage: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> Callable[[Shard], Result]:
-        import faiss
-
         faiss.omp_set_num_threads(self.threads if self.kind.has_lists else 1)
         trained = self.folder.read(TRAINED)
 
@@ -95,7 +90,7 @@ class BuildSegment(FusedMapper):
             began = time.perf_counter()
             name, first = self.names[shard.number], self.firsts[shard.number]
             index, number = load_index(trained), first
-            parts = read_parts([each.path for each in shard.ranges], [LIST, CODE], self.storage)
+            parts = read_parts([each.path for each in shard.ranges], [LIST, CODE], self.folder.options)
             for table in _batched(parts):
                 number += _add(self.kind, index, table, number)
             index = self.kind.finalize(index)
@@ -141,20 +136,16 @@ class MergeSegments(FusedMapper):
     folder: Folder  # of the build
     merged: Folder
     names: tuple[str, ...]
-    storage: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> Callable[[Shard], Result]:
         return self._merge
 
     def _merge(self, shard: Shard) -> Result:
-        import faiss
-
         began, name = time.perf_counter(), self.names[shard.number]
         index = load_index(self.folder.read(TRAINED))
         with Scratch("merge") as scratch:
-            segments = [
-                download(each.path, f"{scratch}/{number}", self.storage) for number, each in enumerate(shard.ranges)
-            ]
+            storage, places = self.folder.options, enumerate(shard.ranges)
+            segments = [download(each.path, f"{scratch}/{number}", storage) for number, each in places]
             data = f"{Path(name).stem}{DATA}"
             merge_on_disk(index, segments, scratch, data)
             faiss.write_index(index, f"{scratch}/{name}")
@@ -170,8 +161,6 @@ def merge_on_disk(index: Any, segments: Sequence[str], folder: str, data: str) -
 
     faiss.contrib.ondisk.merge_ondisk does the same, but keeps every segment open for the life of the process.
     """
-    import faiss
-
     opened, inner = [_without_centroids(path) for path in segments], lists_of(index)
     pointers = faiss.InvertedListsPtrVector()  # type: ignore[attr-defined]
     for segment in opened:
@@ -189,8 +178,6 @@ def _without_centroids(path: str) -> Any:
 
     Only another index can own the lists and free them in the end: owned by Python they crash faiss's bindings.
     """
-    import faiss
-
     segment = lists_of(open_segment(path))
     owner = faiss.IndexIVFFlat(faiss.IndexFlatL2(1), 1, segment.nlist)
     owner.code_size = segment.code_size

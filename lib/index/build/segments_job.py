@@ -9,7 +9,9 @@ parts, so a command that was stopped resumes them.
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,17 @@ from ...engine.parts import Part, read_facts
 from ...engine.parts import read_manifest as read_parts_manifest
 from ...engine.planner import CorpusPlanner
 from ...engine.run import Run
+from ...engine.stage_files import StageFile, files_of, files_plan
 from ...engine.workers import WorkerPlan, WorkerRequest
 from ...errors import RunError
 from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ..kinds import lists_of, to_spec
-from .codec import load_index
+from .codec import EncodeMapper, load_index
 from .config import IndexBuild
-from .encode import EncodeMapper
 from .layout import MANIFEST, MERGED, ROWS, SEGMENTS, TRAINED
 from .segments import BuildSegment, MergeSegments, group_parts, merge_memory, segment_memory
-from .stage_parts import StageFile, files_of, files_plan
+from .stage_parts import group_neighbours
 from .vector_source import SHARD_BYTES
 
 log = logging.getLogger("shoal")
@@ -40,17 +42,19 @@ Manifest = dict[str, Any]
 
 def encode(build: IndexBuild) -> list[Part]:
     """The parts of all rows, those of new files last."""
-    trained = build.folder.read(TRAINED)
+    trained, options = build.folder.read(TRAINED), build.config.vectors
 
     def mapper(run: Run, workers: WorkerPlan) -> EncodeMapper:
-        source = build.source(run.columns, build.config.vectors.keep_columns)
+        source = build.source(run.columns, options.keep_columns)
         return EncodeMapper(source, build.kind, build.folder, workers.threads)
 
-    def shard_rows(corpus: Corpus, workers: int) -> int:
-        return encode_shard_rows(corpus, workers, build.format.dim)
-
-    request = WorkerRequest(build.workers, weight_bytes=2 * len(trained))
-    planner = CorpusPlanner(build.input(), build.storage, shard_rows, request, strict=True)
+    planner = CorpusPlanner(
+        replace(options, id_column=build.id_column),  # rows are named as in the first command
+        build.storage,
+        lambda corpus, workers: encode_shard_rows(corpus, workers, build.format.dim),
+        WorkerRequest(build.workers, weight_bytes=2 * len(trained)),
+        strict=True,
+    )
     settings = {"job": "encode", "trained": hashlib.sha256(trained).hexdigest()[:12]}
     return build.run_planned(build.folder.below(ROWS), f"encoding as {to_spec(build.kind)}", mapper, planner, settings)
 
@@ -62,10 +66,7 @@ def encode_shard_rows(corpus: Corpus, workers: int, dim: int) -> int:
 
 def read_manifest(build: IndexBuild) -> Manifest:
     """The files that the index has so far."""
-    try:
-        return json.loads(build.folder.read(MANIFEST))
-    except FileNotFoundError:
-        return {"generations": [], "merged": []}
+    return build.folder.read_json(MANIFEST) or {"generations": [], "merged": []}
 
 
 def add(build: IndexBuild, parts: Sequence[Part]) -> Manifest:
@@ -79,9 +80,7 @@ def add(build: IndexBuild, parts: Sequence[Part]) -> Manifest:
         log.info(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
     manifest = {"generations": [*manifest["generations"], _new_generation(build, parts, done)], "merged": []}
     if read_manifest(build)["generations"] != manifest["generations"][:-1]:
-        raise RunError(
-            f"another command added to {build.folder.url} meanwhile. Start this one again: it goes on from there"
-        )
+        raise RunError(f"another command added to {build.folder.url} meanwhile. Start this one again: it resumes there")
     build.folder.publish(MANIFEST, json.dumps(manifest, indent=1).encode())
     _keep_only(build.folder.below(SEGMENTS), {segment["name"] for segment in segments_of(manifest)})
     build.folder.sweep(done={TRAINED, MANIFEST})
@@ -115,16 +114,10 @@ def _rebuild_lost_segments(build: IndexBuild, manifest: Manifest, parts: Sequenc
         if not lost:
             continue
         log.info(f"warning: {len(lost)} segments of {folder.url} are gone, {lost[0]} the first: they are made again")
-        first, stop = generation["shards"]
-        groups = _same_groups(parts[first:stop], segments)
-        _build_segments(build, groups, segments[0]["first"], again=True)
-
-
-def _same_groups(parts: Sequence[Part], segments: Sequence[dict[str, Any]]) -> list[list[Part]]:
-    """The parts of each segment, by its number of rows."""
-    ends = np.cumsum([segment["rows"] for segment in segments])
-    places = np.searchsorted(ends, np.cumsum([part.rows for part in parts])).tolist()
-    return [[part for part, place in zip(parts, places, strict=True) if place == at] for at in range(len(segments))]
+        its_parts = parts[slice(*generation["shards"])]
+        ends = np.cumsum([segment["rows"] for segment in segments])
+        places = np.searchsorted(ends, np.cumsum([part.rows for part in its_parts]))
+        _build_segments(build, group_neighbours(its_parts, places), segments[0]["first"], again=True)
 
 
 def _keep_only(folder: Folder, names: set[str]) -> None:
@@ -139,28 +132,20 @@ def _build_segments(
 ) -> list[dict[str, Any]]:
     """The facts of new segments, one of each group of parts. again: build those too that were built before."""
     rows, segments = build.folder.below(ROWS), build.folder.below(SEGMENTS)
-    firsts = [first]
-    for group in groups:
-        firsts.append(firsts[-1] + sum(part.rows for part in group))
+    firsts = tuple(accumulate((sum(part.rows for part in group) for group in groups), initial=first))
     key = fingerprint(build.key, [[part.part for part in group] for group in groups])
     names = tuple(f"segment-{start:012d}-{key}.faiss" for start in firsts[:-1])
-    files = [files_of(rows, group) for group in groups]
     folder = build.stage("segments", key)
     if again:
         folder.remove_all()
-
-    def mapper(run: Run, workers: WorkerPlan) -> BuildSegment:
-        return BuildSegment(build.kind, build.folder, segments, names, tuple(firsts), workers.threads, build.storage)
-
-    trained = build.folder.list(TRAINED)[TRAINED]
-    largest = max(sum(part.rows for part in group) for group in groups) * build.row_bytes
+    largest = max(np.diff(firsts)) * build.row_bytes
     parts = build.run_stage(
         folder,
         f"filling {len(groups)} segments",
-        mapper,
-        lambda: files_plan(files),
+        lambda run, workers: BuildSegment(build.kind, build.folder, segments, names, firsts, workers.threads),
+        files_plan([files_of(rows, group) for group in groups]),
         {"job": "segments", "names": list(names)},
-        weight_bytes=segment_memory(largest, trained),
+        weight_bytes=segment_memory(largest, build.folder.list(TRAINED)[TRAINED]),
     )
     return read_facts(folder, parts)
 
@@ -169,8 +154,9 @@ def segments_of(manifest: Manifest) -> list[dict[str, Any]]:
     return [segment for generation in manifest["generations"] for segment in generation["segments"]]
 
 
-def segment_files(build: IndexBuild, segments: Sequence[dict[str, Any]]) -> list[StageFile]:
-    folder = build.folder.below(SEGMENTS)
+def segment_files(index: Folder, segments: Sequence[Mapping[str, Any]]) -> list[StageFile]:
+    """The files of segments of a manifest. index: its folder."""
+    folder = index.below(SEGMENTS)
     return [StageFile(folder.path(segment["name"]), segment["vectors"], segment["bytes"]) for segment in segments]
 
 
@@ -190,12 +176,11 @@ def merge(build: IndexBuild, manifest: Manifest, count: int) -> Manifest:
     folder = build.stage("merge", key)
     if (before := read_parts_manifest(folder)) and not _complete(target, read_facts(folder, before)):
         folder.remove_all()  # another --merge has removed these files since
-    files = [segment_files(build, group) for group in groups]
     parts = build.run_stage(
         folder,
         f"merging on disk into {len(groups)}",
-        lambda run, workers: MergeSegments(build.folder, target, names, build.storage),
-        lambda: files_plan(files),
+        lambda run, workers: MergeSegments(build.folder, target, names),
+        files_plan([segment_files(build.folder, group) for group in groups]),
         {"job": "merge", "names": list(names)},
         weight_bytes=merge_memory(build.folder.list(TRAINED)[TRAINED], lists_in(build), max(map(len, groups))),
     )
@@ -213,14 +198,10 @@ def _complete(folder: Folder, merged: Sequence[dict[str, Any]]) -> bool:
 
 def balance(segments: Sequence[dict[str, Any]], count: int) -> list[list[dict[str, Any]]]:
     """Neighbouring segments in `count` groups of about as many vectors; fewer groups where there are fewer segments."""
-    total = sum(segment["vectors"] for segment in segments)
-    groups: dict[int, list[dict[str, Any]]] = {}
-    before = 0
-    for segment in segments:
-        middle = before + segment["vectors"] / 2
-        groups.setdefault(min(count - 1, int(middle * count / max(total, 1))), []).append(segment)
-        before += segment["vectors"]
-    return list(groups.values())
+    vectors = np.array([segment["vectors"] for segment in segments])
+    middles = np.cumsum(vectors) - vectors / 2
+    places = (middles * count / max(vectors.sum(), 1)).astype(np.int64)
+    return group_neighbours(segments, np.minimum(places, count - 1))
 
 
 def lists_in(build: IndexBuild) -> int:

@@ -1,8 +1,10 @@
 """The parts that one stage of a build leaves to the next: plans of them, and their rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,41 +13,19 @@ import pyarrow.parquet as pq
 
 from ...data.shards import PLAN_SCHEMA
 from ...data.vectors import as_matrix
-from ...engine.parts import Part
+from ...engine.parts import FOOTER_THREADS, Part
 from ...storage.filesystem import open_file
 from ...storage.folder import Folder
 from .layout import HELD_OUT, VECTOR
 
-
-@dataclass(frozen=True)
-class StageFile:
-    """An object that a stage wrote, with its number of rows."""
-
-    path: str
-    rows: int
-    bytes: int
+BUFFER = 1 << 16  # bytes: only a little of a part is read
+T = TypeVar("T")
 
 
-def files_of(folder: Folder, parts: Sequence[Part]) -> list[StageFile]:
-    return [StageFile(folder.path(part.part), part.rows, part.bytes) for part in parts]
-
-
-def files_plan(groups: Sequence[Sequence[StageFile]]) -> tuple[pa.Table, pa.Schema]:
-    """A shard for each group of files, in order. The files have no tag: one that is published again is the same file."""
-    files = [(number, file) for number, group in enumerate(groups) for file in group]
-    data = {
-        "shard": [number for number, _ in files],
-        "path": [file.path for _, file in files],
-        "name": [file.path.rpartition("/")[2] for _, file in files],
-        "start": [0] * len(files),
-        "stop": [file.rows for _, file in files],
-        "rows": [file.rows for _, file in files],
-        "size": [file.bytes for _, file in files],
-        "tag": [""] * len(files),
-        "error": pa.nulls(len(files), pa.string()),
-        "source": pa.nulls(len(files), pa.string()),
-    }
-    return pa.table(data, PLAN_SCHEMA), pa.schema([])
+def group_neighbours(items: Sequence[T], groups: np.ndarray) -> list[list[T]]:
+    """Neighbouring items that have the same number in `groups`, [items]."""
+    pairs = zip(items, groups.tolist(), strict=True)
+    return [[item for item, _ in group] for _, group in groupby(pairs, key=itemgetter(1))]
 
 
 def some_shards(plan: pa.Table, first: int, stop: int) -> pa.Table:
@@ -64,6 +44,21 @@ def read_parts(paths: Sequence[str], columns: Sequence[str], storage: Mapping[st
     for path in paths:
         with open_file(path, storage) as file:
             yield pq.read_table(file, columns=list(columns))
+
+
+def read_row_groups(
+    paths: Sequence[str], place: int, columns: Sequence[str], condition: pc.Expression, storage: Mapping[str, Any]
+) -> pa.Table:
+    """The rows on a condition of one row group of each part: the first one where `place` is 0, the last one where it is -1."""
+
+    def read(path: str) -> pa.Table:
+        with open_file(path, storage, BUFFER) as file, pq.ParquetFile(file) as parquet:
+            groups = range(parquet.num_row_groups)
+            table = parquet.read_row_groups([groups[place]] if groups else [], columns=list(columns))
+            return table.filter(condition)
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as threads:
+        return pa.concat_tables(threads.map(read, paths))
 
 
 def ids_of(rows: Folder, parts: Sequence[Part]) -> pa.Array:

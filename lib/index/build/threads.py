@@ -7,6 +7,7 @@ from functools import cache
 from threading import Barrier
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 
 from ...engine.malloc import keep_large_blocks
@@ -20,7 +21,6 @@ ROTATION_BLOCK = 1024  # vectors at once: the arrays between two steps then stay
 def compute_with(threads: int) -> None:
     """Set the number of threads of faiss and torch in this process, and let malloc keep freed blocks: arrays of one size follow
     each other from here on."""
-    import faiss
     import torch
 
     keep_large_blocks()

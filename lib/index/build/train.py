@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +25,6 @@ from ..kinds import IndexKind, Metric, centroids_of, empty_index, lists_of, uses
 from .codec import Coder, error_stride, load_index, nearest_of, quantization_error, rotate, save_index, transforms_of
 from .kmeans import COPIED, kmeans
 from .layout import HELD_OUT, TRAINED, VECTOR
-from .nearest_centroid import Centroids
 from .stage_parts import binary_column, read_parts, read_training_vectors
 from .threads import compute_with
 
@@ -33,9 +33,7 @@ MIN_POINTS = 39
 MIN_CODEC_ROWS = 256  # vectors to train a product quantizer's codebook of 256 entries
 CELL_POINTS = 256  # of the sample for a cell
 CODEC_ROWS = 65_536  # vectors of the sample that train the rotation and the codec, at most
-PARTITION_BYTES = (
-    512 << 20
-)  # of the sample's vectors in a shard of partitioning: each shard adds a range to read a cell
+PARTITION_BYTES = 512 << 20  # of the sample's vectors in a shard of partitioning, which adds a range to each cell
 CODEC_COPIES = 3  # of the vectors that train the codec: as sampled, rotated, and less the centroids
 CELLS = "cells.npy"
 
@@ -68,7 +66,6 @@ class TrainMapper(FusedMapper):
     plan: TrainPlan
     folder: Folder
     threads: int
-    storage: Mapping[str, Any] = field(repr=False)
     centroids: tuple[str, ...] = ()
 
     def load(self) -> Callable[[Shard], Result]:
@@ -77,7 +74,7 @@ class TrainMapper(FusedMapper):
 
     def _train(self, shard: Shard) -> Result:
         began = time.perf_counter()
-        sample = read_training_vectors(shard.ranges, self.plan.dim, self.storage)
+        sample = read_training_vectors(shard.ranges, self.plan.dim, self.folder.options)
         fit = sample[np.linspace(0, len(sample) - 1, min(len(sample), CODEC_ROWS)).astype(np.int64)]
         if not self.folder.exists(TRAINED):  # else a worker died after publishing it, before its part
             self.folder.claim(TRAINED, save_index(self._trained_index(sample, fit)))
@@ -102,7 +99,7 @@ class TrainMapper(FusedMapper):
     def _centroids(self, sample: np.ndarray) -> np.ndarray:
         if not self.centroids:
             return kmeans(sample, self.plan.lists, self.plan.inner_product)
-        parts = read_parts(self.centroids, [VECTOR], self.storage)
+        parts = read_parts(self.centroids, [VECTOR], self.folder.options)
         return np.concatenate([as_matrix(part[VECTOR], np.float32) for part in parts])
 
 
@@ -111,8 +108,6 @@ def set_centroids(index: Any, centroids: np.ndarray) -> None:
 
     A rotation keeps distances, so k-means runs before it and its centroids are rotated.
     """
-    import faiss
-
     centroids = rotate(index, centroids)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # the links of a graph that several threads build depend on their order
@@ -125,8 +120,6 @@ def train_codec(index: Any, fit: np.ndarray) -> None:
 
     Here `Centroids` searches the nearest centroids, and where there are too many vectors evenly spaced ones are taken.
     """
-    import faiss
-
     inner = lists_of(index)
     if isinstance(inner, faiss.IndexIVFFlat | faiss.IndexIVFRaBitQ):  # their codes depend on the centroids alone
         inner.is_trained = index.is_trained = True
@@ -150,15 +143,16 @@ class TrainCells(FusedMapper):
     cells: int
     folder: Folder
     threads: int
-    storage: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> Callable[[Shard], Result]:
         compute_with(self.threads)
         return self._train
 
     def _train(self, shard: Shard) -> Result:
-        sample = read_training_vectors(shard.ranges, self.plan.dim, self.storage)
-        self.folder.claim(CELLS, npy(kmeans(sample, self.cells, self.plan.inner_product)))
+        sample = read_training_vectors(shard.ranges, self.plan.dim, self.folder.options)
+        sink = io.BytesIO()
+        np.save(sink, kmeans(sample, self.cells, self.plan.inner_product))
+        self.folder.claim(CELLS, sink.getvalue())
         return Result(pa.table({"cells": [self.cells]}))
 
 
@@ -167,17 +161,18 @@ class PartitionByCell(FusedMapper):
     """Some parts of the sample -> their training vectors in the order of their cells, a row group a cell."""
 
     plan: TrainPlan
-    folder: Folder
+    folder: Folder  # of CELLS
     threads: int
-    storage: Mapping[str, Any] = field(repr=False)
 
     def load(self) -> Callable[[Shard], Result]:
+        from .nearest_centroid import Centroids
+
         compute_with(self.threads)
-        cells = from_npy(self.folder.read(CELLS))
+        cells = np.load(io.BytesIO(self.folder.read(CELLS)))
 
         def partition(shard: Shard) -> Result:
             paths = [each.path for each in shard.ranges]
-            table = pa.concat_tables(read_parts(paths, [VECTOR, HELD_OUT], self.storage))
+            table = pa.concat_tables(read_parts(paths, [VECTOR, HELD_OUT], self.folder.options))
             table = table.filter(pc.invert(table[HELD_OUT])).select([VECTOR]).combine_chunks()
             vectors = as_matrix(table[VECTOR], np.float32)
             owners = Centroids.for_vectors(cells, self.plan.inner_product, vectors).nearest(vectors)
@@ -246,13 +241,3 @@ def shares(points: np.ndarray, lists: int) -> np.ndarray:
     """int64 [cells]: `lists` centroids over cells of so many points, in proportion, and no more than points."""
     ends = np.cumsum(points) * lists // max(int(points.sum()), 1)
     return np.minimum(np.diff(ends, prepend=0), points)
-
-
-def npy(array: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, array)
-    return sink.getvalue()
-
-
-def from_npy(data: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(data))

@@ -7,15 +7,15 @@ from dataclasses import replace
 from ...engine.parts import Part, read_facts, read_manifest
 from ...engine.run import Run
 from ...engine.shuffle import bucket_plan
+from ...engine.stage_files import StageFile, files_of, files_plan, grouped
 from ...engine.stage_log import StageLog
 from ...engine.workers import WorkerOptions, WorkerPlan, connect_for, largest_node_cpus
 from ...errors import InputError
-from ...storage.folder import Folder
 from ..kinds import FLAT_LISTS, to_spec
 from .config import IndexBuild
 from .layout import TRAINED
 from .sample import SampleMapper, sample_plan
-from .stage_parts import StageFile, files_of, files_plan, rows_of_shards
+from .stage_parts import rows_of_shards
 from .train import (
     MIN_CODEC_ROWS,
     MIN_POINTS,
@@ -73,13 +73,10 @@ def sample(build: IndexBuild) -> list[Part]:
         source = replace(build.source(run.columns), id_column=None)
         return SampleMapper(source, -(-rows // shards), -(-held_out // shards))
 
-    return build.run_stage(
-        build.stage("sample"),
-        "drawing the sample",
-        mapper,
-        lambda: (sample_plan(corpus, rows + held_out, build.format.dim), corpus.schema),
-        {"job": "sample", "rows": rows, "held_out": held_out},
-    )
+    plan = sample_plan(corpus, rows + held_out, build.format.dim)
+    settings = {"job": "sample", "rows": rows, "held_out": held_out}
+    folder = build.stage("sample")
+    return build.run_stage(folder, "drawing the sample", mapper, plan, settings, columns=corpus.schema)
 
 
 def held_out_rows(build: IndexBuild, parts: Sequence[Part]) -> int:
@@ -94,9 +91,8 @@ def _warn_of_lengths(build: IndexBuild, stages: StageLog) -> None:
     rows = sum(part.rows for part in parts)
     facts = read_facts(folder, parts)
     share = sum(fact["off_unit"] * part.rows for fact, part in zip(facts, parts, strict=True)) / max(rows, 1)
-    rounded = (
-        build.format.encoder.get("normalized") and build.format.type == "int8"
-    )  # rounding alone moves their lengths
+    # Rounding to int8 alone moves the lengths of normalized vectors.
+    rounded = build.format.encoder.get("normalized") and build.format.type == "int8"
     if build.config.metric != "l2" and share > OFF_UNIT and not rounded:
         note = f"{share:.0%} of the vectors are not of length 1: {LENGTHS[build.config.metric]}"
         stages.notes.append(note)
@@ -113,18 +109,13 @@ def _train(build: IndexBuild, parts: Sequence[Part]) -> None:
         centroids, count = _two_levels(build, plan, files, levels)
         plan = replace(plan, lists=count)
         files = files[:: levels.codec_stride]
-
-    def mapper(run: Run, workers: WorkerPlan) -> TrainMapper:
-        return TrainMapper(plan, build.folder, workers.threads, build.storage, centroids)
-
-    rows = sum(file.rows for file in files)
     build.run_stage(
         build.stage("train"),
         f"training {to_spec(build.kind)}" + (f", {plan.lists:,} lists" if plan.lists else ""),
-        mapper,
-        lambda: files_plan([files]),
+        lambda run, workers: TrainMapper(plan, build.folder, workers.threads, centroids),
+        files_plan([files]),
         {"job": "train"},
-        weight_bytes=training_bytes(rows, plan.dim),
+        weight_bytes=training_bytes(sum(file.rows for file in files), plan.dim),
         workers=one_worker(build),
     )
 
@@ -140,9 +131,7 @@ def _training_rows(build: IndexBuild, parts: Sequence[Part]) -> int:
 def check_training_rows(build: IndexBuild, rows: int, sampled: int) -> None:
     """Raise InputError for too few vectors to train on. sampled: with those that are held out."""
     if not rows:
-        raise InputError(
-            f"no row of the sample of {build.config.vectors.input} has a vector. Look at its column `error`"
-        )
+        raise InputError(f"no row of the sample of {build.config.vectors.input} has a vector: see its column `error`")
     requested = build.choice.lists if build.config.lists or build.config.sample_rows else 0
     if rows < MIN_POINTS * requested:
         raise InputError(
@@ -176,39 +165,30 @@ def _two_levels(
     build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels
 ) -> tuple[tuple[str, ...], int]:
     """Centroids by cells: the paths of the parts with them, and their number."""
-    _train_cells(build, plan, files, levels)
-    partitioned = _partition(build, plan, files, levels)
+    cells, partitioned, folder = build.stage("cells"), build.stage("partitioned"), build.stage("centroids")
+    build.run_stage(
+        cells,
+        f"{levels.cells:,} cells",
+        lambda run, workers: TrainCells(plan, levels.cells, cells, workers.threads),
+        files_plan([files[:: levels.cells_stride]]),
+        {"job": "cells"},
+        workers=one_worker(build),
+    )
+    build.run_stage(
+        partitioned,
+        "partitioning the sample by cell",
+        lambda run, workers: PartitionByCell(plan, cells, workers.threads),
+        files_plan(grouped(files, levels.parts_a_shard)),
+        {"job": "partition"},
+    )
     buckets, columns = bucket_plan({"partitioned": partitioned})
     counts = tuple(shares(rows_of_shards(buckets), plan.lists).tolist())
-
-    def mapper(run: Run, workers: WorkerPlan) -> ClusterCell:
-        return ClusterCell(plan, counts, workers.threads, run.columns, build.storage)
-
-    folder = build.stage("centroids")
-    label, settings = f"{plan.lists:,} centroids", {"job": "centroids"}
-    parts = build.run_stage(folder, label, mapper, lambda: (buckets, columns), settings)
+    parts = build.run_stage(
+        folder,
+        f"{plan.lists:,} centroids",
+        lambda run, workers: ClusterCell(plan, counts, workers.threads, run.columns, build.storage),
+        buckets,
+        {"job": "centroids"},
+        columns=columns,
+    )
     return tuple(folder.path(part.part) for part in parts), sum(counts)
-
-
-def _train_cells(build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels) -> None:
-    """The first level: k-means of a part of the sample."""
-    folder, cells, files = build.stage("cells"), levels.cells, files[:: levels.cells_stride]
-
-    def mapper(run: Run, workers: WorkerPlan) -> TrainCells:
-        return TrainCells(plan, cells, folder, workers.threads, build.storage)
-
-    one = one_worker(build)
-    build.run_stage(folder, f"{cells:,} cells", mapper, lambda: files_plan([files]), {"job": "cells"}, workers=one)
-
-
-def _partition(build: IndexBuild, plan: TrainPlan, files: Sequence[StageFile], levels: TwoLevels) -> Folder:
-    """The folder of the sample partitioned by cell."""
-    folder, cells, count = build.stage("partitioned"), build.stage("cells"), levels.parts_a_shard
-    groups = [files[start : start + count] for start in range(0, len(files), count)]
-
-    def mapper(run: Run, workers: WorkerPlan) -> PartitionByCell:
-        return PartitionByCell(plan, cells, workers.threads, build.storage)
-
-    label = "partitioning the sample by cell"
-    build.run_stage(folder, label, mapper, lambda: files_plan(groups), {"job": "partition"})
-    return folder

@@ -22,14 +22,8 @@ from ...storage.listing import InputFile
 
 SHARD_BYTES = 64 << 20  # of float32 vectors a shard
 MAX_UNIT_ERROR = 1e-3  # of the length of a normalised vector in 16 bits
-ENCODING = (
-    "revision",
-    "pooling",
-    "bidirectional",
-    "append_eos",
-    "dim",
-    "normalized",
-)  # equal wherever vectors can be compared
+# Facts of an encoder that are equal wherever vectors can be compared.
+ENCODING = "revision", "pooling", "bidirectional", "append_eos", "dim", "normalized"
 IDENTITY = ("model", *ENCODING, "prompt", "output_dtype", "int8_ranges")
 ROWS_AT_ONCE = 512  # whose squares fit a core's cache
 FIRST_IDS = 100
@@ -76,15 +70,14 @@ def describe(files: Sequence[InputFile], column: str, storage: Mapping[str, Any]
             raise InputError(f"{file.path} is not Parquet, and vectors are read from Parquet alone")
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         formats = list(threads.map(lambda file: _describe(file, column, storage), files))
-    with_vectors = [number for number, each in enumerate(formats) if each.dim]
+    with_vectors = [(file.path, each) for file, each in zip(files, formats, strict=True) if each.dim]
     if not with_vectors:
         raise InputError(
             f"no vector in column {column!r} of {files[0].path}, nor in any other file. Name theirs with --vector-column"
         )
-    first = with_vectors[0]
-    for number in with_vectors:
-        _refuse_other_format(files[first].path, formats[first], files[number].path, formats[number])
-    return replace(formats[first], has_reasons=all(each.has_reasons for each in formats))
+    for path, each in with_vectors:
+        _refuse_other_format(*with_vectors[0], path, each)
+    return replace(with_vectors[0][1], has_reasons=all(each.has_reasons for each in formats))
 
 
 def _refuse_other_format(path: str, first: VectorFormat, other_path: str, other: VectorFormat) -> None:
@@ -119,8 +112,8 @@ def check_ids(corpus: Corpus, storage: Mapping[str, Any]) -> None:
 
 def encoder_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The differences that make vectors of two encoders incomparable, in words; "" if there are none."""
-    differing = [name for name in IDENTITY if one.get(name) != other.get(name)]
-    return "; ".join(f"{name}: {one.get(name)!r} and {other.get(name)!r}" for name in differing)
+    pairs = {name: (one.get(name), other.get(name)) for name in IDENTITY}
+    return "; ".join(f"{name}: {mine!r} and {theirs!r}" for name, (mine, theirs) in pairs.items() if mine != theirs)
 
 
 def _describe(file: InputFile, column: str, storage: Mapping[str, Any]) -> VectorFormat:
@@ -192,19 +185,20 @@ class VectorRows:
 class VectorSource:
     """Reads the vectors of a shard.
 
-    normalize: scale vectors to length 1. has_reasons: there is a column REASON. columns: all columns of the input. storage:
-    fsspec options. ranges: the least and the greatest number of each dimension, for int8 vectors.
+    normalize: scale vectors to length 1. columns: all columns of the input. storage: fsspec options.
     """
 
     column: str
     id_column: str | None
     keep_columns: tuple[str, ...]
-    dim: int
+    format: VectorFormat
     normalize: bool
-    has_reasons: bool
     columns: pa.Schema
     storage: Mapping[str, Any] = field(repr=False)
-    ranges: tuple[Sequence[float], Sequence[float]] | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.format.dim
 
     def read(self, shard: Shard) -> VectorRows:
         """Every row, in order. Raises InputError when a file has changed since the plan."""
@@ -215,8 +209,8 @@ class VectorSource:
         return map(self._rows, batches(shard, self._names(), self.columns, self.storage))
 
     def _names(self) -> list[str]:
-        names = [self.column, self.id_column, *self.keep_columns, REASON if self.has_reasons else None]
-        return list(dict.fromkeys(name for name in names if name))
+        names = [self.column, self.id_column, *self.keep_columns, REASON if self.format.has_reasons else None]
+        return list(dict.fromkeys(filter(None, names)))
 
     def _rows(self, table: pa.Table) -> VectorRows:
         ids = table["_source"].cast(pa.large_string())
@@ -224,7 +218,7 @@ class VectorSource:
             ids = pc.coalesce(table[self.id_column].cast(pa.large_string()), ids)
         vectors, lengths, reasons = self._vectors(as_one_array(table[self.column]))
         better_reasons = [as_one_array(table["_error"])]
-        if self.has_reasons:
+        if self.format.has_reasons:
             better_reasons.append(as_one_array(table[REASON]).cast(pa.string()))
         reasons = pc.if_else(reasons.is_valid(), pc.coalesce(*better_reasons, reasons), reasons)
         if reasons.null_count < len(reasons):
@@ -253,9 +247,9 @@ class VectorSource:
     def _numbers(self, column: pa.Array) -> np.ndarray:
         """float32 [n, dim] of lists of that length."""
         numbers = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim).astype(np.float32, copy=False)
-        if self.ranges is None:
+        if self.format.ranges is None:
             return numbers
-        low, high = np.array(self.ranges, np.float32)
+        low, high = np.array(self.format.ranges, np.float32)
         return low + (numbers + 128.5) * (high - low) / 255
 
 

@@ -27,12 +27,10 @@ from ...storage.folder import Folder
 from ..build.codec import save_index, transforms_of
 from ..build.config import IndexBuild, IndexConfig, MakeMapper
 from ..build.layout import TRAINED, VECTOR
-from ..build.nearest_centroid import Centroids
 from ..build.recall import MAX_CUT
-from ..build.recall_job import merge_lists, open_measurement, probe
+from ..build.recall_job import Measurement
 from ..build.segments import segments_for
 from ..build.segments_job import add, encode
-from ..build.stage_parts import files_of
 from ..build.threads import compute_with
 from ..build.train import CODEC_ROWS, TrainPlan, set_centroids, train_codec
 from ..build.train_job import sample
@@ -86,8 +84,9 @@ def measure_costs(build: IndexBuild) -> Costs:
         sample(small)
         (codes,) = parts = encode(small)
         (generation,) = add(small, parts)["generations"]
-        (hits,) = files = files_of(*probe(small, open_measurement(small), "", generation))
-        merge_lists(small, files)
+        measurement = Measurement.open(small)
+        (hits,) = files = measurement.probe("", generation)[0]
+        measurement.merge_lists(files)
         centroid, rates = _lookup(plan, vectors) if build.kind.has_lists else (0.0, {"compared": 0.0})
         search, queries = exact_top_k("cpu", 1), vectors[:MAX_QUERIES]
         scoring = _seconds(lambda: search(queries, vectors, np.arange(rows), MAX_CUT + 1))
@@ -144,6 +143,8 @@ def _one_thread() -> Iterator[None]:
 def _lookup(plan: TrainPlan, vectors: np.ndarray) -> tuple[float, dict[str, float]]:
     """Bytes of a list in the empty index, and the rates of the search for lists; some of the vectors are centroids."""
     import faiss
+
+    from ..build.nearest_centroid import Centroids
 
     count = min(plan.lists, MAX_CENTROIDS, len(vectors) * 3 // 4)
     points, others = vectors[:count], vectors[count:][:LOOKUPS]

@@ -4,18 +4,18 @@ blocks of queries x ranges of passages  --ExactSearchMapper, a shard each-->  th
 blocks of queries                       --TopKMerge, a shard each-->          the best of all; for more than one range
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from ...data.corpus import Corpus, CorpusOptions, list_files, measure
-from ...data.shards import PLAN_SCHEMA, cut_shards, number_shards, remove_tags, tables_of
+from ...data.shards import cut_shards, number_shards, remove_tags, tables_of
 from ...engine.job import Job, require_complete, run_job, stage_folder
-from ...engine.parts import Part
 from ...engine.planner import FixedPlanner
 from ...engine.run import Run
+from ...engine.stage_files import files_of, files_plan, grouped
 from ...engine.workers import WorkerOptions, WorkerPlan, WorkerRequest
 from ...storage.folder import Folder
 from .mappers import (
@@ -58,16 +58,8 @@ class ExactSearch:
 
     def settings(self) -> dict[str, Any]:
         """Everything that fixes the rankings; the folders of the vectors are named after what fixes them."""
-        return {
-            "job": "exact search",
-            "query_block": QUERY_BLOCK,
-            "range_bytes": RANGE_BYTES,
-            "queries": self.queries,
-            "passages": self.passages,
-            "k": self.k,
-            "cosine": self.cosine,
-            "candidates": self.candidates,
-        }
+        own = {name: getattr(self, name) for name in ("queries", "passages", "k", "cosine", "candidates")}
+        return {"job": "exact search", "query_block": QUERY_BLOCK, "range_bytes": RANGE_BYTES} | own
 
 
 def retrieve(search: ExactSearch, output: Folder) -> Iterator[pa.Table]:
@@ -79,10 +71,13 @@ def retrieve(search: ExactSearch, output: Folder) -> Iterator[pa.Table]:
     parts = require_complete(run_job(_search_job(search), output, planner), output.url).parts
     blocks = len(_shards_of(_measure(search.queries, search.storage), QUERY_BLOCK, QUERIES))
     if len(parts) > blocks:
-        plan = merge_plan(output, parts, blocks)
-        merging = FixedPlanner(lambda: (plan, RANKING_SCHEMA), WorkerRequest(search.workers.on_cpus()))
+        plan = files_plan(grouped(files_of(output, parts), len(parts) // blocks))
+        planner = FixedPlanner(lambda: (plan, RANKING_SCHEMA), WorkerRequest(search.workers.on_cpus()))
+        merge = TopKMerge(RankedLists(query=(QUERY_ID,), item=PASSAGE_ID, k=search.k), search.storage)
+        settings = search.settings() | {"job": "merge of exact searches"}
         output = stage_folder(output, "merged")
-        parts = require_complete(run_job(_merge_job(search), output, merging), output.url).parts
+        job = Job("merging the ranges", settings, lambda run, workers: merge)
+        parts = require_complete(run_job(job, output, planner), output.url).parts
     return (read_ranking(output.path(part.part), output.options) for part in parts)
 
 
@@ -100,25 +95,6 @@ def search_plan(search: ExactSearch) -> tuple[pa.Table, pa.Schema]:
     return number_shards(shards), columns
 
 
-def merge_plan(folder: Folder, parts: Sequence[Part], blocks: int) -> pa.Table:
-    """A shard for each block of queries: the parts of its ranges."""
-    assert len(parts) % blocks == 0, f"{len(parts)} parts of {blocks} blocks"
-    ranges, count = len(parts) // blocks, len(parts)
-    data = {
-        "shard": [number // ranges for number in range(count)],
-        "path": [folder.path(part.part) for part in parts],
-        "name": [part.part for part in parts],
-        "start": [0] * count,
-        "stop": [part.rows for part in parts],
-        "rows": [part.rows for part in parts],
-        "size": [part.bytes for part in parts],
-        "tag": [""] * count,  # a part that is published again is the same part
-        "error": pa.nulls(count, pa.string()),
-        "source": pa.nulls(count, pa.string()),
-    }
-    return pa.table(data, PLAN_SCHEMA)
-
-
 def _search_job(search: ExactSearch) -> Job:
     def mapper(run: Run, workers: WorkerPlan) -> ExactSearchMapper | ScoreCandidatesMapper:
         reader = VectorReader(search.cosine, run.columns, search.storage)
@@ -128,12 +104,6 @@ def _search_job(search: ExactSearch) -> Job:
 
     label = "scoring the candidates" if search.candidates else f"exact search for the {search.k:,} nearest"
     return Job(label, search.settings(), mapper)
-
-
-def _merge_job(search: ExactSearch) -> Job:
-    lists = RankedLists(query=(QUERY_ID,), item=PASSAGE_ID, k=search.k)
-    settings = search.settings() | {"job": "merge of exact searches"}
-    return Job("merging the ranges", settings, lambda run, workers: TopKMerge(lists, search.storage))
 
 
 def _measure(url: str, storage: Mapping[str, Any]) -> Corpus:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
 from ...data.shards import shards
 from ...engine.mapper import FusedMapper
 from ...engine.parts import Part, read_facts
-from ...engine.run import Run, read_plan
-from ...engine.workers import WorkerPlan
+from ...engine.run import read_plan
 from ...errors import RunError
 from ...storage.folder import Folder
 from ...storage.scratch import Scratch
@@ -32,7 +32,7 @@ from ..build.layout import ROWS, TRAINED
 from ..build.segments_job import read_manifest
 from ..build.stage_parts import some_shards
 from ..build.vector_source import VectorSource
-from ..kinds import lists_of, uses_inner_product
+from ..kinds import centroids_of, lists_of, uses_inner_product
 from .mappers import ExportFiles, ExportFragments, file_name, lance_options, lance_schema, lance_url
 
 log = logging.getLogger("shoal")
@@ -70,10 +70,6 @@ def export(build: IndexBuild, parts: Sequence[Part]) -> None:
         _export_lance(build, vectors)
 
 
-def _place(build: IndexBuild, name: str) -> Folder:
-    return build.folder.below(f"{EXPORTED}/{name}")
-
-
 @dataclass(frozen=True)
 class ExportRun:
     """The export of a generation. first: the index's number of its first shard; plan: its shards, numbered from 0."""
@@ -87,42 +83,26 @@ class ExportRun:
 def _run_exports(build: IndexBuild, name: str, mapper: Callable[[VectorSource, int], FusedMapper]) -> list[ExportRun]:
     """Export each generation; a run of each. mapper: from a source and the `first` of ExportRun."""
     plan, columns = read_plan(build.folder.below(ROWS))
-    return [
-        _run_export(build, name, some_shards(plan, first, stop), columns, (first, stop), mapper)
-        for first, stop in (generation["shards"] for generation in read_manifest(build)["generations"])
-    ]
+    source = build.source(columns, build.config.vectors.keep_columns)
 
+    def run_export(first: int, stop: int) -> ExportRun:
+        shards, exporter = some_shards(plan, first, stop), mapper(source, first)
+        folder, label = build.stage(f"export-{name}-{first:06d}-{stop:06d}"), f"exporting for {name}"
+        settings = {"job": "export", "to": name, "shards": [first, stop]}
+        parts = build.run_stage(folder, label, lambda run, workers: exporter, shards, settings, columns=columns)
+        return ExportRun(first, shards, folder, parts)
 
-def _run_export(
-    build: IndexBuild,
-    name: str,
-    plan: pa.Table,
-    columns: pa.Schema,
-    shards: tuple[int, int],
-    mapper: Callable[[VectorSource, int], FusedMapper],
-) -> ExportRun:
-    """shards: the index's number of the first shard of the plan, and the one after its last."""
-    first, stop = shards
-
-    def make(run: Run, workers: WorkerPlan) -> FusedMapper:
-        return mapper(build.source(run.columns, build.config.vectors.keep_columns), first)
-
-    folder = build.stage(f"export-{name}-{first:06d}-{stop:06d}")
-    settings = {"job": "export", "to": name, "shards": [first, stop]}
-    parts = build.run_stage(folder, f"exporting for {name}", make, lambda: (plan, columns), settings)
-    return ExportRun(first, plan, folder, parts)
+    return [run_export(*generation["shards"]) for generation in read_manifest(build)["generations"]]
 
 
 def _export_files(build: IndexBuild, store: Store, vectors: int) -> None:
     """Export Parquet for a store. vectors: of the index."""
-    place = _place(build, store.place)
+    place = build.folder.below(f"{EXPORTED}/{store.place}")
     with_metadata = store.with_metadata and bool(build.config.vectors.keep_columns)
-
-    def mapper(source: VectorSource, first: int) -> ExportFiles:
-        return ExportFiles(source, place, first, store.column, with_metadata)
-
-    runs, count = _run_exports(build, store.name, mapper), 0
-    existing = place.list()
+    runs = _run_exports(
+        build, store.name, lambda source, first: ExportFiles(source, place, first, store.column, with_metadata)
+    )
+    existing, count = place.list(), 0
     for run in runs:
         with_parts = zip(shards(run.plan), run.parts, strict=True)
         names = [file_name(run.first, shard) for shard, part in with_parts if part.source_rows > part.errors]
@@ -135,7 +115,7 @@ def _export_lance(build: IndexBuild, vectors: int) -> None:
     """Export a Lance dataset. Its commit names every fragment, so a repeated one has the same rows, each once."""
     import lance
 
-    place = _place(build, "vectors.lance")
+    place = build.folder.below(f"{EXPORTED}/vectors.lance")
     url, options = lance_url(place), lance_options(place)
     runs = _run_exports(build, "lance", lambda source, first: ExportFragments(source, url, options))
     existing, fragments = place.below("data").list(), []
@@ -176,9 +156,8 @@ def _refuse_lost(place: Folder, run: ExportRun, lost: Sequence[str]) -> None:
 
 def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
     """A phrase about the rows that are not in an export. Raises RunError where it has not every vector of the index."""
-    rows, without = (
-        sum(getattr(part, name) for run in runs for part in run.parts) for name in ("source_rows", "errors")
-    )
+    parts = [part for run in runs for part in run.parts]
+    rows, without = sum(part.source_rows for part in parts), sum(part.errors for part in parts)
     if rows - without != vectors:
         raise RunError(
             f"{place.url} has {rows - without:,} vectors, the index {vectors:,}. Delete it and {runs[0].folder.url}, and start "
@@ -189,7 +168,7 @@ def _left_out(place: Folder, runs: Sequence[ExportRun], vectors: int) -> str:
 
 def _export_centroids(build: IndexBuild) -> None:
     """Export once, the README last: the trained index never changes."""
-    place = _place(build, "centroids")
+    place = build.folder.below(f"{EXPORTED}/centroids")
     if place.exists(README):
         return
     index = load_index(build.folder.read(TRAINED))
@@ -198,22 +177,16 @@ def _export_centroids(build: IndexBuild) -> None:
         for name, array in arrays.items():
             np.save(f"{folder}/{name}.npy", array)
             place.put(f"{name}.npy", f"{folder}/{name}.npy")
-    place.publish(
-        README,
-        centroids_readme(
-            arrays, uses_inner_product(build.kind, build.config.metric), lists_of(index).by_residual
-        ).encode(),
-    )
+    inner_product = uses_inner_product(build.kind, build.config.metric)
+    place.publish(README, centroids_readme(arrays, inner_product, lists_of(index).by_residual).encode())
     log.info(f"{place.url}: {', '.join(f'{name} {list(array.shape)}' for name, array in arrays.items())}")
 
 
 def trained_arrays(index: Any) -> dict[str, np.ndarray]:
     """The arrays of a trained index with lists, float32: CENTROIDS [lists, dim]; ROTATION [dim, dim] and CODEBOOKS [groups,
     2 ** bits, dim / groups] where it has them."""
-    import faiss
-
     inner = lists_of(index)
-    arrays = {CENTROIDS: faiss.downcast_index(inner.quantizer).reconstruct_n(0, inner.nlist)}
+    arrays = {CENTROIDS: np.array(centroids_of(inner))}
     if isinstance(inner, faiss.IndexIVFPQ):
         pq = inner.pq
         arrays[CODEBOOKS] = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)
@@ -235,9 +208,8 @@ def centroids_readme(arrays: Mapping[str, np.ndarray], inner_product: bool, resi
         f"`centroids.npy`: float32 [{lists}, {dim}], row i for list i; the column `list` of `rows/` names it.",
     ]
     if rotated:
-        paragraphs.append(
-            f"`rotation.npy`: float32 [{dim}, {dim}]. Centroids lie behind it: a vector x is rotated first, {vector}."
-        )
+        behind = f"Centroids lie behind it: a vector x is rotated first, {vector}."
+        paragraphs.append(f"`rotation.npy`: float32 [{dim}, {dim}]. {behind}")
     paragraphs.append(f"The list of a vector x is that whose centroid has the {measure} {vector}.")
     if CODEBOOKS in arrays:
         groups, entries, width = arrays[CODEBOOKS].shape

@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from ...storage.fingerprint import fingerprint
 from ...storage.folder import Folder
 from ...storage.listing import InputFile
 from ..build.layout import ROWS
-from ..build.stage_parts import ids_of
+from ..build.stage_parts import group_neighbours, ids_of
 from .config import FilterOptions, SearchConfig
 from .opened_index import OpenedIndex
 
@@ -32,33 +30,24 @@ COUNTED_ROWS = 20_000_000  # largest index whose ids are read to count the allow
 THREADS = 4
 
 
-@dataclass(frozen=True)
-class AllowedIds:
-    """name: the file of the ids in the folder of the search; None where all passages are allowed. notes: for the report."""
-
-    name: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-def read_allowed_ids(config: SearchConfig, index: OpenedIndex, folder: Folder) -> AllowedIds:
+def read_allowed_ids(config: SearchConfig, index: OpenedIndex, folder: Folder) -> tuple[str | None, tuple[str, ...]]:
     """Write the ids of --allow into the folder, once. Raises InputError where there is no id, or none that the index has.
 
-    Reads every id of an index of up to COUNTED_ROWS rows. Memory: the list, once a thread, and the ids of a few million rows.
+    Returns the name of their file, None where all passages are allowed; and notes for the report. Reads every id of an index of up
+    to COUNTED_ROWS rows. Memory: the list, once a thread, and the ids of a few million rows.
     """
     options = config.filter
     if options.allow is None:
-        return AllowedIds()
+        return None, ()
     files = list_files(CorpusOptions(input=options.allow), folder.options)
     ids = _read(options, files, folder.options)
     if not len(ids):
-        raise InputError(
-            f"--allow {options.allow} has no id in column {options.allow_column!r}: nothing could be found"
-        )
+        raise InputError(f"--allow {options.allow} has no id in column {options.allow_column!r}: nothing can be found")
     note = _compare(ids, options, index)
     log.info(note)
     name = f"_{fingerprint(options.allow_column, [(f.name, f.size, f.tag) for f in files])}-{ALLOWED}"
     folder.claim(name, parquet_bytes(pa.table({"id": ids})))
-    return AllowedIds(name, (note,))
+    return name, (note,)
 
 
 def _compare(ids: pa.Array, options: FilterOptions, index: OpenedIndex) -> str:
@@ -88,16 +77,10 @@ def _count_known(ids: pa.Array, rows: Folder) -> int:
     def places(parts: Sequence[Part]) -> pa.Array:
         return pc.index_in(ids_of(rows, parts), value_set=ids).drop_null()
 
+    parts = read_manifest(rows)
+    groups = group_neighbours(parts, np.cumsum([part.rows for part in parts]) // IDS_AT_ONCE)
     with ThreadPoolExecutor(THREADS) as threads:
         known = np.zeros(len(ids), bool)
-        for each in threads.map(places, _groups(read_manifest(rows))):
+        for each in threads.map(places, groups):
             known[each.to_numpy()] = True
     return int(known.sum())
-
-
-def _groups(parts: Sequence[Part]) -> list[list[Part]]:
-    """Neighbouring parts in groups of about IDS_AT_ONCE rows."""
-    ends = np.cumsum([part.rows for part in parts]) // IDS_AT_ONCE
-    return [
-        [part for part, _ in group] for _, group in groupby(zip(parts, ends, strict=True), key=lambda each: each[1])
-    ]

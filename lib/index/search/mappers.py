@@ -1,36 +1,34 @@
-"""The search job on one shard: a block of queries in one segment."""
+"""The search job on one shard: a block of queries in one segment; and its hits, the passages of each query, best first."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from ...data.ranking import best_of_repeats, rank_ids, top_k
 from ...data.shards import Shard, of_source
 from ...engine.mapper import FusedMapper, Result
 from ...storage.folder import Folder
-from ..build.layout import ROWS
 from ..build.vector_source import VectorRows, VectorSource
+from ..exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..kinds import IndexKind, Metric, scores_of
-from .config import SearchConfig, search_value
-from .hits import (
-    ERROR,
-    HITS_AT_ONCE,
-    NO_HITS,
-    Hits,
-    best_hits,
-    concat_hits,
-    empty_table,
-    hits_table,
-    lacks_passages,
-)
-from .opened_index import OpenedIndex
-from .segment_reader import Segment, SegmentReader, read_ids
+from .segment_reader import Segment, SegmentReader
 
 QUERIES, SEGMENTS = "queries", "segments"  # sources of a shard's ranges
+# Hits that a worker has in memory at once: 0.2 kB each while it searches, 0.4 while it merges.
+HITS_AT_ONCE = 2 << 20
+ERROR = "error"  # why a query has no hit
+HITS_SCHEMA = pa.schema(
+    [(QUERY_ID, pa.large_string()), (PASSAGE_ID, pa.large_string()), (SCORE, pa.float32()), (ERROR, pa.string())]
+)
+Hits = tuple[np.ndarray, pa.Array, np.ndarray]  # numbers of queries, int64 [n]; passages' ids; scores, float32 [n]
+NO_HITS: Hits = (np.empty(0, np.int64), pa.array([], pa.large_string()), np.empty(0, np.float32))
 NO_PASSAGE = "nothing was found: no passage in the lists that were probed, or none that is allowed"
 
 
@@ -53,29 +51,11 @@ class SearchSegment(FusedMapper):
     allowed: str | None
     threads: int
 
-    @classmethod
-    def of(
-        cls, index: OpenedIndex, config: SearchConfig, *, queries: VectorSource, allowed: str | None, threads: int
-    ) -> "SearchSegment":
-        """The mapper for the segments of an opened index."""
-        return cls(
-            queries=queries,
-            kind=index.kind,
-            metric=index.card["metric"],
-            value=search_value(config, index.card, index.kind),
-            k=config.top_k,
-            ranges={segment["name"]: (segment["first"], segment["rows"]) for segment in index.segments},
-            rows=index.folder.below(ROWS),
-            output=config.hits_folder,
-            allowed=allowed,
-            threads=threads,
-        )
-
     def load(self) -> Callable[[Shard], Result]:
-        import faiss
-
         faiss.omp_set_num_threads(self.threads)
-        allowed = None if self.allowed is None else read_ids(self.output, self.allowed)
+        allowed = None
+        if self.allowed is not None:
+            allowed = pq.read_table(pa.BufferReader(self.output.read(self.allowed)))["id"].combine_chunks()
         reader = SegmentReader(self.ranges, self.rows, allowed)
 
         def work(shard: Shard) -> Result:
@@ -122,15 +102,46 @@ class SearchSegment(FusedMapper):
 
     def _nearest_rows(self, segment: Segment, vectors: np.ndarray, count: int) -> Hits:
         """The nearest rows of the segment, chunks of one passage each by itself."""
-        scores, numbers = segment.index.search(vectors, count, params=self._parameters(segment))
+        chosen: dict[str, Any] = {} if segment.selector is None else {"sel": segment.selector}
+        if self.kind.search_parameter:
+            chosen[self.kind.search_parameter] = self.value
+        scores, numbers = segment.index.search(vectors, count, params=self.kind.parameters(**chosen))
         exists = numbers.reshape(-1) >= 0  # faiss pads with -1
         ids = segment.ids.take(pa.array(numbers.reshape(-1)[exists] - segment.first))
         queries = np.repeat(np.arange(len(vectors)), count)[exists]
         return queries, ids, scores_of(self.kind, self.metric, scores).reshape(-1)[exists]
 
-    def _parameters(self, segment: Segment) -> Any:
-        """faiss's parameters of a search."""
-        chosen: dict[str, Any] = {} if segment.selector is None else {"sel": segment.selector}
-        if self.kind.search_parameter:
-            chosen[self.kind.search_parameter] = self.value
-        return self.kind.parameters(**chosen)
+
+def best_hits(queries: np.ndarray, ids: pa.Array, scores: np.ndarray, k: int) -> Hits:
+    """The k best passages of each query, the queries in order. A repeated passage counts once, with its best score."""
+    ranks, names = rank_ids(ids)
+    queries, scores, ranks = top_k(*best_of_repeats(queries, scores, ranks), k)
+    return queries, names.take(pa.array(ranks)), scores
+
+
+def lacks_passages(queries: np.ndarray, ids: pa.Array, count: int, rows: int, k: int) -> np.ndarray:
+    """bool [count]: queries with fewer than k different passages among the `rows` rows that were searched for, all of which were
+    returned. More rows may hold more passages."""
+    numbers = ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    width = int(numbers.max(initial=0)) + 1
+    different = np.bincount(np.unique(queries * width + numbers) // width, minlength=count)
+    return (different < k) & (np.bincount(queries, minlength=count) >= rows)
+
+
+def concat_hits(parts: Sequence[Hits]) -> Hits:
+    """Hits of different queries, in the order of the queries."""
+    queries, scores = (np.concatenate([part[place] for part in parts]) for place in (0, 2))
+    order = np.argsort(queries, kind="stable")
+    return queries[order], pa.concat_arrays([ids for _, ids, _ in parts]).take(pa.array(order)), scores[order]
+
+
+def hits_table(names: pa.Array, queries: np.ndarray, ids: pa.Array, scores: np.ndarray) -> pa.Table:
+    """Hits as they are published. names: the queries' ids, by number."""
+    columns = {QUERY_ID: names.take(pa.array(queries)), PASSAGE_ID: ids, SCORE: scores}
+    return pa.table(columns | {ERROR: pa.nulls(len(queries), pa.string())}).cast(HITS_SCHEMA)
+
+
+def empty_table(names: pa.Array, reasons: pa.Array) -> pa.Table:
+    """A row for each query without a hit, with the reason."""
+    nulls = {PASSAGE_ID: pa.nulls(len(names), pa.large_string()), SCORE: pa.nulls(len(names), pa.float32())}
+    return pa.table({QUERY_ID: names} | nulls | {ERROR: reasons}).cast(HITS_SCHEMA)

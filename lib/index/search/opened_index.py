@@ -1,6 +1,5 @@
 """A finished index, opened for a search: its card, and the segments that its manifest names."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,12 +47,11 @@ class OpenedIndex:
 def open_index(url: str, storage: Mapping[str, Any]) -> OpenedIndex:
     """Raises InputError where there is no finished index, or files of it are missing."""
     folder = Folder(absolute(url), dict(storage))
-    try:
-        card, manifest = (json.loads(folder.read(name)) for name in (CARD, MANIFEST))
-    except FileNotFoundError as error:
+    card, manifest = (folder.read_json(name) for name in (CARD, MANIFEST))
+    if card is None or manifest is None:
         raise InputError(
             f"no finished index at {folder.url}: it has no {CARD}. Start the command again that builds it, or correct --index"
-        ) from error
+        )
     index = OpenedIndex(folder, card, tuple(segments_of(manifest)))
     _refuse_missing_files(index)
     return index

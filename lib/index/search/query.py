@@ -44,12 +44,10 @@ class QueryVectors:
             column=self.column,
             id_column=self.id_column,
             keep_columns=(),
-            dim=index.card["dim"],
+            format=self.format,
             normalize=index.card["metric"] == "cosine",
-            has_reasons=self.format.has_reasons,
             columns=columns,
             storage=index.folder.options,
-            ranges=self.format.ranges,
         )
 
 
@@ -66,9 +64,7 @@ def query_vectors(config: SearchConfig, index: OpenedIndex) -> QueryVectors:
         url, id_column, column = embedding.run.folder.url, "id", "embedding"
     corpus = _measure(RowOptions(input=url, id_column=id_column, keep_columns=(column,)), storage, strict=True)
     if not corpus.rows:
-        raise InputError(
-            f"{queries.input} has no rows: there is nothing to search for. Give it queries, or correct --input"
-        )
+        raise InputError(f"{queries.input} has no rows: nothing to search for. Give it queries, or correct --input")
     _check_ids(corpus, queries.input, storage)
     vectors = QueryVectors(url, describe(corpus.files, column, storage), corpus, column, corpus.id_column)
     _check_format(vectors.format, index, queries.input)

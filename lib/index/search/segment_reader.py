@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from socket import gethostname
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ...engine.parts import read_manifest
 from ...errors import InputError
@@ -65,7 +65,11 @@ class SegmentReader:
             index = open_segment(download(path, f"{self.scratch.name}/segment", storage))
         with _named_when_missing(self.rows.url):
             ids = self._ids(first, count)
-        return Segment(index, first, ids, self._selector(first, ids))
+        selector = None
+        if self.allowed is not None:
+            places = np.flatnonzero(pc.is_in(ids, value_set=self.allowed).to_numpy(zero_copy_only=False))
+            selector = faiss.IDSelectorBatch(places + first)
+        return Segment(index, first, ids, selector)
 
     def _ids(self, first: int, count: int) -> pa.Array:
         parts, start = [], 0
@@ -74,19 +78,6 @@ class SegmentReader:
                 parts.append(part)
             start += part.rows
         return ids_of(self.rows, parts)
-
-    def _selector(self, first: int, ids: pa.Array) -> Any:
-        if self.allowed is None:
-            return None
-        import faiss
-
-        places = np.flatnonzero(pc.is_in(ids, value_set=self.allowed).to_numpy(zero_copy_only=False))
-        return faiss.IDSelectorBatch(places + first)
-
-
-def read_ids(folder: Folder, name: str) -> pa.Array:
-    """The allowed ids, as the driver stored them."""
-    return pq.read_table(pa.BufferReader(folder.read(name)))["id"].combine_chunks()
 
 
 @contextmanager
