@@ -116,8 +116,9 @@ def recall_points(
     points = []
     for value in sorted(lists):
         by_query = np.stack([exact.recall(lists[value], cut) for cut in CUTS], axis=1)
-        rows = zip(by_query.mean(axis=0), *bootstrap_intervals(by_query).T, strict=True)
-        recall = {cut: tuple(map(float, row)) for cut, row in zip(CUTS, rows, strict=True)}
+        lows, highs = bootstrap_intervals(by_query).T.tolist()
+        rows = zip(CUTS, by_query.mean(axis=0).tolist(), lows, highs, strict=True)
+        recall = {cut: (mean, low, high) for cut, mean, low, high in rows}
         points.append(RecallPoint(value, recall, seconds[value] / max(len(by_query), 1)))
     return points
 
