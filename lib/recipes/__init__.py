@@ -69,8 +69,8 @@ class Recipe:
 
     models: hub ids that the recipe is for, the usual one first. prompts: by name; "passage" is put before a corpus, "query"
     before queries, others are chosen by --prompt-name. passage_template: a passage made of several columns.
-    dtype: of the published run. scores: by model and task of evaluation/tasks, in percent: NDCG@10 of a
-    retrieval task, MAP of a reranking task, from their authors or from mteb's results repository.
+    scores: by model and task of evaluation/tasks, in percent: NDCG@10 of a retrieval task, MAP of a reranking task, from their
+    authors or from mteb's results repository.
     """
 
     models: tuple[str, ...] = ()
@@ -81,7 +81,6 @@ class Recipe:
     passage_template: str | None = None
     bidirectional: bool | None = None
     append_eos: bool | None = None
-    dtype: str | None = None
     training: tuple[Stage, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -103,7 +102,6 @@ class RerankRecipe:
     beyond: tuple[str, ...] = ()
     activation: Literal["none", "sigmoid"] | None = None
     max_tokens: int | None = None
-    dtype: str | None = None
     training: tuple[Stage, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 

@@ -12,7 +12,6 @@ RECIPE = Recipe(
     normalize=True,
     max_tokens=8192,
     prompts={QUERY: "", PASSAGE: ""},
-    dtype="float16",
     training=(
         Stage(
             name="bge-m3-unified",

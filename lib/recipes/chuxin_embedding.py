@@ -15,7 +15,6 @@ RECIPE = Recipe(
     normalize=True,
     max_tokens=1024,
     prompts={QUERY: "", PASSAGE: "", "mining": "为这个句子生成表示以用于检索相关文章："},
-    dtype="float16",
     training=(
         Stage(
             name="chuxin-pretrain",

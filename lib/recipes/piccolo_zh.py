@@ -22,7 +22,6 @@ RECIPE = Recipe(
         "query-fullwidth": "查询：",
         "passage-fullwidth": "结果：",
     },
-    dtype="float16",
     training=(
         Stage(
             name="piccolo-stage1",

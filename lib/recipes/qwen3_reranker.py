@@ -19,5 +19,4 @@ RECIPE = RerankRecipe(
     answers=("yes", "no"),
     activation="sigmoid",
     max_tokens=8192,
-    dtype="bfloat16",
 )

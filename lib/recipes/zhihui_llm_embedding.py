@@ -34,7 +34,6 @@ RECIPE = Recipe(
     bidirectional=True,
     append_eos=True,
     prompts={PASSAGE: ""} | {name: f"Instruct: {task}\nQuery: " for name, task in INSTRUCTIONS.items()},
-    dtype="bfloat16",
     training=(
         Stage(
             name="zhihui",

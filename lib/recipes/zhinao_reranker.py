@@ -18,7 +18,6 @@ RECIPE = RerankRecipe(
     beyond=(*BEFORE, *AFTER),
     activation="none",
     max_tokens=960,  # of query and passage; 64 more are left to the rest
-    dtype="bfloat16",
     training=(
         Stage(
             name="360zhinao-reranker",

@@ -14,7 +14,6 @@ RECIPE = Recipe(
     max_tokens=512,
     prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
     passage_template="{title} {text}",
-    dtype="float32",
     training=(
         Stage(
             name="360zhinao-search",

@@ -12,15 +12,15 @@ A format module has
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 
 from ...errors import InputError
-from ...storage.listing import InputFile
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ROWS_PER_TABLE = 10_000  # Python values, until they are an Arrow table
@@ -44,19 +44,7 @@ class Measure:
         return self.units * self.unit_rows
 
 
-class Format(Protocol):
-    """The functions of a format module; see above."""
-
-    SUFFIXES: tuple[str, ...]
-
-    def measure(self, file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure: ...
-
-    def read(
-        self, path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]
-    ) -> Iterator[pa.Table]: ...
-
-
-def format_of(path: str) -> Format | None:
+def format_of(path: str) -> ModuleType | None:
     """The format module for a path, by its ending (compression ending aside), or None."""
     stem = path.lower()
     for ending in COMPRESSIONS:
@@ -101,7 +89,7 @@ def check_columns(schema: pa.Schema, columns: Sequence[str], path: str) -> None:
         raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(schema.names)}")
 
 
-def _formats() -> list[Format]:
+def _formats() -> list[ModuleType]:
     """The format modules: every file of this folder whose name does not begin with `_`."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]  # type: ignore[misc]
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]

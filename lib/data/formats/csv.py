@@ -19,7 +19,7 @@ OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
 csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
 
 
-def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
+def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any]) -> Measure:
     records = _records(file.path, options)
     header, _ = next(records, (None, False))
     if not header:

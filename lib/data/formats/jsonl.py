@@ -16,7 +16,7 @@ from ._lines import line_text, measure_lines, read_lines, sample
 SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
-def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
+def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any]) -> Measure:
     lines = sample(file, options)
     names: dict[str, None] = {}
     for line in lines:

@@ -17,7 +17,7 @@ ROWS_PER_TABLE = 8192  # decoded at once
 BUFFER = 4 << 20  # bytes read ahead a column: memory then does not grow with the row group
 
 
-def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
+def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any]) -> Measure:
     with open_file(file.path, options) as source, pq.ParquetFile(source) as parquet:
         metadata, schema = parquet.metadata, parquet.schema_arrow
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -67,9 +67,7 @@ def _table(table: pa.Table, first: int) -> pa.Table:
     return table.append_column("_error", pa.nulls(rows, pa.string()))
 
 
-def _group_bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+def _group_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
     """Uncompressed bytes of the columns in a row group."""
     chunks = (group.column(i) for i in range(group.num_columns))
-    return sum(
-        c.total_uncompressed_size for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns
-    )
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)

@@ -13,7 +13,7 @@ SUFFIXES = (".txt", ".text")
 SCHEMA = pa.schema([("text", pa.large_string())])
 
 
-def measure(file: InputFile, columns: Sequence[str] | None, options: Mapping[str, Any]) -> Measure:
+def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any]) -> Measure:
     return measure_lines(file, options, SCHEMA, sample(file, options), complete=True)
 
 
