@@ -87,8 +87,8 @@ def suppose(text: str, column: str) -> tuple[Corpus, VectorFormat]:
 
 def clock_of(stages: Sequence[StageEstimate]) -> float | None:
     """Seconds with the cluster's workers; None where a stage has none."""
-    clocks = [stage.current_clock for stage in stages]
-    return None if None in clocks else sum(filter(None, clocks))
+    plans = [(stage, stage.workers) for stage in stages if isinstance(stage.workers, WorkerPlan)]
+    return sum(stage.clock(plan.maximum, plan.threads) for stage, plan in plans) if len(plans) == len(stages) else None
 
 
 def _core_hours(stages: Sequence[StageEstimate]) -> float:

@@ -96,11 +96,6 @@ class StageEstimate:
         rounds = math.ceil(self.shards / workers)
         return max(rounds * self.seconds / self.shards / threads, DRIVER_SECONDS * self.shards) + self.serial_seconds
 
-    @property
-    def current_clock(self) -> float | None:
-        """The same with the cluster's workers."""
-        return None if isinstance(self.workers, str) else self.clock(self.workers.maximum, self.workers.threads)
-
 
 @dataclass(frozen=True)
 class Estimator:
