@@ -181,7 +181,7 @@ def test_dry_run_tells_plan_tokens_and_cost(cluster, data, model):
     inputs = {"queries": str(data / "queries.parquet"), "corpus": str(data / "corpus")}
     by_id = dry_run(configure(RerankConfig, input=str(data / "candidates"), **inputs, **options))
 
-    assert pairs.rows == by_id.rows == len(CANDIDATES)
+    assert pairs.planner.corpus.rows == by_id.planner.corpus.rows == len(CANDIDATES)
     assert by_id.tokens_a_row == pytest.approx(pairs.tokens_a_row, rel=0.3)
     assert "cost" in "\n".join(by_id.lines(price_per_hour=2.0))
     assert not (data / "out").exists()
