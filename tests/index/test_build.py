@@ -51,13 +51,14 @@ def source(tmp_path, vectors):
 
 @pytest.fixture(scope="module")
 def index_of(tmp_path_factory, vectors):
-    """index_of(kind): the output and the card of an index of the vectors, built once."""
+    """index_of(kind): the output and the card of an index of the vectors, built once; all of the same files and sample."""
+    folder = tmp_path_factory.mktemp("index")
+    source = write_many(folder / "vectors", vectors)
 
     @cache
     def make(kind: str) -> tuple[Path, dict[str, Any]]:
-        folder = tmp_path_factory.mktemp("index")
-        source = write_many(folder / "vectors", vectors)
-        return folder / "out", built(source, folder / "out", kind=kind, recall_queries=200, **lists_for(kind))
+        output = folder / kind.replace(":", "-")
+        return output, built(source, output, kind=kind, recall_queries=200, **lists_for(kind))
 
     return make
 
