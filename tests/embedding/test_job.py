@@ -171,7 +171,7 @@ def test_dry_run_tells_plan_tokens_memory_and_cost(cluster, docs, minilm):
     plan = dry_run(config(docs, minilm))
     lines = "\n".join(plan.lines(price_per_hour=2.5))
 
-    assert plan.rows == 300
+    assert plan.planner.corpus.rows == 300
     assert 10 < plan.tokens_a_row < 60
     for words in (
         "300 rows in 1 files",
