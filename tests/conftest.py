@@ -30,7 +30,6 @@ from tests.support.messages import silence  # noqa: F401
 from tests.support.trained import train_here  # noqa: F401
 
 MEMORY = Path("/dev/shm")
-STORES = {"ceph", "swift", "server", "store"}  # fixtures that start an S3 server
 
 
 def _suits(folder: Path) -> bool:
@@ -46,16 +45,7 @@ def _suits(folder: Path) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     if _suits(MEMORY):  # each published object is synced, which takes 5 ms on a disk
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-    if not hasattr(config, "workerinput"):  # a worker of xdist reports to the process that started it
-        config.pluginmanager.register(FileBudget())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for the two processes of `make test`: tests of one Ray, tests of the S3 servers, and the rest by file."""
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        group = "stores" if fixtures & STORES else "ray" if "cluster" in fixtures else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    config.pluginmanager.register(FileBudget())
 
 
 def _serve(kind: type[Server], temporary: pytest.TempPathFactory) -> Iterator[Server]:
