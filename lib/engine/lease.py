@@ -96,7 +96,7 @@ class _Lease:
         self.folder = run.below(HOLDERS)
         if run.url.startswith(
             ("s3://", "s3a://")
-        ):  # a connection that hangs must not look like a death: timeouts under DEAD
+        ):  # timeouts under DEAD: a request that hangs must not look like a death
             self.folder = replace(self.folder, options=PROBE_OPTIONS | run.options)
 
     def take(self) -> None:
@@ -108,6 +108,7 @@ class _Lease:
             self.generation = 1 + max(numbers, default=-1)
             if not self.claim():
                 continue  # another was as quick, and will be seen to live
+            # Of two drivers that created objects of overlapping slices at once, the first name in order stays.
             if rivals := self.holders().keys() - holders.keys() - {self.name()}:
                 self.remove()
                 if self.name() > min(rivals):
@@ -134,7 +135,7 @@ class _Lease:
 
     def wait_until_dead(self, holders: Mapping[str, tuple[ShardSlice, int]]) -> None:
         """Return when none of these holders is alive. Raises RunError for one that is."""
-        seen = {name: words for name in holders if (words := self.folder.read_json(name)) and not _has_ended(words)}
+        seen = {name: stored for name in holders if (stored := self.folder.read_json(name)) and not _has_ended(stored)}
         if seen:
             who = _who(next(iter(seen.values())))
             log.info(f"held by {who}: waiting for some {DEAD:.0f} s to see whether it is alive")
@@ -142,11 +143,11 @@ class _Lease:
             if not seen:
                 return
             time.sleep(LOOK)
-            for name, words in list(seen.items()):
+            for name, stored in list(seen.items()):
                 now = self.folder.read_json(name)
                 if now is None:
                     del seen[name]
-                elif now != words:
+                elif now != stored:
                     raise RunError(
                         f"{holders[name][0]} of {self.run.url} is held by {_who(now)}, which is at work. Wait for it, end it, or "
                         "take another --slice or --output"
@@ -154,7 +155,7 @@ class _Lease:
 
     def claim(self) -> bool:
         with suppress(FileNotFoundError):  # it was another's, who has ended since
-            return self.folder.claim(self.name(), self.words())
+            return self.folder.claim(self.name(), self.content())
         return False
 
     def check(self) -> None:
@@ -171,7 +172,7 @@ class _Lease:
                 self.lost = not self.is_mine() or self.folder.exists(self.name(later=1))
                 self.beats += 1
                 if not self.lost and not self.ended.is_set():
-                    self.folder.publish(self.name(), self.words())
+                    self.folder.publish(self.name(), self.content())
         with suppress(Exception):
             self.remove()
 
@@ -183,7 +184,7 @@ class _Lease:
         stored = self.folder.read_json(self.name())
         return stored is not None and stored["key"] == self.key
 
-    def words(self) -> bytes:
+    def content(self) -> bytes:
         about = {"host": socket.gethostname(), "processes": _processes(), "pid": os.getpid()}
         return json.dumps(about | {"key": self.key, "beat": self.beats}).encode()
 
@@ -195,15 +196,15 @@ def _processes() -> str:
     return socket.gethostname()
 
 
-def _has_ended(words: Mapping[str, Any]) -> bool:
+def _has_ended(stored: Mapping[str, Any]) -> bool:
     """Whether the process ran on this machine and has ended; for another machine only waiting can tell."""
-    if words["processes"] == _processes():
+    if stored["processes"] == _processes():
         try:
-            os.kill(words["pid"], 0)
+            os.kill(stored["pid"], 0)
         except OSError as error:  # PermissionError: it is another user's, and lives
             return isinstance(error, ProcessLookupError)
     return False
 
 
-def _who(words: Mapping[str, Any]) -> str:
-    return f"process {words['pid']} on {words['host']}"
+def _who(stored: Mapping[str, Any]) -> str:
+    return f"process {stored['pid']} on {stored['host']}"

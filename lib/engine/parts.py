@@ -70,8 +70,8 @@ def publish_part(
     )  # vectors and codes: no compressor makes them smaller
     vectors = [f.name for f in table.schema if any(is_fixed(f.type) for is_fixed in fixed)]
     compression = {leaf: "NONE" if leaf.split(".")[0] in vectors else "ZSTD" for leaf in _leaves(table.schema)}
-    words = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-    with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=words) as writer:
+    strings = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    with pq.ParquetWriter(sink, table.schema, compression=compression, use_dictionary=strings) as writer:
         if groups is None:
             writer.write_table(table, row_group_size=ROW_GROUP)
         for start, rows in zip(accumulate(groups or (), initial=0), groups or (), strict=False):

@@ -26,7 +26,7 @@ def partition_bytes(total: float) -> float:
 
 
 def bucket_numbers(keys: pa.Array, buckets: int) -> np.ndarray:
-    """int64 [n]: the bucket of each key (strings), which depends on nothing else. Nulls match nothing: they go to all in turn."""
+    """The bucket of each key (strings), int64 [n]: its hash modulo `buckets`. Null keys match nothing and go to all in turn."""
     from pandas.util import hash_array
 
     words = pc.fill_null(keys, "").to_numpy(zero_copy_only=False).astype(object)

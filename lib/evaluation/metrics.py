@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.bootstrap import bootstrap_interval
 from ..data.ranking import rank_ids, top_k
 
 CUTS = (1, 3, 5, 10, 20, 100, 1000)
@@ -60,6 +61,12 @@ def measures(grades: np.ndarray, judged: Sequence[np.ndarray]) -> dict[str, np.n
         "precision": hits / ranks,
     }
     return {f"{name}_at_{cut}": by_measure[name][:, cut - 1] for name in MEASURES for cut in CUTS}
+
+
+def intervals(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """95 % bootstrap intervals of the means, float64 [columns, 2]. values: [queries, columns]."""
+    count = len(values)
+    return bootstrap_interval(lambda rows: np.bincount(rows, minlength=count) @ values / count, count, seed)
 
 
 def _grades(judged: Grades, ids: pa.Array) -> np.ndarray:

@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..cli.units import format_duration
-from ..data.bootstrap import bootstrap_intervals
 from ..engine.parts import parquet_bytes
 from ..errors import RunError
 from ..storage.folder import Folder
-from .metrics import CUTS, MEASURES, NAMES
+from .metrics import CUTS, MEASURES, NAMES, intervals
 from .tasks import Task
 
 MTEB_FORMAT = "2.26.24"  # the version whose layout is written
@@ -56,7 +55,7 @@ class Result:
 def averaged(values: Mapping[str, np.ndarray]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Means and 95 % intervals of the measures of every query (float64 [queries] each)."""
     table = np.stack([values[name] for name in NAMES], axis=1)
-    bounds = bootstrap_intervals(table)
+    bounds = intervals(table)
     means = table.mean(axis=0)
     return (
         {name: float(mean) for name, mean in zip(NAMES, means, strict=True)},

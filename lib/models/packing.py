@@ -63,7 +63,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 
 def places_of(starts: np.ndarray | int, lengths: np.ndarray) -> np.ndarray:
-    """Return the places of all tokens of runs, end to end: those of run i count up from starts[i]. int64 [sum(lengths)]."""
+    """Concatenate ranges: for each i the numbers starts[i], starts[i] + 1, ..., lengths[i] of them. int64 [sum(lengths)]."""
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
 

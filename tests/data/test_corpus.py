@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.corpus import CorpusOptions, list_files, measure
+from lib.data.formats import format_of, known_suffixes
 from lib.data.reader import read_rows
 from lib.data.shards import changed_files, cut_shards, shards
 from lib.data.texts import parse_template
 from lib.errors import InputError, UsageError
 from tests.support.files import ROWS, WRITERS, everything, write_jsonl, write_parquet, write_text
+
+
+def test_every_format_is_tested():
+    """The files of the tests below are of every format: a new one needs a writer in tests/support/files.py."""
+    tested = {format_of(name) for name in WRITERS}
+
+    assert [suffix for suffix in known_suffixes().split() if format_of(f"a{suffix}") not in tested] == []
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -7,9 +7,8 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.data.bootstrap import bootstrap_intervals
 from lib.errors import InputError
-from lib.evaluation.metrics import CUTS, NAMES, evaluate
+from lib.evaluation.metrics import CUTS, NAMES, evaluate, intervals
 
 PASSAGES = [f"d{i}" for i in range(1500)] + ["é", "中文", "Ünïcode", "d-7", "10", "9"]
 QUERIES = [f"q{i}" for i in range(12)]
@@ -82,9 +81,9 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        low, high = bootstrap_intervals(random.beta(0.5, 0.5, size=(200, 1)))[0]
+        low, high = intervals(random.beta(0.5, 0.5, size=(200, 1)))[0]
         covered += low <= 0.5 <= high
 
     assert 180 <= covered <= 199
     values = random.random((50, len(NAMES)))
-    np.testing.assert_array_equal(bootstrap_intervals(values), bootstrap_intervals(values))
+    np.testing.assert_array_equal(intervals(values), intervals(values))

@@ -1,5 +1,5 @@
-"""The codec of a trained index: vectors to lists and codes, the mapper that encodes the rows so, and codes into an index as if one
-process had added the vectors."""
+"""The codec of a trained index: encode vectors (list number and code), the mapper that encodes shards, and fill an index from
+stored codes, as if faiss had added the vectors in one process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,11 +6,12 @@ any is right, whichever its number.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from ...data.bootstrap import bootstrap_intervals
+from ...data.bootstrap import bootstrap_interval
 from ...data.ranking import places_in_query
 from ..exact.top_k_merge import RankedLists
 from .layout import NUMBER
@@ -113,14 +114,20 @@ def recall_points(
     lists: Mapping[int, np.ndarray], exact: ExactScores, seconds: Mapping[int, float]
 ) -> list[RecallPoint]:
     """One of each value, the least first. seconds: of a core for all queries, by value."""
-    points = []
+    queries, points = len(exact.counts), []
     for value in sorted(lists):
-        by_query = np.stack([exact.recall(lists[value], cut) for cut in CUTS], axis=1)
-        lows, highs = bootstrap_intervals(by_query).T.tolist()
-        rows = zip(CUTS, by_query.mean(axis=0).tolist(), lows, highs, strict=True)
-        recall = {cut: (mean, low, high) for cut, mean, low, high in rows}
-        points.append(RecallPoint(value, recall, seconds[value] / max(len(by_query), 1)))
+        by_query = np.stack([exact.recall(lists[value], cut) for cut in CUTS])
+        bounds = bootstrap_interval(partial(_means, by_query), queries).tolist()
+        rows = zip(CUTS, _means(by_query, np.arange(queries)).tolist(), bounds, strict=True)
+        points.append(
+            RecallPoint(value, {cut: (mean, *ends) for cut, mean, ends in rows}, seconds[value] / max(queries, 1))
+        )
     return points
+
+
+def _means(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The mean over some rows of each line of values, float64 [lines]. values: [lines, rows]."""
+    return values.take(rows, axis=1).mean(axis=1)
 
 
 def advised_point(points: Sequence[RecallPoint], wanted: float) -> RecallPoint:

@@ -25,9 +25,9 @@ from ...storage.filesystem import open_file
 class RankedLists:
     """The columns of lists, and the length that they are cut to.
 
-    query: the columns that name a query together. item: ids, of which equal scores rank the last one first, as in trec_eval; or row
-    numbers, of which they rank the first one first. score: null in a row that says why a query has no item. reasons: the columns
-    of such rows.
+    query: the columns that name a query together. item: passage ids (of equal scores the highest id comes first, as in trec_eval),
+    or row numbers (the lowest first). score: null marks a row that carries only the reason why its query has no item; reasons: the
+    columns of such rows.
     """
 
     query: tuple[str, ...]

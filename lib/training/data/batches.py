@@ -48,9 +48,9 @@ def generator(*words: Any) -> np.random.Generator:
 
 
 def draw(counts: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
-    """int64 [n, wanted]: places in lists of `counts` (int64 [n], none 0), drawn without replacement.
+    """Random positions in each list without replacement, int64 [n, wanted]. counts: the lists' lengths, int64 [n], none 0.
 
-    A list that is too short is laid end to end with itself until it is long enough. Sorting by (row, random number) shuffles
+    A list shorter than `wanted` is repeated until it is long enough. Sorting by (row, random number) shuffles
     each row's list alone; the first `wanted` of it are the draw.
     """
     blocks = [np.zeros((0, wanted), np.int64)]

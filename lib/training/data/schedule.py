@@ -36,7 +36,8 @@ def passes_of(weight: float, epochs: int) -> int:
 
 
 def epochs_of(stream: Stream, epochs: int, seed: int) -> list[np.ndarray]:
-    """The batches of each epoch, int32 [batches, 2]: `weight` passes an epoch, each going on where the last one ended.
+    """The batches of each epoch, int32 [batches, 2]. An epoch takes `weight` passes over the dataset, which may be a fraction, and
+    continues where the epoch before it stopped.
 
     A pass's batches are shuffled first, so that a part of a pass is a random part of it.
     """
@@ -55,7 +56,7 @@ def epochs_of(stream: Stream, epochs: int, seed: int) -> list[np.ndarray]:
 
 
 def make_order(streams: Sequence[Stream], parts: Sequence[str], epochs: int, seed: int, most: int | None) -> pa.Table:
-    """The plan's order as order.SCHEMA, at most `most` steps. parts: names of the parts that the streams number."""
+    """The order of the plan's batches as batch_reader.SCHEMA, at most `most` steps. parts: part names, indexed by the streams."""
     chosen = [epochs_of(stream, epochs, seed) for stream in streams]
     rows = [np.zeros((0, 3), np.int32)]  # part, group, stream
     for epoch in range(epochs):

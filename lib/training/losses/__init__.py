@@ -1,9 +1,8 @@
 """Losses, one file each: a frozen dataclass of hyperparameters whose call returns the loss of a rank's rows.
 
-The mean of the ranks' values is the loss of the global batch. `gather` sums the gradients of gathered tensors back to the rank
-that owns them, and weight gradients are averaged over the ranks: together they are the gradient of one large batch, at any
-world size. So a loss over rows returns `batch.keys.global_mean(values)`, and a loss over the whole batch returns its value, the
-same on every rank.
+The mean of the ranks' values is the loss of the global batch. DDP averages weight gradients over the ranks, and `gather` sums the
+gradients of gathered tensors on the rank that owns them: together they are the gradient of one large batch, at any world size.
+So a loss over rows returns `batch.keys.global_mean(values)`; a loss over the whole batch returns the same value on every rank.
 
 A loss file exports its class as `LOSS`, a dataclass with a `kind`, whose call returns a scalar; `parse` makes one from text
 such as `infonce:temperature=0.02,weight=0.5`.

@@ -1,8 +1,8 @@
 """InfoNCE: the positive against hard negatives and, in datasets with in-batch negatives, the passages of all other rows.
 
 L = -log e^{s+/t} / (e^{s+/t} + sum_j e^{s_j/t}), s the cosine (van den Oord et al. 2018; BGE, E5, piccolo stage 1). A
-passage equal to one of the query's positives is no negative; with a `margin`, neither is one whose cosine exceeds
-the positive's by more than the margin (0.1 in Qwen3-Embedding; a negative margin keeps only negatives that far below it).
+passage equal to one of the query's positives is no negative. With a `margin`, a passage with cos > cos(positive) + margin
+is none either (0.1 in Qwen3-Embedding; a negative margin keeps only negatives that far below the positive).
 """
 
 from dataclasses import dataclass
