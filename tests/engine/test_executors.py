@@ -92,11 +92,6 @@ def case(request):
     return request.param
 
 
-@pytest.fixture(params=[RAY_DATA, ACTOR_POOL], ids=["ray-data", "actor-pool"])
-def on_ray(request, cluster):
-    return request.param
-
-
 @pytest.fixture
 def corpus(tmp_path):
     (tmp_path / "in").mkdir()
@@ -168,13 +163,14 @@ def test_a_failing_shard_is_quarantined_and_mended(case, corpus, tmp_path, monke
     assert (tmp_path / "out" / "_quarantine.json").read_text() == "{}"
 
 
-def test_poison_shards_are_quarantined(on_ray, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", [ACTOR_POOL], ids=["actor-pool"])
+def test_poison_shards_are_quarantined(cluster, case, corpus, tmp_path, monkeypatch):
     """A shard that kills its worker, or its reader, is given up on with its reason; every other shard is done."""
     monkeypatch.setattr(ray_data, "MAX_ACTOR_DEATHS", 1)  # a process takes seconds to start anew
     monkeypatch.setattr(dispatch, "MAX_ACTOR_DEATHS", 0)
     monkeypatch.setattr(executor, "ATTEMPTS", 2)
     trouble = {("compute", "text 0"): "die", ("read", "text 300"): "die"}
-    outcome = executed(on_ray, opened(on_ray, corpus, tmp_path), trouble)
+    outcome = executed(case, opened(case, corpus, tmp_path), trouble)
 
     assert sorted(outcome.quarantined) == [0, 3]
     assert all("died" in reason for reason in outcome.quarantined.values())

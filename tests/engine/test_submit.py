@@ -80,18 +80,6 @@ def test_submitted_with_its_working_dir(bare, model, corpus, bucket, server):
     assert rows_in(Folder(f"{bucket}/out")) == list(range(200))
 
 
-def test_joined_from_outside_a_job(bare, model, corpus, tmp_path):
-    """With RAY_ADDRESS the command, run in the checkout, sends its code to a cluster that has only the dependencies."""
-    gone = ("RAY_", "PYTHONPATH")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
-    environment |= {"RAY_ADDRESS": bare.address, "PYTHONPATH": str(ROOT)}
-    line = [bare.python, str(ROOT / "jobs" / "embed_corpus.py"), *options(corpus, tmp_path / "out", model)]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert rows_in(Folder(str(tmp_path / "out"))) == list(range(200))
-
-
 def test_the_address_of_the_dashboard_is_refused(model, corpus, tmp_path):
     """RAY_ADDRESS as `ray job submit` takes it is refused with the other form, at once."""
     environment = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:8265"}

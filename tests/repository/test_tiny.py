@@ -18,7 +18,7 @@ TEXTS = [f"document {i}" for i in range(100)]
 
 
 def test_every_verb_once(cluster, tmp_path):
-    """embed, rerank, evaluate and compare, by the commands' own programs: 100 rows in, 100 out; a result and a page."""
+    """embed and rerank here, evaluate on Ray, compare, by the commands' own programs: 100 rows in, 100 out; a result and a page."""
     began = time.monotonic()
     assert made_here(tmp_path / "embed", "embed_corpus", {"text": TEXTS}, build)["embedding"].null_count == 0
     pairs = {"query": TEXTS, "passage": TEXTS}
@@ -75,7 +75,8 @@ def command(folder, columns, build) -> list[str]:
 
 def made_here(folder, job, columns, build) -> pa.Table:
     """The rows that a job's program makes, run in this process."""
-    assert program(job).main(command(folder, columns, build), standalone_mode=False) == 0
+    line = [*command(folder, columns, build), "--executor", "local"]
+    assert program(job).main(line, standalone_mode=False) == 0
     return rows(folder)
 
 

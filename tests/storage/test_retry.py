@@ -12,12 +12,16 @@ from lib.storage.folder import Folder
 from lib.storage.listing import find
 from lib.storage.retry import PROBE_SECONDS
 from tests.conftest import misbehaving, same, use
+from tests.real.s3 import Ceph
 
 MB = 1 << 20
 MAX_SECONDS = 10.0  # until an error that no retry can mend reaches the user at the terminal
 
 
 of_the_proxy = pytest.mark.parametrize("server", ["swift"], indirect=True)  # the fault is the same before any store
+of_one_store = pytest.mark.parametrize(
+    "server", ["swift" if Ceph.missing() else "ceph"], indirect=True
+)  # the quicker one
 
 WRONG = {
     "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "secret"),
@@ -93,6 +97,7 @@ def round_trip(folder: Folder, number: int) -> None:
     assert set(folder.list()) == expected
 
 
+@of_one_store
 @pytest.mark.parametrize(("fault", "rate", "counter"), [("error_rate", 0.3, "errors"), ("reset_rate", 0.1, "resets")])
 def test_errors_and_resets_are_retried(server, bucket, fault, rate, counter, monkeypatch):
     """With 30 % of the requests answered 503, or 10 % cut by a reset, every call does what it should, the claims included."""
@@ -116,9 +121,11 @@ def test_a_slow_store_works(server, bucket, monkeypatch):
         assert proxy.bytes_down > 18 * MB
 
 
-@pytest.mark.parametrize("deaths", ["kill", "kill_all"])
-def test_writers_survive_a_restart_of_the_store(server, bucket, deaths):
-    """Writers continue while the store is killed and started again; every published object is stored."""
+def write_through_deaths(server, bucket: str, deaths: str, count: int) -> None:
+    """Writers work while the store dies `count` times and is started again; every published object must be stored.
+
+    deaths: "kill", of its front, or "kill_all", of all its processes.
+    """
     folder, done = Folder(f"{bucket}/store"), threading.Event()
 
     def write(writer: int) -> dict[str, bytes]:
@@ -132,7 +139,7 @@ def test_writers_survive_a_restart_of_the_store(server, bucket, deaths):
     with ThreadPoolExecutor(3) as threads:
         writers = [threads.submit(write, writer) for writer in range(3)]
         try:
-            for _ in range(3 if deaths == "kill" else 1):
+            for _ in range(count):
                 time.sleep(random.uniform(0.3, 0.8))
                 getattr(server, deaths)()
                 time.sleep(0.5)
@@ -145,6 +152,12 @@ def test_writers_survive_a_restart_of_the_store(server, bucket, deaths):
     assert len(published) >= 3
     assert folder.list() == dict.fromkeys(published, MB)
     assert all(same(folder.read(name), data) for name, data in published.items())
+
+
+@of_the_proxy
+def test_writers_survive_a_restart_of_the_store(server, bucket):
+    """Writers continue while the store is killed and started again; every published object is stored."""
+    write_through_deaths(server, bucket, "kill", 1)
 
 
 @of_the_proxy
