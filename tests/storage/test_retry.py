@@ -19,9 +19,8 @@ MAX_SECONDS = 10.0  # until an error that no retry can mend reaches the user at 
 
 
 of_the_proxy = pytest.mark.parametrize("server", ["swift"], indirect=True)  # the fault is the same before any store
-of_one_store = pytest.mark.parametrize(
-    "server", ["swift" if Ceph.missing() else "ceph"], indirect=True
-)  # the quicker one
+QUICKER = "swift" if Ceph.missing() else "ceph"
+of_one_store = pytest.mark.parametrize("server", [QUICKER], indirect=True)
 
 WRONG = {
     "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "secret"),
