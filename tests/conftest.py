@@ -30,6 +30,7 @@ from tests.support.messages import silence  # noqa: F401
 from tests.support.trained import train_here  # noqa: F401
 
 MEMORY = Path("/dev/shm")
+ONE_SERVER = "swift" if Ceph.missing() else "ceph"  # of tests that need only one: the quicker one
 
 
 def _suits(folder: Path) -> bool:

@@ -70,7 +70,7 @@ def test_a_resumed_shard_has_the_same_bits(whole, minilm):
     assert second.progress.counts["rows"] == 100
 
 
-def test_bad_rows_are_kept_with_a_reason(cluster, tmp_path, minilm, reference):
+def test_bad_rows_are_kept_with_a_reason(tmp_path, minilm, reference):
     """Null, empty and blank texts, damaged lines and files, wrong encodings, duplicate ids, an empty file and a 5 MB
     document in one corpus: every row is in the output, the good ones with their vectors, the bad ones with a reason."""
     folder = tmp_path / "in"
@@ -88,7 +88,7 @@ def test_bad_rows_are_kept_with_a_reason(cluster, tmp_path, minilm, reference):
     (folder / "e.jsonl").write_bytes(b'{"id": "j", "text": "from a line"}\nnot json\n{"id": "k"}\n')
     (folder / "f.jsonl").write_bytes(b"")
 
-    outcome, _ = run(folder, minilm, id_column="id")
+    outcome, _ = run_here(folder, minilm, id_column="id")
     table = rows(tmp_path / "out")
     got = {(row["id"], i): row for i, row in enumerate(table.to_pylist())}
     good = {key[0]: row for key, row in got.items() if row["error"] is None}
@@ -135,12 +135,12 @@ def test_chunks(tmp_path, minilm, reference):
     np.testing.assert_allclose(np.array([row["embedding"] for row in chunks]), expected, atol=1e-5)
 
 
-def test_output_types(cluster, docs, minilm, reference):
+def test_output_types(docs, minilm, reference):
     """int8 (ranges made once a run, kept, and used by every shard) means what sentence-transformers means by it; so do
     float16 and ubinary, which need nothing of a run."""
     from sentence_transformers.util import quantize_embeddings
 
-    run(docs, minilm, output_dtype="int8", shard_rows=100)
+    run_here(docs, minilm, output_dtype="int8", shard_rows=100)
     vectors = matrix(rows(docs.parent / "out"))
     exact = reference(TEXTS)
 

@@ -9,7 +9,7 @@ import pytest
 from lib.engine import dispatch
 from lib.engine.actor_pool import release_shared_pool, shared_pool
 from lib.errors import RunError
-from tests.support.stages import finished, pids, run_apart, started, workers
+from tests.support.stages import finished, pids, started, workers
 
 TWO, ALL_CPUS = workers(2, 0.9), workers(1, 1.8, cores=2.0, memory=2**30)
 
@@ -142,11 +142,3 @@ def test_a_driver_that_stops_leaves_no_actor_busy(cluster, tmp_path):
         pid = next(receipts).counts["pid"]
         receipts.close()
         assert has_ended(pid)
-
-
-def test_a_lost_node_costs_shards_nothing_but_time(tmp_path):
-    """Shards of a lost node are done on the other, before a new one comes (more in tests/scale/test_actor_pool_nodes.py)."""
-    result = run_apart("two_nodes", tmp_path)
-
-    assert sorted(result["done"]) == list(range(30))
-    assert result["pids"] == 2

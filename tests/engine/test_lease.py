@@ -157,11 +157,11 @@ def test_a_replaced_holder_stops(run, monkeypatch):
 
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_one_of_many_drivers_takes_over(bucket, monkeypatch):
-    """Eight drivers find a dead one's lease at once: one gets it, the others are refused."""
-    monkeypatch.setattr(lease, "DEAD", 6.0)  # the server takes its time with eight on two cores
+    """Four drivers find a dead one's lease at once: one gets it, the others are refused."""
+    monkeypatch.setattr(lease, "DEAD", 6.0)  # the server takes its time with four on two cores
     run = Folder(f"{bucket}/run")
     leave(run, ELSEWHERE)
-    ready, over = threading.Barrier(8), threading.Event()
+    ready, over = threading.Barrier(4), threading.Event()
 
     def driver(number: int) -> bool:
         ready.wait(30)
@@ -171,9 +171,9 @@ def test_one_of_many_drivers_takes_over(bucket, monkeypatch):
         except RunError as error:
             return "held by process" not in str(error)
 
-    with ThreadPoolExecutor(8) as threads:
-        tries = [threads.submit(driver, n) for n in range(8)]
-        while sum(one.done() for one in tries) < 7:
+    with ThreadPoolExecutor(4) as threads:
+        tries = [threads.submit(driver, n) for n in range(4)]
+        while sum(one.done() for one in tries) < 3:
             time.sleep(0.05)
         over.set()
 

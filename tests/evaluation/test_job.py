@@ -316,7 +316,8 @@ def test_a_wrong_command_is_refused_at_once(data, encoder, reranker, changes, me
     base = {} if message.startswith("no --model") else {"model": encoder}
     with pytest.raises((UsageError, InputError), match=message):
         run(data, **(base | changes))
-    assert not list(data.parent.glob("out*"))
+    assert not list((data.parent / "out").rglob("part-*"))
+    assert not Path("out[1]").exists()
 
 
 def test_results_of_another_system_are_not_overwritten(data, encoder):

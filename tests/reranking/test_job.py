@@ -92,7 +92,7 @@ def test_scores_are_sentence_transformers(data, model, reference):
     assert (about["activation"], about["dtype"]) == ("sigmoid", "float32")
 
 
-def test_candidates_are_joined_by_id(cluster, data, model, reference):
+def test_candidates_are_joined_by_id(data, model, reference):
     """Every candidate comes once, with the score of its texts, whatever files they lie in; its query's rows lie side by
     side. What cannot be joined, unknown ids, null ids, empty texts, stays with its reason; of two passages with one id
     the first counts. A second identical command does nothing; after a loss, of the scores and of parts of the join, it
@@ -104,7 +104,7 @@ def test_candidates_are_joined_by_id(cluster, data, model, reference):
     write(data / "candidates" / "a.parquet", ids | {"found": [i / 10 for i in range(len(pairs))]})
     write(data / "queries.parquet", {"_id": [*(f"q{q}" for q in range(20)), "odd"], "text": [*QUERIES, QUERIES[0]]})
     place = data / "found=9" / "out"  # a folder that looks like a column
-    joined(data, model, output=str(place), keep_columns=("found",))
+    joined(data, model, executor="local", output=str(place), keep_columns=("found",))
     table = rows(place).to_pylist()
 
     assert sorted(row["found"] for row in table) == [i / 10 for i in range(len(pairs))]
@@ -124,7 +124,7 @@ def test_candidates_are_joined_by_id(cluster, data, model, reference):
         (None, None): "null passage_id",
     }
     assert [row["score"] for row in rest.values()].count(None) == 4
-    _, said = joined(data, model, output=str(place), keep_columns=("found",))
+    _, said = joined(data, model, executor="local", output=str(place), keep_columns=("found",))
     assert "nothing to do" in said[-1]
 
     (join,) = (place / "_stages").glob("join-*")
@@ -133,7 +133,7 @@ def test_candidates_are_joined_by_id(cluster, data, model, reference):
             os.unlink(path)
     os.unlink(next((join / "candidates").glob("part-*")))
     os.unlink(join / "candidates" / "_manifest.parquet")
-    joined(data, model, output=str(place), keep_columns=("found",))
+    joined(data, model, executor="local", output=str(place), keep_columns=("found",))
     assert sorted(map(str, rows(place).to_pylist())) == sorted(map(str, table))
 
 

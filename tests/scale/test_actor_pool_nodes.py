@@ -11,3 +11,11 @@ def test_idle_workers_of_a_lost_node_cost_a_shard_no_death(tmp_path):
 def test_no_second_node_is_kept_for_a_stage_of_one_shard(tmp_path):
     """So that an autoscaler may take it back."""
     assert run_apart("one_after_many", tmp_path)["free"] == 4.0
+
+
+def test_a_lost_node_costs_shards_nothing_but_time(tmp_path):
+    """Shards of a lost node are done on the other, before a new one comes."""
+    result = run_apart("two_nodes", tmp_path)
+
+    assert sorted(result["done"]) == list(range(30))
+    assert result["pids"] == 2

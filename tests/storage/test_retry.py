@@ -11,16 +11,14 @@ from lib.errors import StorageError
 from lib.storage.folder import Folder
 from lib.storage.listing import find
 from lib.storage.retry import PROBE_SECONDS
-from tests.conftest import misbehaving, same, use
-from tests.real.s3 import Ceph
+from tests.conftest import ONE_SERVER, misbehaving, same, use
 
 MB = 1 << 20
 MAX_SECONDS = 10.0  # until an error that no retry can mend reaches the user at the terminal
 
 
 of_the_proxy = pytest.mark.parametrize("server", ["swift"], indirect=True)  # the fault is the same before any store
-QUICKER = "swift" if Ceph.missing() else "ceph"
-of_one_store = pytest.mark.parametrize("server", [QUICKER], indirect=True)
+of_one_store = pytest.mark.parametrize("server", [ONE_SERVER], indirect=True)
 
 WRONG = {
     "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "secret"),
