@@ -21,8 +21,8 @@ from ..engine.malloc import return_large_blocks
 from ..storage.directory import upload_directory
 from ..storage.fingerprint import fingerprint
 from . import checkpoint
+from .data.batch_keys import batch_keys
 from .data.batch_reader import BatchReader
-from .data.tensors import rows_of
 from .metrics import publish_metrics
 from .step.chunks import Chunker
 from .step.collectives import Rank, mean_over_ranks
@@ -65,7 +65,7 @@ class Trainer:
         return self.rank.index == 0
 
 
-def work(run: TrainRun, report: Callable[[list[dict[str, Any]]], Any]) -> None:
+def train_worker(run: TrainRun, report: Callable[[list[dict[str, Any]]], Any]) -> None:
     """Run the loop of one worker inside Ray Train. report: gets the metrics of the first rank's steps."""
     from ray import train
 
@@ -191,7 +191,7 @@ class RankBatch:
         return self.table["dataset"][0].as_py()
 
     def inputs_of(self, rank: Rank, seed: int, device: torch.device) -> StepInputs:
-        keys = rows_of(self.table, rank.first_row, rank.row_count, rank.world, device)
+        keys = batch_keys(self.table, rank.first_row, rank.row_count, rank.world, device)
         return StepInputs(replace(keys, virtual_rank_rows=rank.virtual_rank_rows), rank, self.inputs, seed)
 
 

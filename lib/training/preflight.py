@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .data.batch_keys import batch_keys
 from .data.batch_reader import BatchReader
-from .data.tensors import rows_of
 from .losses import RERANKING, TEXT, Batch, BatchKeys, Scores
 from .losses.m3_unified import M3Unified
 
@@ -24,7 +24,7 @@ def try_largest_batch(order: BatchReader, losses: Mapping[str, Any], dim: int, l
         if isinstance(loss, M3Unified):  # needs token outputs, and nothing of the data
             continue
         table = order.read(step).slice(0, ROWS)
-        keys = rows_of(table, 0, table.num_rows, 1, torch.device("cpu"))
+        keys = batch_keys(table, 0, table.num_rows, 1, torch.device("cpu"))
         if loss.kind != TEXT and bool((keys.query_keys == keys.passage_keys[:, 0]).all()):
             raise InputError(
                 f"{dataset} has texts alone, which are for pretraining, and the loss is of {loss.kind}. Give `query` and "

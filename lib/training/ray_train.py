@@ -13,7 +13,7 @@ from ..engine.workers import WorkerPlan
 from ..errors import RunError, ShoalError, StorageError
 from ..storage.filesystem import filesystem
 from ..storage.folder import Folder
-from .loop import work
+from .loop import train_worker
 from .train_run import TrainRun
 
 # Ray Train's own variables, where the user has not set them. A report is taken once a poll; a worker group that does not come
@@ -89,7 +89,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if ray.get(board.begin.remote() if first else board.failed.remote()):
         return
     try:
-        work(settings["run"], board.add.remote)
+        train_worker(settings["run"], board.add.remote)
     except StorageError as error:  # a store that was away longer than the retries: worth another start
         board.note.remote(str(error))
         raise

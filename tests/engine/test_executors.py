@@ -126,24 +126,6 @@ def test_a_run_makes_every_part_and_the_manifest(case, corpus, tmp_path):
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".")]
 
 
-def test_a_resumed_run_does_only_the_missing_shards(case, corpus, tmp_path):
-    """Existing parts are not made again; the manifest knows them from their footers as from receipts."""
-    first = executed(case, opened(case, corpus, tmp_path))
-    folder = tmp_path / "out"
-    times = {name: os.stat(folder / name).st_mtime_ns for name in os.listdir(folder) if name.startswith("part-")}
-    removed = sorted(times)[3:5]
-    for name in [*removed, "_manifest.parquet"]:
-        os.unlink(folder / name)
-
-    run = opened(case, corpus, tmp_path)
-    assert missing(run) == [3, 4]
-    second = executed(case, run)
-
-    assert second.parts == first.parts  # checksums too
-    assert all(os.stat(folder / n).st_mtime_ns == t for n, t in times.items() if n not in removed)
-    assert missing(opened(case, corpus, tmp_path)) == []
-
-
 def test_a_failing_shard_is_quarantined_and_mended(case, corpus, tmp_path, monkeypatch):
     """A shard that raises each time is given up on with its reason and place; every other shard is done. Mended, the same
     command does the rest."""

@@ -131,7 +131,7 @@ def _means(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def advised_point(points: Sequence[RecallPoint], wanted: float) -> RecallPoint:
-    """The least value with this recall@10; where none has it, the least that comes near the highest recall@10."""
+    """The least value (nprobe, efSearch) with this recall@10; where none has it, the least that comes near the highest recall@10."""
     highest = max(point.recall[10][0] for point in points)
     least = wanted if highest >= wanted else highest - TOLERANCE
     return next(point for point in points if point.recall[10][0] >= least)

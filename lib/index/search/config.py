@@ -120,8 +120,8 @@ def check(config: SearchConfig, kind: IndexKind) -> None:
         _check_texts(config, config.storage.fsspec)
 
 
-def search_value(config: SearchConfig, card: Mapping[str, Any], kind: IndexKind) -> int:
-    """The value of the kind's search parameter: of the command, else as the card advises; 0 for exact search."""
+def resolve_search_parameter(config: SearchConfig, card: Mapping[str, Any], kind: IndexKind) -> int:
+    """The nprobe or efSearch of a search: the command's, else as the card advises; 0 for exact search."""
     value = config.nprobe or config.ef_search or card["advised_value"]
     return min(value, card["lists"]) if kind.has_lists else value  # faiss's fast-scan fails for more lists than exist
 

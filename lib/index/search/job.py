@@ -26,7 +26,7 @@ from ..build.segments_job import segment_files
 from ..exact.mappers import PASSAGE_ID, QUERY_ID, SCORE
 from ..exact.top_k_merge import RankedLists, TopKMerge
 from . import mappers
-from .config import SearchConfig, check, search_value
+from .config import SearchConfig, check, resolve_search_parameter
 from .filter import read_allowed_ids
 from .mappers import ERROR, HITS_AT_ONCE, HITS_SCHEMA, SearchSegment
 from .opened_index import OpenedIndex, open_index
@@ -49,7 +49,7 @@ class Search:
     @property
     def value(self) -> int:
         """The value of the kind's search parameter."""
-        return search_value(self.config, self.index.card, self.index.kind)
+        return resolve_search_parameter(self.config, self.index.card, self.index.kind)
 
     @property
     def request(self) -> WorkerRequest:

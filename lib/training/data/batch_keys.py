@@ -9,7 +9,7 @@ from ...errors import InputError
 from ..losses import BatchKeys
 
 
-def rows_of(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> BatchKeys:
+def batch_keys(table: pa.Table, first: int, count: int, world: int, device: torch.device) -> BatchKeys:
     """Keys, scores and flags of a global batch, for the losses. Raises InputError where only some rows have scores."""
     teacher = None
     without = table["teacher"].null_count
