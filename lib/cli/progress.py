@@ -27,6 +27,15 @@ class LiveLine:
         self.text, self.fraction, self.stream = text, fraction, stream
         self._ended, self._thread = threading.Event(), threading.Thread()
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the line while the block runs."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
     def start(self) -> None:
         stream = self.stream or sys.stderr
         redraws = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
@@ -88,12 +97,8 @@ class Progress:
     def shown(self) -> Iterator[None]:
         """Show the line while the block runs."""
         self.began, self.resumed = time.monotonic(), self.done
-        live = LiveLine(self.line, self.fraction, self.stream)
-        live.start()
-        try:
+        with LiveLine(self.line, self.fraction, self.stream).shown():
             yield
-        finally:
-            live.stop()
 
     def add(self, counts: Mapping[str, Any], seconds: Mapping[str, Any], worked_from: float | None) -> None:
         """Count a finished shard, which a loaded worker began at `worked_from`."""

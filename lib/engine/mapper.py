@@ -93,7 +93,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is to be done with shards: their mapper, and the folder and names of their parts."""
+    """The work on shards: their mapper, and the folder and names of their parts."""
 
     mapper: Any  # AnyMapper
     folder: Folder

@@ -58,12 +58,10 @@ class TrainingProgress:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show the line while the block runs. The last one stays."""
-        live = LiveLine(self.line, self.fraction, self.stream)
-        live.start()
         try:
-            yield
+            with LiveLine(self.line, self.fraction, self.stream).shown():
+                yield
         finally:
-            live.stop()
             print(self.line(), file=self.stream or sys.stderr, flush=True)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:

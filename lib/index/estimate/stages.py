@@ -38,7 +38,7 @@ Work = Mapping[str, float]  # amounts by the names of Costs.rates
 
 @dataclass(frozen=True)
 class Costs:
-    """What costs.py measures. codec, centroid: bytes of the empty index, and for each list. row, hit: bytes in Parquet, of an
+    """The measurements of costs.py. codec, centroid: bytes of the empty index, and for each list. row, hit: bytes in Parquet, of an
     encoded row and of a row of a list of hits.
 
     rates: seconds of a core. copied: a byte that is read or written. compared: a dimension of a centroid with a vector. searched,
@@ -54,7 +54,7 @@ class Costs:
     hit: float
 
     def seconds(self, work: Work) -> float:
-        """Of what has a rate."""
+        """Seconds of a core for the work, of the kinds that have a rate."""
         return sum(self.rates.get(name, 0.0) * amount for name, amount in work.items())
 
 
