@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..data.shards import Shard
 from ..errors import ShoalError
 from ..storage.folder import Folder
-from .parts import publish_part
+from .publish import publish_part
 
 Tables = dict[str, pa.Table]  # a shard between two steps of a Mapper; every table travels as one buffer
 

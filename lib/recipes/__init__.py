@@ -27,7 +27,7 @@ def c_mteb(retrieval: Sequence[float] = (), reranking: Sequence[float] = ()) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class TrainingStage:
     """One stage of a system's training: every published number, and our choice where there is none.
 
     name: value of `--recipe` of the training. start: hub id of its first weights; None where --model must name them.
@@ -81,7 +81,7 @@ class Recipe:
     passage_template: str | None = None
     bidirectional: bool | None = None
     append_eos: bool | None = None
-    training: tuple[Stage, ...] = ()
+    training: tuple[TrainingStage, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -102,7 +102,7 @@ class RerankRecipe:
     beyond: tuple[str, ...] = ()
     activation: Literal["none", "sigmoid"] | None = None
     max_tokens: int | None = None
-    training: tuple[Stage, ...] = ()
+    training: tuple[TrainingStage, ...] = ()
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -117,7 +117,7 @@ def stages() -> dict[str, str]:
     return {stage.name: name for name in names() for stage in _load(name).training}
 
 
-def stage(name: str) -> tuple[str, Stage]:
+def stage(name: str) -> tuple[str, TrainingStage]:
     """The name of a stage's recipe, and the stage. Raises UsageError that names all stages."""
     known = stages()
     if name not in known:

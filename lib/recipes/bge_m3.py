@@ -4,7 +4,7 @@ Sources: the model card and FlagEmbedding's unified finetuning. Verified here on
 architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage
+from . import PASSAGE, QUERY, Recipe, TrainingStage
 
 RECIPE = Recipe(
     models=("BAAI/bge-m3",),
@@ -13,7 +13,7 @@ RECIPE = Recipe(
     max_tokens=8192,
     prompts={QUERY: "", PASSAGE: ""},
     training=(
-        Stage(
+        TrainingStage(
             name="bge-m3-unified",
             start="BAAI/bge-m3",
             loss=("m3-unified:temperature=0.02",),

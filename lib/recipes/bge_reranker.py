@@ -4,14 +4,14 @@ Source: the model cards. Scores are raw logits; `--activation sigmoid` maps them
 Verified here on a tiny random XLM-RoBERTa classifier only.
 """
 
-from . import RerankRecipe, Stage, c_mteb
+from . import RerankRecipe, TrainingStage, c_mteb
 
 RECIPE = RerankRecipe(
     models=("BAAI/bge-reranker-v2-m3", "BAAI/bge-reranker-large", "BAAI/bge-reranker-base"),
     activation="none",
     max_tokens=512,
     training=(
-        Stage(
+        TrainingStage(
             name="bge-reranker",
             start="BAAI/bge-reranker-base",
             loss=("listwise",),

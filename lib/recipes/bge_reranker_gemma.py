@@ -4,7 +4,7 @@ Source: FlagEmbedding's description of its LLM rerankers. The score is raw; `--a
 take three quarters of the length at most, only passages are cut. Verified here on a tiny random Gemma only.
 """
 
-from . import RerankRecipe, Stage
+from . import RerankRecipe, TrainingStage
 
 QUESTION = (
     "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
@@ -19,7 +19,7 @@ RECIPE = RerankRecipe(
     activation="none",
     max_tokens=1024,
     training=(
-        Stage(
+        TrainingStage(
             name="bge-reranker-gemma",
             loss=("listwise",),
             batch=16,

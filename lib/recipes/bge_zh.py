@@ -3,7 +3,7 @@
 Source: the model card and FlagEmbedding's examples. Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
+from . import PASSAGE, QUERY, Recipe, TrainingStage, c_mteb
 
 RECIPE = Recipe(
     models=("BAAI/bge-large-zh-v1.5", "BAAI/bge-base-zh-v1.5", "BAAI/bge-small-zh-v1.5"),
@@ -12,7 +12,7 @@ RECIPE = Recipe(
     max_tokens=512,
     prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
     training=(
-        Stage(
+        TrainingStage(
             name="bge-zh",
             loss=("infonce:temperature=0.02",),
             batch=1024,  # ours

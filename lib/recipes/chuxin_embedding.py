@@ -7,7 +7,7 @@ published scores is not stated. Verified here on a tiny random checkpoint of the
 
 from dataclasses import replace
 
-from . import PASSAGE, QUERY, Recipe, Stage, bge_m3, c_mteb
+from . import PASSAGE, QUERY, Recipe, TrainingStage, bge_m3, c_mteb
 
 RECIPE = Recipe(
     models=("chuxin-llm/Chuxin-Embedding",),
@@ -16,7 +16,7 @@ RECIPE = Recipe(
     max_tokens=1024,
     prompts={QUERY: "", PASSAGE: "", "mining": "为这个句子生成表示以用于检索相关文章："},
     training=(
-        Stage(
+        TrainingStage(
             name="chuxin-pretrain",
             loss=("retromae",),
             start="BAAI/bge-m3-retromae",
@@ -29,7 +29,7 @@ RECIPE = Recipe(
             chosen=("batch", "warmup"),
             note="about 100 million texts; encoder mask 0.30, decoder mask 0.50; rate, epochs and length are RetroMAE's own",
         ),
-        Stage(
+        TrainingStage(
             name="chuxin-finetune",
             loss=("infonce:temperature=0.02",),
             batch=1024,  # ours

@@ -7,7 +7,7 @@ Not seen: the checkpoint's own pooling file, and the temperature, rate and epoch
 Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
+from . import PASSAGE, QUERY, Recipe, TrainingStage, c_mteb
 
 RECIPE = Recipe(
     models=("sensenova/piccolo-large-zh", "sensenova/piccolo-base-zh"),
@@ -23,7 +23,7 @@ RECIPE = Recipe(
         "passage-fullwidth": "结果：",
     },
     training=(
-        Stage(
+        TrainingStage(
             name="piccolo-stage1",
             loss=("infonce:temperature=0.01",),  # ours: piccolo2's; the first version's is not published
             batch=32 * 1024,
@@ -39,7 +39,7 @@ RECIPE = Recipe(
             note="400 million weak pairs, in-batch negatives only, 32 A100 with 1,024 rows each; whether negatives cross the "
             "devices is not stated, here they do: 32,768 passages a query",
         ),
-        Stage(
+        TrainingStage(
             name="piccolo-stage2",
             loss=("gte:temperature=0.01",),  # the improved contrastive loss of GTE; its temperature is GTE's
             batch=128,  # ours: GTE's in this stage
@@ -53,7 +53,7 @@ RECIPE = Recipe(
             chosen=("batch", "epochs", "learning_rate"),
             note="20 million labelled pairs as triplets, the prompts on every text, more short-to-passage data; ZeRO-1",
         ),
-        Stage(
+        TrainingStage(
             name="piccolo2",
             loss=("infonce:temperature=0.01",),
             dataset_loss=(

@@ -7,7 +7,7 @@ its own instruction: `--prompt-name T2Retrieval`. Passages have none.
 Verified here on a tiny random Qwen2 only. No hyperparameter of the training is public.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
+from . import PASSAGE, QUERY, Recipe, TrainingStage, c_mteb
 
 # The task of each benchmark in words, from mteb's model file; the model was trained with such instructions.
 INSTRUCTIONS = {
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     append_eos=True,
     prompts={PASSAGE: ""} | {name: f"Instruct: {task}\nQuery: " for name, task in INSTRUCTIONS.items()},
     training=(
-        Stage(
+        TrainingStage(
             name="zhihui",
             start="Alibaba-NLP/gte-Qwen2-7B-instruct",
             loss=("hardness-infonce:temperature=0.02,alpha=9",),  # ours: a reading of "harder negatives weigh more"

@@ -7,7 +7,7 @@ token at which the scalar is read is in that code alone: the conversion detects 
 same shape with code written for the test; the real weights were out of reach.
 """
 
-from . import RerankRecipe, Stage, c_mteb
+from . import RerankRecipe, TrainingStage, c_mteb
 
 BEFORE = ("<|im_start|>", "system", "\n", "<|im_end|>", "\n", "<|im_start|>user", "\n")
 AFTER = ("<|im_end|>", "\n", "<|im_start|>assistant", "\n", "0", "<|im_end|>", "\n")  # "0" stands for a label
@@ -19,7 +19,7 @@ RECIPE = RerankRecipe(
     activation="none",
     max_tokens=960,  # of query and passage; 64 more are left to the rest
     training=(
-        Stage(
+        TrainingStage(
             name="360zhinao-reranker",
             loss=("listwise",),  # ours: the loss is in code that is not published
             batch=16,

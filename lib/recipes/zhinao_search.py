@@ -5,7 +5,7 @@ its leaderboard run has the query instruction below; passages are title and text
 `--text-template '{text}'`. Verified here on a tiny random checkpoint of the architecture only.
 """
 
-from . import PASSAGE, QUERY, Recipe, Stage, c_mteb
+from . import PASSAGE, QUERY, Recipe, TrainingStage, c_mteb
 
 RECIPE = Recipe(
     models=("qihoo360/360Zhinao-search",),
@@ -15,7 +15,7 @@ RECIPE = Recipe(
     prompts={QUERY: "为这个句子生成表示以用于检索相关文章：", PASSAGE: ""},
     passage_template="{title} {text}",
     training=(
-        Stage(
+        TrainingStage(
             name="360zhinao-search",
             loss=("focal-infonce:temperature=0.02,gamma=2",),
             batch=64,

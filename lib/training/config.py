@@ -12,7 +12,7 @@ from ..models.encoder_options import ModelOptions, resolve_encoder
 from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..models.spec import ModelSpec
-from ..recipes import PASSAGE_NAMES, QUERY, Recipe, RerankRecipe, Stage
+from ..recipes import PASSAGE_NAMES, QUERY, Recipe, RerankRecipe, TrainingStage
 from ..storage.filesystem import StorageOptions, absolute
 from ..storage.folder import Folder
 from . import losses
@@ -21,7 +21,7 @@ from .losses.m3_unified import M3Unified
 from .losses.matryoshka import Matryoshka
 
 # For values that neither the command nor a recipe gives. Rates and temperatures are BGE's, the rest is common practice.
-DEFAULTS = Stage(name="", loss=("infonce",), batch=64, group=2, epochs=1, learning_rate=1e-5, warmup=0.1)
+DEFAULTS = TrainingStage(name="", loss=("infonce",), batch=64, group=2, epochs=1, learning_rate=1e-5, warmup=0.1)
 LENGTH = 512  # tokens of a query and of a passage, where the model takes as many
 
 
@@ -132,7 +132,7 @@ class FinetunePlan:
     """
 
     kind: str
-    stage: Stage
+    stage: TrainingStage
     losses: Mapping[str, Any]
     spec: ModelSpec
     reranker: RerankSpec | None
@@ -165,19 +165,19 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     return FinetunePlan(kind, stage, by_dataset, spec, None, prompts, tokens)
 
 
-def _stage(config: FinetuneConfig) -> Stage:
+def _stage(config: FinetuneConfig) -> TrainingStage:
     """The command's numbers over the recipe's over DEFAULTS."""
     published = recipes.stage(config.recipe)[1] if config.recipe else DEFAULTS
     command, values = flat(config), {}
-    for each in fields(Stage):
+    for each in fields(TrainingStage):
         candidates = [command.get(each.name), getattr(published, each.name), getattr(DEFAULTS, each.name)]
         values[each.name] = next((value for value in candidates if value not in (None, ())), candidates[-1])
     values["matryoshka"] = _dims(config.loss.matryoshka, published)
     values["gradient_checkpointing"] = config.compute.gradient_checkpointing or published.gradient_checkpointing
-    return Stage(**values)
+    return TrainingStage(**values)
 
 
-def _check_numbers(config: FinetuneConfig, stage: Stage) -> None:
+def _check_numbers(config: FinetuneConfig, stage: TrainingStage) -> None:
     """Raises UsageError for numbers with which nothing could be trained."""
     bounds = {"learning_rate": (0.0, 10.0), "warmup": (0.0, 1.0), "weight_decay": (0.0, 10.0)}
     values = {name: getattr(stage, name) for name in bounds} | {"clip": config.optimizer.clip}
@@ -188,7 +188,7 @@ def _check_numbers(config: FinetuneConfig, stage: Stage) -> None:
             raise UsageError(f"{flag} {value} is out of range: give a number over {least:g} and up to {most:g}")
 
 
-def _refuse_unused(kind: str, config: FinetuneConfig, stage: Stage) -> None:
+def _refuse_unused(kind: str, config: FinetuneConfig, stage: TrainingStage) -> None:
     """Raises UsageError for an option that this kind of training would not look at."""
     unused = {
         EMBEDDING: (),
@@ -207,14 +207,14 @@ def _refuse_unused(kind: str, config: FinetuneConfig, stage: Stage) -> None:
         )
 
 
-def _dims(words: Sequence[str], published: Stage) -> tuple[int, ...]:
+def _dims(words: Sequence[str], published: TrainingStage) -> tuple[int, ...]:
     try:
         return tuple(int(dim) for dim in words) or published.matryoshka
     except ValueError as error:
         raise UsageError(f"--matryoshka {','.join(words)}: give numbers by commas, as 64,128,256") from error
 
 
-def _losses(config: FinetuneConfig, stage: Stage) -> Mapping[str, Any]:
+def _losses(config: FinetuneConfig, stage: TrainingStage) -> Mapping[str, Any]:
     """By dataset; "" for all others. Raises UsageError."""
     by_dataset = {"": losses.parse(stage.loss)}
     for text in stage.dataset_loss:
@@ -253,7 +253,7 @@ def _refuse_other_kind(kind: str, recipe: Any, config: FinetuneConfig) -> None:
         )
 
 
-def _encoder(config: FinetuneConfig, stage: Stage, model: str) -> tuple[ModelSpec, tuple[str, str]]:
+def _encoder(config: FinetuneConfig, stage: TrainingStage, model: str) -> tuple[ModelSpec, tuple[str, str]]:
     """The model as it will be used, and the prompts of queries and passages."""
     encoder = resolve_encoder(ModelOptions(model=model, recipe=recipe_of(config), pooling=config.pooling))
     spec = encoder.spec

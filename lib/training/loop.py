@@ -37,7 +37,7 @@ DROPOUT = 1  # first word of the seeds of a step's dropout
 NAMED_ROWS = 5  # of a batch, in the message of a failure
 
 
-class Trained(torch.nn.Module):
+class CheckpointState(torch.nn.Module):
     """Everything that a checkpoint holds: the network, and the learned temperature where there is one."""
 
     def __init__(self, network: torch.nn.Module, logit_scale: torch.nn.Parameter | None) -> None:
@@ -55,7 +55,7 @@ class Trainer:
     loaded: LoadedModel
     network: SingleProcess
     optimizer: torch.optim.Optimizer
-    trained: "Trained"
+    trained: CheckpointState
     steps: Mapping[str, Any]
     step: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +97,7 @@ def start(run: TrainRun, rank: Rank, device: torch.device) -> Trainer:
     logit_scale = None
     if run.config.loss.learn_temperature:
         logit_scale = torch.nn.Parameter(torch.zeros((), device=device))
-    trained = Trained(loaded.network, logit_scale)
+    trained = CheckpointState(loaded.network, logit_scale)
     parts = (Chunker(run.token_budget, device, loaded.padding_id), _autocast(run.dtype, device), logit_scale)
     make_step = run.trainable.step_factory()
     steps = {name: make_step(network, loss, *parts) for name, loss in run.plan.losses.items()}

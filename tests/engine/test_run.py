@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.data.corpus import CorpusOptions
-from lib.engine.parts import publish_part, read_facts, read_manifest
+from lib.engine.parts import read_facts, read_manifest
 from lib.engine.planner import CorpusPlanner, FixedPlanner
+from lib.engine.publish import publish_part
 from lib.engine.run import Run, audit
 from lib.engine.workers import WorkerOptions, WorkerRequest
 from lib.errors import InputError, RunError, StorageError

@@ -10,7 +10,8 @@ import pytest
 from lib.data.reader import read_rows
 from lib.data.shards import shards
 from lib.engine.join import as_key
-from lib.engine.parts import RUN, Part, publish_part, read_facts, write_manifest
+from lib.engine.parts import RUN, Part, read_facts, write_manifest
+from lib.engine.publish import publish_part
 from lib.engine.shuffle import KEY, REASON, TEXT, attach, bucket_numbers, bucket_plan, partition
 from lib.storage.folder import Folder
 

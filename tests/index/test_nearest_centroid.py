@@ -9,10 +9,10 @@ import torch
 
 from lib.index.build import kmeans as kmeans_module
 from lib.index.build import nearest_centroid as module
-from lib.index.build import threads
+from lib.index.build import rotation
 from lib.index.build.kmeans import ITERATIONS, kmeans
 from lib.index.build.nearest_centroid import Centroids, nearest_exact, offsets_of
-from lib.index.build.threads import Rotation
+from lib.index.build.rotation import Rotation
 from lib.models import load
 
 
@@ -271,7 +271,7 @@ def test_far_from_the_origin(cut):
 def test_a_rotation_is_the_product_in_float32(onednn, monkeypatch):
     """With oneDNN and where torch lacks it, in several blocks and a short one, of a matrix that is not square."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
-    monkeypatch.setattr(threads, "ROTATION_BLOCK", 70)
+    monkeypatch.setattr(rotation, "ROTATION_BLOCK", 70)
     points, matrix = (torch.from_numpy(clustered(count, dim, seed=3)) for count, dim in ((300, 48), (48, 20)))
     exact = points.double() @ matrix.double()
 

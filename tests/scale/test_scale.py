@@ -24,8 +24,8 @@ from lib.embedding.config import EmbedConfig
 from lib.embedding.job import embed
 from lib.engine.executor import execute
 from lib.engine.mapper import Result, Tables
-from lib.engine.parts import publish_part
 from lib.engine.planner import CorpusPlanner
+from lib.engine.publish import publish_part
 from lib.engine.run import Run, missing
 from lib.engine.workers import WorkerOptions, WorkerRequest
 from lib.storage.folder import Folder

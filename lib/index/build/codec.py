@@ -14,8 +14,9 @@ from ...engine.mapper import FusedMapper, Result
 from ...storage.folder import Folder
 from ..kinds import FaissIvf, IndexKind, centroids_of, lists_of
 from .layout import CODE, LIST, TRAINED
+from .rotation import Rotation
 from .stage_parts import binary_column
-from .threads import Rotation, as_tensor, compute_with
+from .threads import as_tensor, compute_with
 from .vector_source import VectorRows, VectorSource
 
 ERROR_VECTORS = 512  # of a batch, about: their quantization error is the estimate for all

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import Rotation, as_tensor, in_threads
+from .rotation import Rotation
+from .threads import as_tensor, in_threads
 
 SCORE_BYTES = 8 << 20  # of one thread's block of scores: a part of it stays in a core's cache
 MIN_BLOCK = 512  # vectors of all threads' blocks together: every block reads all centroids again

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ...cli.units import format_bytes, format_duration
 from ...data.corpus import Corpus, list_files, measure
 from ...data.formats import Measure
-from ...engine.parts import ROW_GROUP
+from ...engine.publish import ROW_GROUP
 from ...engine.workers import WorkerPlan, connect_for
 from ...errors import ShoalError, UsageError
 from ...storage.listing import InputFile

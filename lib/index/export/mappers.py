@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ...data.shards import Shard
 from ...engine.mapper import FusedMapper, Result
-from ...engine.parts import ROW_GROUP
+from ...engine.publish import ROW_GROUP
 from ...storage import atomic
 from ...storage.filesystem import filesystem
 from ...storage.folder import Folder

@@ -82,7 +82,7 @@ def read_pairs(
     return tables
 
 
-def checked(table: pa.Table, entry: str) -> pa.Table:
+def check_pairs(table: pa.Table, entry: str) -> pa.Table:
     """Convert rows to PAIRS; a row that cannot be used gets a REASON. entry: the dataset of rows that name none."""
     rows = table.num_rows
     alone = ALONE[0] in table.column_names
@@ -260,7 +260,7 @@ class PartitionPairs(FusedMapper):
 
     def _partition(self, shard: Shard) -> Result:
         tables = read_pairs(shard, self.columns, self.odd, self.storage)
-        pairs = pa.concat_tables([PAIRS.empty_table(), *(checked(table, self.entry) for table in tables)])
+        pairs = pa.concat_tables([PAIRS.empty_table(), *(check_pairs(table, self.entry) for table in tables)])
         keyed = pairs.append_column(KEY, self._key(pairs)).combine_chunks()
         rows, groups = partition(keyed, self.buckets)
         errors = rows.num_rows - rows[REASON].null_count
