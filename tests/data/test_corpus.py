@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -114,7 +115,8 @@ def test_tiny_files_share_shards(tmp_path):
 
 def test_a_long_row_group_is_cut_in_flat_memory(tmp_path):
     """A row group of 2 million rows is cut by rows, and reading a late shard of it does not need the memory of the row group."""
-    texts = pa.array([f"{i:07d} " + "long enough to weigh " * 5 for i in range(2_000_000)])
+    numbers = pc.utf8_lpad(pa.array(range(2_000_000)).cast(pa.string()), 7, "0")
+    texts = pc.binary_join_element_wise(numbers, "long enough to weigh " * 5, " ")
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=2_000_000, use_dictionary=False)
     program = f"""
 import resource, sys

@@ -158,7 +158,8 @@ def test_a_replaced_holder_stops(run, monkeypatch):
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_one_of_many_drivers_takes_over(bucket, monkeypatch):
     """Four drivers find a dead one's lease at once: one gets it, the others are refused."""
-    monkeypatch.setattr(lease, "DEAD", 6.0)  # the server takes its time with four on two cores
+    monkeypatch.setattr(lease, "DEAD", 5.0)  # the server takes its time with four on two cores
+    monkeypatch.setattr(lease, "LOOK", 0.5)
     run = Folder(f"{bucket}/run")
     leave(run, ELSEWHERE)
     ready, over = threading.Barrier(4), threading.Event()

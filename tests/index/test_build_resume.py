@@ -27,6 +27,25 @@ def source(tmp_path, vectors):
     return write_many(tmp_path / "vectors", vectors)
 
 
+@pytest.fixture(scope="module")
+def finished_builds(tmp_path_factory, vectors):
+    """finished_builds(**shape): the source, the output and the card of a build, made at the first call; the output as it was then."""
+    folder = tmp_path_factory.mktemp("finished")
+    source, cards = write_many(folder / "vectors", vectors), {}
+
+    def output_of(**shape):
+        name = str(shape)
+        output, copy = folder / name, folder / f"{name} copy"
+        if name not in cards:
+            cards[name] = built(source, output, **shape)
+            shutil.copytree(output, copy)
+        shutil.rmtree(output)
+        shutil.copytree(copy, output)
+        return source, output, cards[name]
+
+    return output_of
+
+
 def contents(output) -> dict[str, str]:
     """Checksums of the finished index: what was trained, the rows, the segments, what was merged."""
     kept = [output / "trained.faiss", *sorted((output / "rows").glob("part-*"))]
@@ -38,10 +57,10 @@ def contents(output) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stage", ["sample", "train", "rows", "segments", "merged", "exact", "card"])
-def test_a_build_that_was_stopped_anywhere_ends_the_same(source, tmp_path, stage):
+def test_a_build_that_was_stopped_anywhere_ends_the_same(finished_builds, stage):
     """Whatever a killed command had not yet published, the same command makes again, byte for byte; what is there stays."""
-    output, shape = tmp_path / "index", {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 400, "merge": 2}
-    built(source, output, **shape)
+    shape = {"kind": "ivf-rabitq", "lists": LISTS, "shard_rows": 400, "merge": 2}
+    source, output, _ = finished_builds(**shape)
     before = contents(output)
     card = json.loads((output / "card.json").read_text())
     order = ["sample", "train", "rows", "segments", "merged", "exact", "card"]
@@ -74,10 +93,9 @@ def _forget(output, stage: str) -> None:
 
 
 @pytest.mark.parametrize("lost", ["_manifest.parquet", None])
-def test_a_kill_between_what_was_trained_and_its_part(source, tmp_path, lost):
+def test_a_kill_between_what_was_trained_and_its_part(finished_builds, lost):
     """With TRAINED published and its stage not audited, or with _stages deleted, the same command ends with the same index."""
-    output = tmp_path / "index"
-    first = built(source, output, kind="ivf-pq", lists=LISTS)
+    source, output, first = finished_builds(kind="ivf-pq", lists=LISTS)
     before = contents(output)
     (output / "card.json").unlink()
     if lost:
@@ -91,10 +109,9 @@ def test_a_kill_between_what_was_trained_and_its_part(source, tmp_path, lost):
     assert again["recall"][-1]["recall@10"] == first["recall"][-1]["recall@10"]
 
 
-def test_what_killed_writers_left_is_swept(source, tmp_path):
+def test_what_killed_writers_left_is_swept(finished_builds):
     """Unfinished files of names that are published do not stay."""
-    output = tmp_path / "index"
-    built(source, output, kind="ivf-flat", lists=LISTS, merge=1)
+    source, output, _ = finished_builds(kind="ivf-flat", lists=LISTS, merge=1)
     left = [
         path.with_name(f".{path.name}.{'0' * 32}.unfinished")
         for path in (segments(output)[0], output / "trained.faiss")
@@ -108,10 +125,9 @@ def test_what_killed_writers_left_is_swept(source, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_plan-0000.parquet", "_run.json", "_manifest.parquet"])
-def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(source, tmp_path, name):
+def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(finished_builds, name):
     """When the stage is done, unfinished files of its plan, record and manifest do not stay."""
-    output = tmp_path / "index"
-    built(source, output, kind="ivf-flat", lists=LISTS)
+    source, output, _ = finished_builds(kind="ivf-flat", lists=LISTS)
     (stage,) = (output / "_stages").glob("probe-*")
     (stage / "_manifest.parquet").unlink()
     (stage / f".{name}.{'0' * 32}.unfinished").write_bytes(b"half")
@@ -120,15 +136,15 @@ def test_what_a_killed_driver_left_of_a_stage_s_records_is_swept(source, tmp_pat
     assert not list(output.rglob(".*.unfinished"))
 
 
-def test_the_same_command_again_changes_nothing(source, tmp_path):
+def test_the_same_command_again_changes_nothing(finished_builds):
     """A finished build is left as it is."""
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
-    before = contents(tmp_path / "index")
-    times = {path: path.stat().st_mtime_ns for path in segments(tmp_path / "index")}
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    source, output, _ = finished_builds(kind="ivf-flat", lists=LISTS)
+    before = contents(output)
+    times = {path: path.stat().st_mtime_ns for path in segments(output)}
+    built(source, output, kind="ivf-flat", lists=LISTS)
 
-    assert contents(tmp_path / "index") == before
-    assert {path: path.stat().st_mtime_ns for path in segments(tmp_path / "index")} == times
+    assert contents(output) == before
+    assert {path: path.stat().st_mtime_ns for path in segments(output)} == times
 
 
 def test_a_build_on_ray_is_the_same(cluster, source, tmp_path):
@@ -141,12 +157,12 @@ def test_a_build_on_ray_is_the_same(cluster, source, tmp_path):
     assert card["recall"][0]["recall@10"][0] > 0.5
 
 
-def test_other_settings_are_another_index(source, tmp_path):
+def test_other_settings_are_another_index(finished_builds):
     """The same output with another kind is refused, naming both."""
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS)
+    source, output, _ = finished_builds(kind="ivf-flat", lists=LISTS)
 
     with pytest.raises(RunError, match=r"kind: there 'ivf-flat', asked 'ivf-sq8'"):
-        built(source, tmp_path / "index", kind="ivf-sq8", lists=LISTS)
+        built(source, output, kind="ivf-sq8", lists=LISTS)
 
 
 # Grown

@@ -2,6 +2,9 @@
 any form."""
 
 import json
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +39,35 @@ def source(tmp_path, vectors):
     return write_many(tmp_path / "vectors", vectors)
 
 
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory, vectors):
+    """built_once(kind, many, **options): the folder of an index of the vectors, made at the first call. many: of several segments."""
+    folder = tmp_path_factory.mktemp("indexes")
+    source = write_many(folder / "vectors", vectors)
+
+    @cache
+    def make(kind: str, many: bool, **options: float) -> Path:
+        output = folder / f"{kind}-{many}-{options}"
+        with pytest.MonkeyPatch.context() as patch:
+            if many:
+                cut_small(patch, 4 * DIM * 700)
+            built(source, output, kind=kind, shard_rows=300, **options)
+        return output
+
+    return make
+
+
+@pytest.fixture
+def use_index(built_once, tmp_path):
+    """use_index(kind, many, **options): the card of an index at `tmp_path`/index, which the test only reads."""
+
+    def use(kind: str = "flat", many: bool = False, **options: float) -> dict[str, Any]:
+        (tmp_path / "index").symlink_to(built_once(kind, many, **options))
+        return json.loads((tmp_path / "index" / "card.json").read_text())
+
+    return use
+
+
 @pytest.fixture
 def query_files(tmp_path, queries):
     """A folder with the queries' vectors, without the second one."""
@@ -44,11 +76,9 @@ def query_files(tmp_path, queries):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_flat_returns_the_hits_of_numpy(source, tmp_path, query_files, vectors, queries, monkeypatch, many):
+def test_flat_returns_the_hits_of_numpy(use_index, tmp_path, query_files, vectors, queries, many):
     """Ids, order and scores equal those of a matrix product, for one segment and for several."""
-    if many:
-        cut_small(monkeypatch, 4 * DIM * 700)
-    card = built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    card = use_index("flat", many)
     table = hits_of(tmp_path, query_files, top_k=20)
     best = exact(queries, vectors, 20)
     scores = table.filter(pa.compute.equal(table["query_id"], "d0"))["score"].to_numpy()
@@ -58,10 +88,9 @@ def test_flat_returns_the_hits_of_numpy(source, tmp_path, query_files, vectors, 
     np.testing.assert_allclose(scores, queries[0] @ vectors[best[0]].T, rtol=1e-5)
 
 
-def test_a_query_without_a_vector_is_kept_with_its_reason(source, tmp_path, query_files, monkeypatch):
+def test_a_query_without_a_vector_is_kept_with_its_reason(use_index, tmp_path, query_files):
     """It is one row without a passage, for any number of segments."""
-    cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    use_index("ivf-flat", True, lists=LISTS)
     table = hits_of(tmp_path, query_files, top_k=5)
     rows = [row for row in table.to_pylist() if row["query_id"] == "d1"]
 
@@ -69,11 +98,9 @@ def test_a_query_without_a_vector_is_kept_with_its_reason(source, tmp_path, quer
 
 
 @pytest.mark.parametrize(("kind", "many"), [*((name, False) for name in names()), ("ivf-rabitq", True), ("flat", True)])
-def test_only_allowed_passages_are_returned(source, tmp_path, query_files, vectors, queries, monkeypatch, kind, many):
+def test_only_allowed_passages_are_returned(use_index, tmp_path, query_files, vectors, queries, kind, many):
     """With --allow every kind returns only those ids, and still fills the lists."""
-    if many:
-        cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind=kind, shard_rows=300)
+    use_index(kind, many)
     allowed = list(range(0, ROWS, 7))
     (tmp_path / "allow.jsonl").write_text("".join(json.dumps({"id": f"d{n}"}) + "\n" for n in [*allowed, 999_999]))
     table = hits_of(
@@ -126,21 +153,21 @@ def test_other_metrics(tmp_path, vectors, queries, metric):
     np.testing.assert_allclose(first, scores[3, best[3]], rtol=1e-4)
 
 
-def test_queries_of_bytes(source, tmp_path, queries, vectors):
+def test_queries_of_bytes(use_index, tmp_path, queries, vectors):
     """int8 queries are read with the ranges in their own files; an index of floats returns nearly the same hits."""
     low, high = queries.min(axis=0) * 1.1, queries.max(axis=0) * 1.1
     coded = np.round((queries - low) / (high - low) * 255 - 128.5).clip(-128, 127).astype(np.int8)
     write(tmp_path / "queries" / "0.parquet", coded, output_dtype="int8", int8_ranges=[low.tolist(), high.tolist()])
-    built(source, tmp_path / "index", kind="flat")
+    use_index("flat")
     lists, best = lists_of(hits_of(tmp_path, tmp_path / "queries", top_k=10)), exact(queries, vectors, 10)
     hits = [len({f"d{n}" for n in best[q]} & set(lists[f"d{q}"])) / 10 for q in range(len(queries))]
 
     assert np.mean(hits) > 0.9
 
 
-def test_nprobe_raises_recall(source, tmp_path, query_files, vectors, queries):
+def test_nprobe_raises_recall(use_index, tmp_path, query_files, vectors, queries):
     """A higher --nprobe scans more lists and returns more of the nearest; the default is the card's advice."""
-    card = built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, recall=0.95)
+    card = use_index("ivf-flat", lists=LISTS, recall=0.95)
     best = exact(queries, vectors, 10)
 
     def recall(name: str, nprobe: int | None) -> float:
@@ -212,11 +239,9 @@ def test_a_block_of_queries_has_lists_that_a_worker_can_hold(k, queries):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_lists_are_the_same_in_blocks_of_any_size(source, tmp_path, query_files, monkeypatch, many):
+def test_lists_are_the_same_in_blocks_of_any_size(use_index, tmp_path, query_files, monkeypatch, many):
     """Blocks of few queries, and searches of few queries at once, give the same lists."""
-    if many:
-        cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    use_index("ivf-flat", many, lists=LISTS)
     whole = hits_of(tmp_path, query_files, "whole", top_k=20)
     monkeypatch.setattr("lib.index.search.job.HITS_AT_ONCE", 200)
     monkeypatch.setattr("lib.index.search.mappers.HITS_AT_ONCE", 60)
@@ -227,10 +252,9 @@ def test_lists_are_the_same_in_blocks_of_any_size(source, tmp_path, query_files,
     assert table.num_rows == whole.num_rows
 
 
-def test_a_query_without_a_hit_is_kept(source, tmp_path, query_files, monkeypatch):
+def test_a_query_without_a_hit_is_kept(use_index, tmp_path, query_files):
     """A query with no allowed passage in the probed lists is one row with that reason, for several segments too."""
-    cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    use_index("ivf-flat", True, lists=LISTS)
     (tmp_path / "allow.jsonl").write_text('{"id": "d7"}\n')
     table = hits_of(tmp_path, query_files, nprobe=1, allow=str(tmp_path / "allow.jsonl")).to_pylist()
 
@@ -256,25 +280,23 @@ def test_rows_without_an_id_are_named_by_their_place(tmp_path, query_files, vect
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_queries_without_an_id_are_named_by_their_place(source, tmp_path, queries, monkeypatch, many):
+def test_queries_without_an_id_are_named_by_their_place(use_index, tmp_path, queries, many):
     """Queries without an id column, or with a null in it, are named FILE#POSITION, with the path of FILE below the input."""
-    if many:
-        cut_small(monkeypatch, 4 * DIM * 700)
     table = pq.read_table(write(tmp_path / "queries" / "a" / "0.parquet", queries[:4]))
     pq.write_table(table.drop_columns(["id"]), tmp_path / "queries" / "a" / "0.parquet")
     named = pq.read_table(write(tmp_path / "named" / "0.parquet", queries[:4], absent=(2,)))
     ids = pa.array(["first", None, None, "last"], pa.large_string())
     pq.write_table(named.set_column(0, "id", ids), tmp_path / "named" / "0.parquet")
-    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    use_index("flat", many)
     unnamed, some = (hits_of(tmp_path, tmp_path / name, f"hits-{name}", top_k=3) for name in ("queries", "named"))
 
     assert set(unnamed["query_id"].to_pylist()) == {f"a/0.parquet#{n}" for n in range(4)}
     assert set(some["query_id"].to_pylist()) == {"first", "0.parquet#1", "0.parquet#2", "last"}
 
 
-def test_changed_queries_are_another_search(source, tmp_path, query_files, queries):
+def test_changed_queries_are_another_search(use_index, tmp_path, query_files, queries):
     """A search with changed or more queries in the same output is refused."""
-    built(source, tmp_path / "index", kind="flat")
+    use_index("flat")
     hits_of(tmp_path, query_files, top_k=5)
     write(query_files / "1.parquet", queries[:3], first=100)
 
@@ -310,10 +332,9 @@ def test_a_search_of_a_grown_index_is_another(source, tmp_path, query_files, mon
         assert not list((tmp_path / "of-one").rglob("_stages"))
 
 
-def test_the_same_search_resumes(source, tmp_path, query_files, monkeypatch):
+def test_the_same_search_resumes(use_index, tmp_path, query_files):
     """A search that was stopped writes only the missing parts; another one in the same place is refused."""
-    cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind="ivf-flat", lists=LISTS, shard_rows=300)
+    use_index("ivf-flat", True, lists=LISTS)
     whole = hits_of(tmp_path, query_files, top_k=5)
     parts = sorted((tmp_path / "hits" / "_stages" / "segments").glob("part-*"))
     times = {path: path.stat().st_mtime_ns for path in parts[1:]}
@@ -400,9 +421,9 @@ def test_an_index_that_is_not_finished(source, tmp_path, query_files):
         ({"id_column": "name"}, "no column 'name'"),
     ],
 )
-def test_wrong_commands_are_refused(source, tmp_path, query_files, more, words):
+def test_wrong_commands_are_refused(use_index, tmp_path, query_files, more, words):
     """A wrong value is named with the next action."""
-    built(source, tmp_path / "index", kind="flat")
+    use_index("flat")
 
     with pytest.raises((UsageError, InputError), match=words):
         hits_of(tmp_path, query_files, **more)
@@ -415,18 +436,18 @@ def test_wrong_commands_are_refused(source, tmp_path, query_files, more, words):
         ("hnsw", {"nprobe": 4}, "--nprobe 4: a search of hnsw.* has --ef-search instead. Write --ef-search 4"),
     ],
 )
-def test_the_search_parameter_of_another_kind_is_refused(source, tmp_path, query_files, kind, options, message):
+def test_the_search_parameter_of_another_kind_is_refused(use_index, tmp_path, query_files, kind, options, message):
     """--nprobe for hnsw, or --ef-search for a kind with lists, is refused with the right option."""
-    built(source, tmp_path / "index", kind=kind)
+    use_index(kind)
 
     with pytest.raises(UsageError, match=message):
         hits_of(tmp_path, query_files, **options)
 
 
 @pytest.mark.parametrize("type", [pa.list_(pa.float32()), pa.list_(pa.float32(), DIM)])
-def test_queries_without_a_row_are_refused(source, tmp_path, type):
+def test_queries_without_a_row_are_refused(use_index, tmp_path, type):
     """A file without queries is refused with the next action, for vectors of fixed and of variable length."""
-    built(source, tmp_path / "index", kind="flat")
+    use_index("flat")
     (tmp_path / "none").mkdir()
     columns = [("id", pa.string()), ("embedding", type)]
     pq.write_table(pa.schema(columns).empty_table(), tmp_path / "none" / "0.parquet")
@@ -436,11 +457,9 @@ def test_queries_without_a_row_are_refused(source, tmp_path, type):
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_an_id_of_several_queries_is_refused(source, tmp_path, queries, monkeypatch, many):
+def test_an_id_of_several_queries_is_refused(use_index, tmp_path, queries, many):
     """Repeated ids are named with their counts before anything is searched: the hits could not be told apart."""
-    if many:
-        cut_small(monkeypatch, 4 * DIM * 700)
-    built(source, tmp_path / "index", kind="flat", shard_rows=300)
+    use_index("flat", many)
     write(tmp_path / "queries" / "0.parquet", queries)
     for name in ("1", "2"):
         write(tmp_path / "queries" / f"{name}.parquet", queries[:1], first=7)

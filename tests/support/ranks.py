@@ -5,10 +5,11 @@ collective operations; `plain` computes the reference: one large batch without c
 """
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
@@ -252,23 +253,30 @@ def run(cases: Iterable[Case], folder: Path, model: Path) -> dict[str, dict]:
     """Compute the cases in four processes; returns the first rank's results by the case's name."""
     cases = sorted(cases, key=lambda case: case.world)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tests.support.ranks", str(folder), str(model)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(4)]
-    deadline = time.monotonic() + 300
-    while any(rank.poll() is None for rank in ranks):
-        time.sleep(0.1)
-        if (
-            any(rank.poll() for rank in ranks) or time.monotonic() > deadline
-        ):  # one failed: the others would wait for it
-            for rank in ranks:
-                rank.kill()
-    assert [rank.wait() for rank in ranks] == [0] * 4
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, timeout=300, check=True)
     return torch.load(folder / "results.pt")
 
 
-def main(folder: Path, model: Path, rank: int) -> None:
+def main(folder: Path, model: Path) -> None:
+    """Fork the ranks, which find everything imported and the model loaded. A rank that fails ends the others, which would wait."""
     torch.set_num_threads(1)
+    loaded(str(model))
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=compute, args=(folder, model, rank)) for rank in range(4)]
+    for rank in ranks:
+        rank.start()
+    running = set(ranks)
+    while running and not any(rank.exitcode for rank in ranks):
+        multiprocessing.connection.wait([rank.sentinel for rank in running])
+        running = {rank for rank in running if rank.exitcode is None}
+    for rank in running:
+        rank.kill()
+    sys.exit(bool(running) or any(rank.exitcode for rank in ranks))
+
+
+def compute(folder: Path, model: Path, rank: int) -> None:
+    """Compute the cases of one rank, the smallest world first; the first rank saves the results."""
     cases = [Case(**each) for each in json.loads((folder / "cases.json").read_text())]
     results = {}
     for world in sorted({case.world for case in cases}):
@@ -289,4 +297,4 @@ def main(folder: Path, model: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

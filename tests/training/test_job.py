@@ -240,6 +240,21 @@ def test_intervals_make_no_difference(tmp_path, model, train_here):
     assert len(losses[0]) == 20
 
 
+def test_a_lost_end_is_trained_again(tmp_path, model, train_here):
+    """Without scores and exports, the same command trains the end of the run again, from the checkpoint."""
+    command = options(tmp_path, model, max_steps=6, checkpoint_steps=4)
+    train_here(**command)
+    folder = tmp_path / "run"
+    before = pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist()
+    (folder / "scores.json").unlink()
+    for file in (folder / "exports").rglob("_files.json"):
+        file.unlink()
+    train_here(**command)
+
+    assert pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist() == before
+    assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [6]
+
+
 def heldout(folder: Path) -> Path:
     """A BEIR folder of a few texts, each the answer to its beginning."""
     corpus = [{"_id": f"p{i}", "text": f"{text} {i}"} for i, text in enumerate(TEXTS * 5)]
