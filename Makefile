@@ -24,7 +24,7 @@ servers: .venv/ready  ## install the S3 servers of the tests: Ceph where apt and
 	bash tests/real/install.sh
 
 test: .venv/ready servers check  ## lint, types, and every quick test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/ready  ## ruff and mypy
 	$(BIN)/ruff check .
