@@ -45,8 +45,10 @@ def first_with_reason(reasons: pa.Array | pa.ChunkedArray) -> int | None:
     return pc.index(pc.is_valid(reasons), True).as_py() if reasons.null_count < len(reasons) else None
 
 
-def as_one_array(column: pa.ChunkedArray) -> pa.Array:
+def as_one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """A column as one array; not copied where it is one already, as combine_chunks does."""
+    if isinstance(column, pa.Array):
+        return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

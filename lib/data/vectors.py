@@ -49,7 +49,7 @@ def as_matrix(column: pa.ChunkedArray | pa.Array, dtype: DTypeLike | None = None
     dtype: of the result; None keeps that of the column's numbers. A column of fixed-size binary values, which has none of
     its own, is seen as numbers of this type.
     """
-    array = as_one_array(column) if isinstance(column, pa.ChunkedArray) else column
+    array = as_one_array(column)
     assert not array.null_count, "a row without a vector"
     if pa.types.is_fixed_size_binary(array.type):
         assert dtype is not None, "binary values have no type of their own"

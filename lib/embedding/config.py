@@ -76,7 +76,7 @@ def settings(config: EmbedConfig, encoder: ResolvedEncoder) -> dict[str, Any]:
     return model | {
         "job": "embed",
         "input": fs.unstrip_protocol(path),
-        "text": corpus.text_template or encoder.text_template or f"{{{corpus.text_column}}}",
+        "text": corpus.text_template or f"{{{corpus.text_column}}}",
         "id_column": corpus.id_column,
         "keep_columns": list(corpus.keep_columns),
         "limit": corpus.limit,

@@ -43,14 +43,16 @@ def embed(config: EmbedConfig) -> Outcome:
 def dry_run(config: EmbedConfig) -> Estimate:
     """The size and cost of a run; nothing is written. Raises ShoalError as the run itself would."""
     resolved = resolve(config)
-    uncalibrated = replace(resolved, config=replace(config, output_dtype="float32"))  # int8 ranges are not known yet
+    uncalibrated = replace(
+        resolved, config=replace(resolved.config, output_dtype="float32")
+    )  # int8 ranges are not known yet
     stored = row_bytes(resolved.encoder.spec.dim, config.output_dtype)
     return estimate(uncalibrated.job(), config.run.folder, resolved.planner(), stored)
 
 
 @dataclass(frozen=True)
 class ResolvedEmbedding:
-    """A config that was checked, with its model's files read."""
+    """A config that was checked, with its model's files read. config: with the recipe's text template, where it has one."""
 
     config: EmbedConfig
     encoder: ResolvedEncoder
@@ -75,12 +77,10 @@ class ResolvedEmbedding:
     def mapper(self, run: Run, workers: WorkerPlan) -> EmbedMapper:
         """The mapper of an opened run."""
         config, corpus = self.config, self.config.corpus
-        template = corpus.text_template or self.encoder.text_template
-        parts = tuple(parse_template(template)) if template else (("", corpus.text_column),)
+        parts = tuple(parse_template(corpus.text_template)) if corpus.text_template else (("", corpus.text_column),)
         storage, strict = config.run.storage.fsspec, config.run.strict
         rows = TextRows(parts, run.id_column, corpus.keep_columns, run.columns, storage, strict)
-        encoder, dtype, chunk_size = self.encoder, config.output_dtype, self.chunk_size
-        return EmbedMapper(rows, config, encoder, dtype, chunk_size, workers.threads, workers.device)
+        return EmbedMapper(rows, config, self.encoder, self.chunk_size, workers.threads, workers.device)
 
     def shard_rows(self, corpus: Corpus, workers: int) -> int:
         """Rows a shard, so that a part is about PART_BYTES."""
@@ -99,17 +99,20 @@ def resolve(config: EmbedConfig) -> ResolvedEmbedding:
     encoder = resolve_encoder(config.model)
     if set(config.outputs) != {DENSE}:
         check_bge_m3(Path(encoder.spec.folder))
+    template = config.corpus.text_template or encoder.text_template
+    config = replace(config, corpus=replace(config.corpus, text_template=template))
     return ResolvedEmbedding(config, encoder, chunk_room(config, encoder))
 
 
 def _calibrated(mapper: EmbedMapper, run: Run, workers: WorkerPlan) -> EmbedMapper:
     """The mapper with the int8 ranges of the run: made once from a sample spread over the shards, used by all of them."""
-    if mapper.output_dtype != "int8":
+    if mapper.config.output_dtype != "int8":
         return mapper
     if not run.folder.exists(RANGES_FILE):
         log.info("calibrating int8 ranges")
         shards = sample_shards(run.plan, RANGE_SHARDS, RANGE_ROWS)
-        sample = executor.sample(replace(mapper, output_dtype="float32"), shards, workers)
+        uncalibrated = replace(mapper, config=replace(mapper.config, output_dtype="float32"))
+        sample = executor.sample(uncalibrated, shards, workers)
         vectors = np.concatenate([as_matrix(tables["vectors"]["vector"]) for tables in sample] or [np.empty((0, 0))])
         if not len(vectors):
             raise InputError("no text in the sample that int8 ranges are calibrated on. Use --output-dtype float16")

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ..data.reader import first_with_reason, read_rows, row_ids
 from ..data.shards import Shard
 from ..data.texts import chunk_spans, compose
-from ..data.vectors import OutputDtype, as_matrix, quantise, to_column
+from ..data.vectors import as_matrix, quantise, to_column
 from ..engine.mapper import Result, Tables
 from ..errors import InputError
 from ..models.encoder_options import ResolvedEncoder
@@ -66,7 +66,6 @@ class EmbedMapper:
     rows: TextRows
     config: EmbedConfig
     encoder: ResolvedEncoder
-    output_dtype: OutputDtype  # of the config; float32 where int8 is calibrated
     chunk_size: int  # tokens of text a chunk, prompt and special tokens apart; 0: texts are not chunked
     threads: int
     device: str
@@ -106,7 +105,7 @@ class EmbedMapper:
             tokens = Tokens.of_table(tables["tokens"])
             vectors, more = encode_more(tokens, skip) if encode_more else (encoder.encode(tokens, skip), {})
             finite = np.isfinite(vectors).all(axis=1)
-            stored = quantise(np.where(finite[:, None], vectors, 0), self.output_dtype, ranges)
+            stored = quantise(np.where(finite[:, None], vectors, 0), self.config.output_dtype, ranges)
             columns = {
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1]),
                 "finite": pa.array(finite),
@@ -188,7 +187,7 @@ class EmbedMapper:
             "dim": spec.dim,
             "normalized": spec.normalize,
             "max_tokens": spec.max_tokens,
-            "output_dtype": self.output_dtype,
+            "output_dtype": self.config.output_dtype,
             "int8_ranges": self.ranges,
         }
 

@@ -9,6 +9,7 @@ from ..models.encoder_options import EncoderOptions
 from ..models.reranker_options import SecondStageOptions
 from ..storage.filesystem import StorageOptions, absolute
 from ..storage.folder import Folder
+from ..storage.listing import WILDCARDS
 from . import tasks
 from .metrics import CUTS
 
@@ -64,6 +65,11 @@ def check(config: EvaluateConfig) -> None:
     """Raises UsageError for options that cannot go together."""
     _check_models(config)
     _check_tasks(config.tasks)
+    for name in (absolute(config.output), *config.tasks.task, config.tasks.split or ""):
+        if any(letter in name for letter in WILDCARDS):
+            raise UsageError(
+                f"{name} would be read as a pattern. Choose an --output, --task and --split without any of {WILDCARDS}"
+            )
 
 
 def safe_name(name: str) -> str:

@@ -61,11 +61,11 @@ class ResolvedEvaluation:
 
 
 def resolve(config: EvaluateConfig) -> ResolvedEvaluation:
-    """Check the config, read models and data. Raises ShoalError, within seconds, for what cannot be evaluated."""
+    """Check the config, read models and data. Raises ShoalError for what cannot be evaluated."""
     check(config)
     models, output = resolve_models(config), config.folder
-    tasks = read_tasks(config, models)
     output.probe()
+    tasks = read_tasks(config, models)
     for data in tasks:
         check_same_results(output, models.name, data.task.name, identity(config, models, data))
     return ResolvedEvaluation(config, models, tasks, output)

@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..storage.filesystem import absolute
 from ..storage.fingerprint import fingerprint
 from ..storage.folder import Folder
-from ..storage.listing import WILDCARDS, find
+from ..storage.listing import find
 from . import dataset_layouts, tasks
 from .config import EvaluateConfig, TaskOptions, safe_name
 from .dataset import Dataset, read_dataset
@@ -106,12 +106,7 @@ def _folder(config: EvaluateConfig, name: str, urls: Sequence[str | None]) -> Fo
     """A folder below the output whose name changes when any file at the URLs does."""
     storage = config.storage.fsspec
     files = [(absolute(url), find(absolute(url), storage)) for url in urls if url]
-    folder = stage_folder(config.folder, name, files)
-    if any(letter in folder.url for letter in WILDCARDS):
-        raise UsageError(
-            f"{folder.url} would be read as a pattern. Choose an --output, --task and --split without any of {WILDCARDS}"
-        )
-    return folder
+    return stage_folder(config.folder, name, files)
 
 
 def _digest(dataset: Dataset, storage: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Checkpoints in torch's distributed checkpoint format (DCP), which any number of ranks can load.
 
 Every rank writes its own files into a local folder. Ray Train uploads them into one folder and registers the checkpoint when all
-ranks are done; unregistered checkpoints are never loaded.
+ranks are done; unregistered checkpoints are never loaded. The local executor writes over the older of two.
 """
 
 import json

@@ -9,6 +9,7 @@ from ..cli.options import flat, group, option
 from ..engine.workers import WorkerOptions
 from ..errors import ModelError, UsageError
 from ..models.encoder_options import ModelOptions, resolve_encoder
+from ..models.modules_json import Pooling
 from ..models.reranker_options import RerankerOptions, resolve_reranker
 from ..models.reranker_spec import RerankSpec
 from ..models.spec import ModelSpec
@@ -105,9 +106,7 @@ class FinetuneConfig:
     pairs: PairOptions
     model: str | None = option("Model to begin from: directory or hub id.", None)
     recipe: str | None = option(f"Published training: {', '.join(recipes.stages())}.", None)
-    pooling: Literal["cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean"] | None = option(
-        "Pooling. Default: the recipe's, else the model's.", None
-    )
+    pooling: Pooling | None = option("Pooling. Default: the recipe's, else the model's.", None)
     loss: LossOptions = group(LossOptions)
     optimizer: OptimizerOptions = group(OptimizerOptions)
     compute: ComputeOptions = group(ComputeOptions)

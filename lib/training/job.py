@@ -22,7 +22,7 @@ from .data.job import DataOptions, TrainingPlan, plan
 from .losses import TEXT, describe
 from .metrics import read_metrics, tensorboard
 from .model_card import write_card
-from .preflight import try_largest_batch
+from .preflight import try_losses
 from .ray_train import set_environment
 from .report import page
 from .train_and_evaluate import best_of, check_evaluation, train_and_evaluate
@@ -34,8 +34,9 @@ MODEL, PAGE = "model", "run.html"
 STATES = 4  # weights, gradients and the two of Adam: memory of a worker over that of the weights
 CPU_BUDGET, CUDA_BUDGET = 1024, 16_384  # tokens a chunk
 VERSIONS = ("ray", "torch", "transformers", "pyarrow", "numpy")
-# Options that fix the losses and weights, beside those of the stage. The data's own are in the settings of its plan.
+# Options that a resumed run must repeat, beside those of the stage. An executor does not read the other's checkpoints.
 SETTINGS = (
+    "executor",
     *("data", "weight", "max_steps", "seed", "clip", "learn_temperature", "parallel", "dtype", "token_budget"),
     *("evaluate_on", "evaluate_steps", "checkpoint_steps"),
 )
@@ -71,7 +72,7 @@ def _finetune(config: FinetuneConfig, resolved: FinetunePlan, check_lease: Calla
     _log_counts(data)
     reader = BatchReader(data.url, output.options)
     _check_names(config, reader)
-    try_largest_batch(reader, resolved.losses, resolved.spec.dim, config.loss.learn_temperature)
+    try_losses(reader, resolved.losses, resolved.spec.dim, config.loss.learn_temperature)
     connect_for(config.workers)
     workers = _plan_workers(config, resolved)
     about = versions(*VERSIONS)
@@ -111,13 +112,13 @@ def _decide(config: FinetuneConfig, workers: WorkerPlan) -> dict[str, Any]:
     compute = config.compute
     dtype = compute.dtype if compute.dtype != "auto" else "bfloat16" if workers.gpus else "float32"
     budget = compute.token_budget or (CUDA_BUDGET if workers.gpus else CPU_BUDGET)
-    # This process computes what so many workers would: a run that begins here may go on with them.
+    # This process computes what so many workers would.
     ranks = (config.workers.max_workers or 1) if workers.in_process else workers.maximum
     return {"virtual_ranks": ranks, "dtype": dtype, "token_budget": budget}
 
 
 def _settings(config: FinetuneConfig, resolved: FinetunePlan) -> dict[str, Any]:
-    """Everything that fixes the losses and weights, but the data, which its plan fixes."""
+    """Everything that a resumed run must repeat; what the rows hold is in the settings of the data's plan."""
     options, stage, spec = flat(config), asdict(resolved.stage), resolved.spec
     settings = {name: options[name] for name in SETTINGS}
     settings |= {f"stage {name}": value for name, value in stage.items() if name not in ("note", "chosen")}

@@ -7,20 +7,30 @@ from typing import Any
 
 import torch
 
+from ..errors import RunError
 from ..storage import directory
 from ..storage.folder import Folder
 from ..storage.scratch import Scratch
 from . import checkpoint
 from .loop import Trainer, run_steps, start
 from .step.collectives import Rank
-from .train_run import TrainRun
+from .train_run import OUT_OF_MEMORY, TrainRun
 
 SLOTS = ("local-checkpoint-0", "local-checkpoint-1")  # taken in turn: one of them is always whole
 
 
-def run_interval(run: TrainRun, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
-    """Train to `run.until` from the newest checkpoint. report: gets the metrics of each step."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def run_interval(run: TrainRun, device: str, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
+    """Train to `run.until` from the newest checkpoint. report: gets the metrics of each step.
+
+    Raises RunError where the memory of the device does not hold a chunk.
+    """
+    try:
+        _run(run, torch.device(device), report)
+    except torch.OutOfMemoryError as error:
+        raise RunError(OUT_OF_MEMORY) from error
+
+
+def _run(run: TrainRun, device: torch.device, report: Callable[[Sequence[dict[str, Any]]], None]) -> None:
     trainer = start(run, Rank(0, 1, run.virtual_ranks, run.plan.stage.batch), device)
     if saved := _saved_steps(run):
         with Scratch("checkpoint") as place:
@@ -42,5 +52,6 @@ def _save(trainer: Trainer) -> None:
     slot = next(slot for slot in (output.below(name) for name in SLOTS) if slot.url != newest)
     directory.remove_directory(slot)
     with Scratch("checkpoint") as place:
-        checkpoint.save(Path(place), trainer.step, trainer.trained, trainer.optimizer)
-        directory.upload_directory(Path(place), slot)
+        state = Path(place) / "state"  # beside the lock of the scratch folder
+        checkpoint.save(state, trainer.step, trainer.trained, trainer.optimizer)
+        directory.upload_directory(state, slot)

@@ -56,7 +56,7 @@ class Trainer:
     network: SingleProcess
     optimizer: torch.optim.Optimizer
     trained: CheckpointState
-    steps: Mapping[str, Any]
+    step_functions: Mapping[str, Any]
     step: int = 0
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -131,7 +131,7 @@ def _run_step(trainer: Trainer, batches: Iterator["RankBatch"]) -> dict[str, Any
     """Run a step; its metrics, without `seconds` where loss or gradients are not finite and the weights stay as they are."""
     run, began = trainer.run, time.perf_counter()
     batch = next(batches)
-    step = trainer.steps.get(batch.dataset, trainer.steps[""])
+    step = trainer.step_functions.get(batch.dataset, trainer.step_functions[""])
     trainer.network.zero_gradients(trainer.optimizer)
     seed = seed_of(run.config.pairs.seed, trainer.step, DROPOUT)
     value = step(batch.inputs_of(trainer.rank, seed, trainer.device))
@@ -197,10 +197,10 @@ class RankBatch:
 
 def read_ahead(run: TrainRun, rank: Rank, first: int) -> Generator[RankBatch, None, None]:
     """The rank's batches from step `first` + 1 to `until`, read and tokenised by a thread ahead of their use."""
-    order, tokenize = BatchReader(run.data.url, run.output.options), run.trainable.row_tokenizer()
+    reader, tokenize = BatchReader(run.data.url, run.output.options), run.trainable.row_tokenizer()
 
     def read(step: int) -> RankBatch:
-        table = order.read(step)
+        table = reader.read(step)
         return RankBatch(table, tokenize(table.slice(rank.first_row, rank.row_count)))
 
     thread, steps = ThreadPoolExecutor(1), iter(range(first, run.until))

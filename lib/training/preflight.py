@@ -14,16 +14,16 @@ from .losses.m3_unified import M3Unified
 ROWS = 1024  # rows tried, of the first batch of a dataset
 
 
-def try_largest_batch(order: BatchReader, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
+def try_losses(reader: BatchReader, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:
     """Compute each loss and its gradients on random outputs for the first batch of each dataset.
 
     Raises InputError for a dataset without the scores or negatives that its loss needs.
     """
-    for dataset, step in order.first_steps().items():
+    for dataset, step in reader.first_steps().items():
         loss = losses.get(dataset, losses[""])
         if isinstance(loss, M3Unified):  # needs token outputs, and nothing of the data
             continue
-        table = order.read(step).slice(0, ROWS)
+        table = reader.read(step).slice(0, ROWS)
         keys = batch_keys(table, 0, table.num_rows, 1, torch.device("cpu"))
         if loss.kind != TEXT and bool((keys.query_keys == keys.passage_keys[:, 0]).all()):
             raise InputError(

@@ -14,7 +14,7 @@ from ..errors import RunError, ShoalError, StorageError
 from ..storage.filesystem import filesystem
 from ..storage.folder import Folder
 from .loop import train_worker
-from .train_run import TrainRun
+from .train_run import OUT_OF_MEMORY, TrainRun
 
 # Ray Train's own variables, where the user has not set them. A report is taken once a poll; a worker group that does not come
 # up with the nodes of before a loss is requested again after the timeout.
@@ -26,10 +26,6 @@ ENVIRONMENT = {
 FAILURES = 1000  # restarts; spot machines go often, and each restart begins at the last checkpoint
 IDLE_STARTS = 6  # in a row without a step; more are no machine's fault
 POLL_SECONDS = 0.5
-OUT_OF_MEMORY = (
-    "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
-    "--lora-rank, and start in a new --output"
-)
 UPLOAD_ATTEMPTS = 8
 RESIZE_SECONDS = 60.0  # between looks for nodes that came back
 

@@ -57,7 +57,7 @@ def _train_until(run: TrainRun, workers: WorkerPlan, progress: TrainingProgress)
     output.remove(FAILURE)
     with progress.shown():
         if workers.in_process:
-            local_train.run_interval(run, progress.add)
+            local_train.run_interval(run, workers.device, progress.add)
         else:
             ray_train.run_interval(run, workers, progress.add)
     if not output.exists(FAILURE):

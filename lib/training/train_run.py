@@ -17,6 +17,10 @@ from .step.optimizer import Optimization
 from .step.trainable import ALL_LINEAR, Adapters, Trainable
 
 EXPORTS, FAILURE = "exports", "_failure.json"
+OUT_OF_MEMORY = (
+    "a worker's memory does not hold a chunk. Lower --token-budget, take --gradient-checkpointing, --parallel fsdp or "
+    "--lora-rank, and start in a new --output"
+)
 
 
 @dataclass(frozen=True)

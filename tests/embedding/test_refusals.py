@@ -25,6 +25,7 @@ def broken_model(minilm, tmp_path, *gone):
     [
         ({"input": "/nowhere/at/all"}, InputError, "nothing at /nowhere"),
         ({"text_column": "body"}, InputError, "Columns there: id, text, n"),
+        ({"recipe": "zhinao-search"}, InputError, "no column 'title'"),
         ({"id_column": "key"}, InputError, "no column 'key'"),
         ({"keep_columns": ("n", "m")}, InputError, "no column 'm'"),
         ({"model": "/no/such/model"}, ModelError, "/no/such/model"),

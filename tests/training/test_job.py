@@ -137,6 +137,8 @@ def test_the_same_command_again_does_nothing(tmp_path, model, train_here, monkey
     assert train_here(**command) == first
     with pytest.raises(RunError, match="learning_rate"):
         train_here(**command | {"learning_rate": 3e-3})
+    with pytest.raises(RunError, match="executor: there 'local', asked 'ray'"):
+        train_here(**command | {"executor": "ray"})
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...data.reader import read_rows
+from ...data.reader import as_one_array, read_rows
 from ...data.shards import Shard
 from ...engine.mapper import FusedMapper, Result
 from ...engine.shuffle import REASON
-from .list_columns import as_lists, one_array
+from .list_columns import as_lists
 from .pairs import KEY_LISTS, NUMBER_LISTS, PAIRS, TEXT_LISTS
 
 BATCHES = pa.schema(
@@ -199,11 +199,11 @@ def _with_negatives(pairs: pa.Table, group: int) -> tuple[pa.Table, dict[str, An
 
 def _columns(pairs: pa.Table, group: int, random: np.random.Generator) -> pa.Table:
     """Each row with the passages that this pass draws for it, in the order of BATCHES."""
-    good, bad = one_array(pairs["positives"]), one_array(pairs["negatives"])
+    good, bad = as_one_array(pairs["positives"]), as_one_array(pairs["negatives"])
     good_counts, bad_counts = _counts(good), _counts(bad)
     chosen = np.floor(random.random(len(good)) * good_counts).astype(np.int64)[:, None] + _starts(good_counts)
     values = [good.flatten(), bad.flatten()]
-    keys = [one_array(pairs[name]).flatten().to_numpy() for name in ("positive_keys", "negative_keys")]
+    keys = [as_one_array(pairs[name]).flatten().to_numpy() for name in ("positive_keys", "negative_keys")]
     if group > 1:
         drawn = draw(bad_counts, group - 1, random) + _starts(bad_counts) + len(values[0])
         chosen = np.concatenate([chosen, drawn], axis=1)
@@ -234,7 +234,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 def _teacher(pairs: pa.Table, chosen: np.ndarray, counts: tuple[np.ndarray, np.ndarray]) -> pa.Array:
     """Scores of the chosen passages; null for a row that has not all of them."""
-    columns = [one_array(pairs[name]) for name in ("pos_scores", "neg_scores")]
+    columns = [as_one_array(pairs[name]) for name in ("pos_scores", "neg_scores")]
     absent = [column.is_null().to_numpy(zero_copy_only=False) for column in columns]
     without = absent[0] | absent[1] if chosen.shape[1] > 1 else absent[0]
     flat = []
@@ -252,6 +252,6 @@ def _batches(table: pa.Table, in_batch: bool, size: int, random: np.random.Gener
     if not in_batch:  # a row is compared with its own passages alone: equal texts in other rows do no harm
         return table.take(pa.array(rows[: len(rows) // size * size]))
     query = table["query_key"].to_numpy()[:, None]
-    passages = one_array(table["passage_keys"]).flatten().to_numpy().reshape(len(query), -1 if len(query) else 1)
+    passages = as_one_array(table["passage_keys"]).flatten().to_numpy().reshape(len(query), -1 if len(query) else 1)
     own = np.concatenate([query, passages], axis=1).tolist()
     return table.take(pa.array(pack(rows.tolist(), own, table["positive_keys"].to_pylist(), size).ravel()))

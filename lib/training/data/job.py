@@ -33,7 +33,7 @@ from .batches import BatchesMapper, EntryShards
 from .pairs import PartitionPairs
 from .schedule import Stream, make_order, passes_of
 from .sources import Entry, open_entry, parse_data, parse_weights
-from .stats import Counts, check_batches, check_pairs, count, merge_facts
+from .stats import Counts, check_batches, check_rows, count, merge_facts
 
 MAX_BATCH = 65_536  # rows
 SHARD_ROWS = 100_000
@@ -85,7 +85,7 @@ def plan(options: DataOptions, output: Folder, workers: CpuWorkerOptions) -> Tra
     datasets = {name for facts in pairs.values() for name, _ in facts["sets"]}
     _check_names(weights, [*urls, *sorted(datasets - set(urls))])
     for name, facts in pairs.items():
-        check_pairs(name, facts, options.global_batch)
+        check_rows(name, facts, options.global_batch)
     # Not before: a mistake that the first map finds can then be corrected by another command in the same folder.
     stored = create_run_config(folder, {"settings": fixed})
     check_same_settings(folder, stored["settings"], fixed)

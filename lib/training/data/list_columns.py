@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...data.reader import as_one_array
 from ...data.texts import as_text
 
 MOST_SCORE = float(np.finfo(np.float32).max)
@@ -70,12 +71,6 @@ def no_lists(rows: int, kind: pa.DataType) -> ListColumn:
     return ListColumn(pa.array([], kind), counts, np.ones(rows, bool), pa.nulls(rows, pa.string()))
 
 
-def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.Array):
-        return column
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
 def _lists(
     column: pa.ChunkedArray,
     name: str,
@@ -83,7 +78,7 @@ def _lists(
     leaves: Callable[[pa.Array], tuple[pa.Array, pa.Array]],
     parse: Callable[[str, str], Sequence[Any]],
 ) -> ListColumn:
-    array = one_array(column)
+    array = as_one_array(column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if pa.types.is_null(array.type):

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...data.reader import read_rows
+from ...data.reader import as_one_array, read_rows
 from ...data.shards import Shard
 from ...data.texts import as_text
 from ...engine.mapper import FusedMapper, Result
 from ...engine.shuffle import KEY, REASON, partition
-from .list_columns import NO_REASON, ListColumn, as_lists, no_lists, one_array, score_lists, text_lists
+from .list_columns import NO_REASON, ListColumn, as_lists, no_lists, score_lists, text_lists
 
 NEEDED = ("query", "pos")
 OPTIONAL = ("neg", "hn", "pos_scores", "neg_scores", "dataset", "prompt", "in_batch_negatives")
@@ -82,7 +82,7 @@ def read_pairs(
     return tables
 
 
-def check_pairs(table: pa.Table, entry: str) -> pa.Table:
+def as_pairs(table: pa.Table, entry: str) -> pa.Table:
     """Convert rows to PAIRS; a row that cannot be used gets a REASON. entry: the dataset of rows that name none."""
     rows = table.num_rows
     alone = ALONE[0] in table.column_names
@@ -110,12 +110,12 @@ def check_pairs(table: pa.Table, entry: str) -> pa.Table:
         "dataset": dataset,
         "prompt": prompt,
         "in_batch_negatives": in_batch,
-        "source": one_array(table["_source"]),
+        "source": as_one_array(table["_source"]),
         "query_key": pa.array(query_keys, pa.int64()),
         "positive_keys": as_lists(pa.array(positive_keys, pa.int64()), positives.counts),
         "negative_keys": as_lists(pa.array(negative_keys[fit], pa.int64()), negatives.counts),
         "dropped": pa.array(dropped - negatives.counts, pa.int32()),
-        REASON: pc.coalesce(*map(one_array, reasons)) if rows else pa.nulls(0, pa.string()),
+        REASON: pc.coalesce(*map(as_one_array, reasons)) if rows else pa.nulls(0, pa.string()),
     }
     return pa.table(data, PAIRS)
 
@@ -125,7 +125,7 @@ def _text(table: pa.Table, name: str, strip: bool = True) -> tuple[pa.Array, pa.
     nothing = pa.nulls(table.num_rows, pa.string())
     if name not in table.column_names:
         return nothing.cast(pa.large_string()), nothing
-    array = one_array(table[name])
+    array = as_one_array(table[name])
     if pa.types.is_nested(array.type):
         unfit = pc.if_else(array.is_null(), NO_REASON, f"{name} is {array.type}, not text")
         return nothing.cast(pa.large_string()), unfit
@@ -260,7 +260,7 @@ class PartitionPairs(FusedMapper):
 
     def _partition(self, shard: Shard) -> Result:
         tables = read_pairs(shard, self.columns, self.odd, self.storage)
-        pairs = pa.concat_tables([PAIRS.empty_table(), *(check_pairs(table, self.entry) for table in tables)])
+        pairs = pa.concat_tables([PAIRS.empty_table(), *(as_pairs(table, self.entry) for table in tables)])
         keyed = pairs.append_column(KEY, self._key(pairs)).combine_chunks()
         rows, groups = partition(keyed, self.buckets)
         errors = rows.num_rows - rows[REASON].null_count

@@ -18,7 +18,7 @@ from ...engine.shuffle import REASON
 from ...errors import InputError, UsageError
 from ...storage.fingerprint import fingerprint
 from ...storage.listing import WILDCARDS
-from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, check_pairs, read_pairs
+from .pairs import ALONE, ALONE_OPTIONAL, NEEDED, OPTIONAL, as_pairs, read_pairs
 
 NAME = re.compile(r"[\w.-]+")
 SAMPLE_FILES, SAMPLE_ROWS, SAMPLE_THREADS = 64, 100, 16
@@ -183,9 +183,7 @@ def _check_head(entry: Entry, place: int, storage: Mapping[str, Any]) -> None:
     file, measure = entry.corpus.files[place], entry.corpus.measures[place]
     alone = replace(entry.corpus, files=(file,), measures=(measure,))
     head: list[Shard] = sample_shards(cut_shards(alone, int(alone.rows) + 1), 1, SAMPLE_ROWS)
-    tables = [
-        check_pairs(t, entry.name) for shard in head for t in read_pairs(shard, entry.columns, entry.odd, storage)
-    ]
+    tables = [as_pairs(t, entry.name) for shard in head for t in read_pairs(shard, entry.columns, entry.odd, storage)]
     rows = pa.concat_tables(tables)
     if rows.num_rows and not rows[REASON].null_count:
         first = f"{rows['source'][0]}: {rows[REASON][0]}"

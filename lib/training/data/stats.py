@@ -60,7 +60,7 @@ def merge_facts(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def check_pairs(name: str, pairs: Mapping[str, Any], global_batch: int) -> None:
+def check_rows(name: str, pairs: Mapping[str, Any], global_batch: int) -> None:
     """Raises InputError for an entry without a usable row, or without a dataset that fills a batch.
 
     pairs: the result of `merge_facts`.

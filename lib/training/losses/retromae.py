@@ -1,4 +1,4 @@
-"""RetroMAE: the mean over texts of the encoder's and decoder's loss, which `models.retromae_model` computes for each text."""
+"""RetroMAE: the mean over texts of the loss of encoder and decoder, which `training.models.retromae_model` computes for each text."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -15,7 +15,7 @@ from lib.engine.parts import RUN, Part, read_facts
 from lib.engine.publish import publish_part
 from lib.storage.folder import Folder
 from lib.training.data.batches import BatchesMapper, EntryShards, draw, generator, pack
-from lib.training.data.pairs import PAIRS, check_pairs
+from lib.training.data.pairs import PAIRS, as_pairs
 from tests.support.training_plans import pairs, steps
 
 
@@ -177,7 +177,7 @@ def test_a_bucket_that_fills_no_batch_has_an_empty_part(tmp_path, positives, usa
     """A part without a row group is published and read like any other."""
     sources = {"_source": [f"f#{i}" for i in range(3)], "_error": pa.nulls(3, pa.string())}
     path = tmp_path / "part.parquet"
-    pq.write_table(check_pairs(pa.table({"query": ["q0", "q1", "q2"], "pos": positives, **sources}), "a"), path)
+    pq.write_table(as_pairs(pa.table({"query": ["q0", "q1", "q2"], "pos": positives, **sources}), "a"), path)
     mapper = BatchesMapper(0, 8, 2, frozenset(), {"a": EntryShards(0, 1, 0)}, PAIRS, {})
     shard = Shard(0, (FileRange(str(path), path.name, 0, 3, 3, path.stat().st_size, "", None, "a"),))
     result = mapper.load()(shard)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from lib.engine.shuffle import REASON
 from lib.storage.folder import Folder
 from lib.training.data.job import DataOptions, plan
-from lib.training.data.pairs import check_pairs
+from lib.training.data.pairs import as_pairs
 from tests.support.training_plans import LOCAL, steps, write
 
 
@@ -37,4 +37,4 @@ def test_texts_and_lists_of_texts_are_the_same_in_every_format(tmp_path):
     assert rows[4]["teacher"] == [3, 2]
     for pos in ([{"text": "p6"}], [[6]]):
         table = pa.table({"query": ["q6"], "pos": pos, "_source": ["f#0"], "_error": pa.nulls(1, pa.string())})
-        assert check_pairs(table, "f")[REASON].to_pylist() == [f"pos is {table['pos'].type}"]
+        assert as_pairs(table, "f")[REASON].to_pylist() == [f"pos is {table['pos'].type}"]
