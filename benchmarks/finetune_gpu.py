@@ -19,7 +19,7 @@ import transformers
 
 from benchmarks.embed_gpu import Size, machine, matmul_rate, peak_memory
 from benchmarks.exact_lengths import corpora
-from benchmarks.finetune_cpu import Contender, Peer, Shoal, agreement, tokens_of, trainer, unlike
+from benchmarks.finetune_contenders import Contender, Peer, Shoal, agreement, tokens_of, trainer, unlike
 from benchmarks.networks import SHAPES, build
 from benchmarks.reporting import spread
 from lib.models.spec import flops_per_token
