@@ -14,7 +14,7 @@ from ..data.vectors import as_matrix, row_bytes
 from ..engine import executor
 from ..engine.dry_run import Estimate, estimate
 from ..engine.executor import Outcome
-from ..engine.job import Job, even_rows, run_job
+from ..engine.job import Job, even_rows, run_job, stage_folder
 from ..engine.lease import parse_slice
 from ..engine.planner import CorpusPlanner
 from ..engine.run import Run
@@ -22,6 +22,7 @@ from ..engine.workers import WorkerPlan, WorkerRequest
 from ..errors import InputError
 from ..models.encoder_options import ResolvedEncoder, resolve_encoder
 from ..models.files import check_bge_m3
+from ..storage.folder import Folder
 from .config import DENSE, MULTI, EmbedConfig, check, chunk_room, settings
 from .mapper import EmbedMapper, TextRows
 
@@ -102,6 +103,12 @@ def resolve(config: EmbedConfig) -> ResolvedEmbedding:
     template = config.corpus.text_template or encoder.text_template
     config = replace(config, corpus=replace(config.corpus, text_template=template))
     return ResolvedEmbedding(config, encoder, chunk_room(config, encoder))
+
+
+def as_stage(config: EmbedConfig, folder: Folder, name: str) -> EmbedConfig:
+    """The config of an embedding that is a stage of another job: its output in `folder` is named after all that fixes the vectors."""
+    output = stage_folder(folder, name, resolve(config).job().settings)
+    return replace(config, run=replace(config.run, output=output.url))
 
 
 def _calibrated(mapper: EmbedMapper, run: Run, workers: WorkerPlan) -> EmbedMapper:

@@ -80,9 +80,8 @@ def embed_config(config: EvaluateConfig, prompt: str, texts: Passages, folder: F
     """The embedding of texts. Its output in `folder` is named after everything that fixes the vectors."""
     corpus = CorpusOptions(input=absolute(texts.url), id_column=texts.id_column, text_template=texts.template)
     run = RunOptions(output=stage_folder(folder, name).url, storage=config.storage)
-    draft = EmbedConfig(corpus=corpus, run=run, model=config.model.with_prompt(prompt), workers=config.workers)
-    output = stage_folder(folder, name, embed_job.resolve(draft).job().settings)
-    return replace(draft, run=replace(run, output=output.url))
+    model = config.model.with_prompt(prompt)
+    return embed_job.as_stage(EmbedConfig(corpus=corpus, run=run, model=model, workers=config.workers), folder, name)
 
 
 def _embed_configs(config: EvaluateConfig, models: EvaluatedModels, data: TaskData) -> dict[str, EmbedConfig]:

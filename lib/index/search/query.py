@@ -14,7 +14,7 @@ from ...data.texts import as_text
 from ...data.unique_ids import check_unique_ids
 from ...embedding import job as embed_job
 from ...embedding.config import EmbedConfig
-from ...engine.job import RunOptions, require_complete, stage_folder
+from ...engine.job import RunOptions, require_complete
 from ...errors import InputError, ModelError, UsageError
 from ...models.encoder_options import EncoderOptions, ResolvedEncoder, prompt_of, resolve_encoder
 from ...recipes import QUERY
@@ -82,9 +82,8 @@ def embed_config(config: SearchConfig, index: OpenedIndex) -> EmbedConfig:
     )
     run = RunOptions(output=config.output, storage=config.storage)
     model = options.with_prompt(prompt_of(encoder, queries.query_prompt, (QUERY,)))
-    draft = EmbedConfig(corpus=corpus, run=run, model=model, workers=config.workers)
-    output = stage_folder(config.folder, "queries", embed_job.resolve(draft).job().settings)
-    return replace(draft, run=replace(run, output=output.url))
+    embedding = EmbedConfig(corpus=corpus, run=run, model=model, workers=config.workers)
+    return embed_job.as_stage(embedding, config.folder, "queries")
 
 
 def resolve_query_encoder(config: SearchConfig, index: OpenedIndex) -> tuple[EncoderOptions, ResolvedEncoder]:
