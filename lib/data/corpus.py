@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -20,6 +21,8 @@ from .texts import parse_template
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
 AUTOMATIC_ID = "id"  # the column of ids without --id-column
+LATE_BYTES = 1 << 30  # read of an input to find a column that the beginnings of its files lack: seconds
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # a null, as Hive and Spark write it
 REASON_LETTERS = 200  # of a reader's error in a reason, which stands in every row of the file
 
 
@@ -107,14 +110,15 @@ def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[st
     unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
     if unreadable and strict:
         raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
-    schema = _merged_schema(files, measures)
+    schema = _with_late_columns(_merged_schema(files, measures), wanted, files, storage)
     for file, m in zip(files, measures, strict=True):
         if isinstance(m, Measure) and (m.units or m.schema.names):
-            check_columns(_with_hive(m.schema, file.path) if m.complete else schema, wanted, file.path)
+            present = [AUTOMATIC_ID] if AUTOMATIC_ID in m.schema.names else []
+            check_columns(_with_hive(m.schema, file.name) if m.complete else schema, [*wanted, *present], file.path)
     for name in options.text_columns():
         if name in schema.names and pa.types.is_nested(schema.field(name).type):
             raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
-    with_rows = [m for m in measures if isinstance(m, Measure) and m.units]
+    with_rows = [m for m in measures if isinstance(m, Measure) and m.units and m.schema.names]
     all_have_ids = AUTOMATIC_ID in schema.names and all(AUTOMATIC_ID in m.schema.names for m in with_rows)
     id_column = options.id_column or (AUTOMATIC_ID if all_have_ids else None)
     corpus = Corpus(tuple(files), tuple(measures), schema, id_column)
@@ -195,26 +199,45 @@ def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]
 
 
 def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]) -> pa.Schema:
-    """Columns of every readable file; where two disagree on a type, the others are cast to the first file's.
+    """Columns of every readable file, and then of folders; where files disagree on a type, the others are cast to the first file's.
 
     pandas writes a column of nulls as type null, which is the type of no other file.
     """
     fields: dict[str, pa.Field] = {}
-    for file, measure in zip(files, measures, strict=True):
-        if isinstance(measure, Measure):
-            for column in _with_hive(measure.schema, file.path):
-                if column.name not in fields or pa.types.is_null(fields[column.name].type):
-                    fields[column.name] = column
-    return pa.schema(list(fields.values()))
+    for measure in measures:
+        for column in measure.schema if isinstance(measure, Measure) else ():
+            if column.name not in fields or pa.types.is_null(fields[column.name].type):
+                fields[column.name] = column
+    schema = pa.schema(list(fields.values()))
+    for file in files:
+        schema = _with_hive(schema, file.name)
+    return schema
 
 
-def hive_keys(path: str) -> dict[str, str]:
-    """The `year=2020` folders of a path, as values of columns."""
-    return dict(match.groups() for match in re.finditer(r"(?<=/)([^/=]+)=([^/]*)(?=/)", path))  # type: ignore[misc]
+def _with_late_columns(
+    schema: pa.Schema, wanted: Sequence[str], files: Sequence[InputFile], storage: Mapping[str, Any]
+) -> pa.Schema:
+    """The schema with the wanted columns that no sample has, but a later line. Reads LATE_BYTES at most for each of them."""
+    for name in wanted:
+        left = LATE_BYTES
+        for file in files if name not in schema.names else ():
+            format = format_of(file.path)
+            if format is not None and format.SCHEMALESS and left > 0:
+                if format.has_column(file.path, name, left, storage):
+                    schema = schema.append(pa.field(name, pa.large_string()))
+                    break
+                left -= file.size
+    return schema
 
 
-def _with_hive(schema: pa.Schema, path: str) -> pa.Schema:
-    for key in hive_keys(path):
+def hive_keys(name: str) -> dict[str, str | None]:
+    """The `year=2020` folders in a file's path below the input, as values of columns: percent-decoded, HIVE_NULL as None."""
+    pairs = re.findall(r"(?:^|(?<=/))([^/=]+)=([^/]*)(?=/)", name)
+    return {unquote(key): None if value == HIVE_NULL else unquote(value) for key, value in pairs}
+
+
+def _with_hive(schema: pa.Schema, name: str) -> pa.Schema:
+    for key in hive_keys(name):
         if key not in schema.names:
             schema = schema.append(pa.field(key, pa.string()))
     return schema

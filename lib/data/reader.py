@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from ..errors import InputError
 from ..storage.listing import current_tag
 from .corpus import hive_keys
-from .formats import error_table, format_of
+from .formats import check_columns, error_table, format_of
 from .shards import FileRange, Shard
 from .texts import as_text
 
@@ -71,11 +71,22 @@ def _read_range(
     format = format_of(part.path)
     assert format is not None, part.path
     # A file without a tag is a part of ours: the folders above it are the user's output, and no columns.
-    keys = {key: value for key, value in hive_keys(part.path).items() if key in columns and part.tag}
-    for table in format.read(part.path, part.start, part.stop, [c for c in columns if c not in keys], storage):
+    keys = {key: value for key, value in hive_keys(part.name).items() if key in columns and part.tag}
+    for table in format.read(part.path, part.start, part.stop, columns, storage):
         for key, value in keys.items():
-            table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+            table = _with_folder_column(table, key, value, format.SCHEMALESS)
+        check_columns(table.schema, columns, part.path)
         yield _typed(table, columns, schema, name)
+
+
+def _with_folder_column(table: pa.Table, key: str, value: str | None, schemaless: bool) -> pa.Table:
+    """The table with the column of a hive folder, where the file, or a row of a schemaless one, has no value of its own."""
+    if key not in table.column_names:
+        return table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+    if not schemaless:
+        return table
+    filled = pc.coalesce(table[key], pa.scalar(value, pa.large_string()))
+    return table.set_column(table.schema.get_field_index(key), key, filled)
 
 
 def _typed(table: pa.Table, columns: Sequence[str], schema: pa.Schema, name: str) -> pa.Table:

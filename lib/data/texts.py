@@ -10,6 +10,11 @@ import pyarrow.compute as pc
 
 from ..errors import UsageError
 
+# Separators, control and format characters, fillers and variation selectors alone: nothing that a reader sees.
+INVISIBLE = (
+    r"^[\p{Z}\p{Cc}\p{Cf}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{2800}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}"
+    r"\x{E0100}-\x{E01EF}]*$"
+)
 NULL_TEXT, EMPTY_TEXT = "null text", "empty text"  # reasons of rows without a text
 
 
@@ -54,7 +59,8 @@ def compose(table: pa.Table, template: Sequence[tuple[str, str | None]]) -> tupl
     joined = pc.binary_join_element_wise(*parts, separator, null_handling="replace", null_replacement="")
     joined = pc.utf8_trim_whitespace(joined)
     reasons = pc.coalesce(reasons, pc.if_else(absent, NULL_TEXT, None).cast(pa.string()))
-    reasons = pc.coalesce(reasons, pc.if_else(pc.equal(joined, ""), EMPTY_TEXT, None).cast(pa.string()))
+    blank = pc.match_substring_regex(joined, INVISIBLE)
+    reasons = pc.coalesce(reasons, pc.if_else(blank, EMPTY_TEXT, None).cast(pa.string()))
     return pc.if_else(pc.is_null(reasons), joined, pa.scalar(None, pa.large_string())), reasons
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PROBE_OPTIONS = {
     "config_kwargs": {"connect_timeout": 3, "read_timeout": PROBE_SECONDS, "retries": {"total_max_attempts": 1}}
 }
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}}
+CHAIN = re.compile(r"::\w+://")  # of fsspec: one filesystem within another
 READ_BYTES = 8 << 20  # of one request: so large that its latency is a small part of its time
 
 
@@ -67,7 +69,7 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
     if scheme in ("s3", "s3a"):
         defaults |= S3_OPTIONS
     try:
-        fs, path = url_to_fs(url, **(defaults | dict(options)))
+        fs, path = _open(url, scheme, defaults | dict(options))
     except (ValueError, ImportError) as error:
         raise UsageError(
             f"cannot open {url!r}: {error}. Known at hand: a local path, s3://, gs:// (extra 'gs')"
@@ -75,6 +77,14 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFil
     if hasattr(fs, "call_s3"):
         fs.retries = 1  # as S3_OPTIONS: only retry.py retries
     return fs, path.rstrip("/") or "/"
+
+
+def _open(url: str, scheme: str, options: dict[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's `url_to_fs`, for which `::` in a name is no chain of filesystems: only `zip://a::s3://b` and the like are."""
+    if CHAIN.search(url):
+        return url_to_fs(url, **options)
+    kind = fsspec.get_filesystem_class(scheme)
+    return kind(**(kind._get_kwargs_from_urls(url) | options)), kind._strip_protocol(url)
 
 
 def absolute(url: str) -> str:

@@ -33,14 +33,18 @@ class InputFile:
 def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
     """List every file under a file, folder or glob, sorted by path; hidden names (`_x`, `.x`) below it are left out.
 
-    A folder that a glob matches stands for all its files. Raises StorageError, and UsageError for an invalid pattern.
+    What exists under the very name comes before what it matches as a pattern. A folder that a glob matches stands for all its
+    files. Raises StorageError, and UsageError for an invalid pattern.
     """
     fs, path = filesystem(url, options)
-    scope = _Scope(path)
     if has_bucket(url):
         Folder(url, dict(options)).probe()
-    files = []
-    for place, entry in retrying(lambda: _entries(fs, scope), url).items():
+    scope, files = _Scope(path, literal=True), []
+    entries = retrying(lambda: _entries(fs, scope), url)
+    if not entries and any(letter in path for letter in WILDCARDS):  # a name comes before a pattern
+        scope = _Scope(path)
+        entries = retrying(lambda: _entries(fs, scope), url)
+    for place, entry in entries.items():
         # Consoles make an empty object that ends in `/` for a folder.
         if entry["type"] == "file" and not place.endswith("/") and scope.contains(place):
             files.append(InputFile(fs.unstrip_protocol(place), scope.name(place), entry["size"], _tag(entry)))
@@ -50,7 +54,9 @@ def find(url: str, options: Mapping[str, Any]) -> list[InputFile]:
 def covers(url: str, folder: str, options: Mapping[str, Any]) -> bool:
     """Whether `find` of `url` would list a file in `folder`."""
     (fs, path), (other, place) = filesystem(url, options), filesystem(folder, options)
-    return fs.protocol == other.protocol and _Scope(path).contains(f"{place.rstrip('/')}/part.parquet")
+    part = f"{place.rstrip('/')}/part.parquet"
+    scopes = _Scope(path, literal=True), _Scope(path)
+    return fs.protocol == other.protocol and any(scope.contains(part) for scope in scopes)
 
 
 def current_tag(url: str, options: Mapping[str, Any]) -> tuple[int, str]:
@@ -61,13 +67,13 @@ def current_tag(url: str, options: Mapping[str, Any]) -> tuple[int, str]:
 
 
 class _Scope:
-    """The places that a path or a pattern matches. root: the folder, or file, above every one of them."""
+    """The places that a path or a pattern matches. root: the folder, or file, above every one of them. literal: a path it is."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, literal: bool = False) -> None:
         self.path = path
         self.pattern: re.Pattern[str] | None = None
         self.root, self.prefix = path, ""
-        if any(letter in path for letter in WILDCARDS):
+        if not literal and any(letter in path for letter in WILDCARDS):
             fixed = re.split(r"[*?\[]", path)[0]
             self.root, _, self.prefix = fixed.rpartition("/")
             try:

@@ -91,6 +91,49 @@ def test_hive_folders_are_columns(tmp_path):
     assert years == ["2020"] * 1000 + ["2021"] * 1000
 
 
+def test_folders_above_the_input_and_columns_of_a_file_s_own(tmp_path):
+    """A folder above the input gives no column, nor one with the name of a column that the file, or the line, has."""
+    inner = tmp_path / "id=7" / "text=t"
+    inner.mkdir(parents=True)
+    (inner / "a.jsonl").write_text('{"id": "one", "text": "own"}\n{"text": "without an id"}\n')
+    pq.write_table(pa.table({"id": ["two", None], "text": ["x", "y"]}), inner / "b.parquet")
+    (inner / "c.csv").write_text("id,text\nthree,z\n")
+
+    from_above = pa.concat_tables(everything(inner, id_column="id")[1]).to_pylist()
+    from_top = pa.concat_tables(everything(tmp_path, id_column="id")[1]).to_pylist()
+
+    assert [row["id"] for row in from_above] == ["one", None, "two", None, "three"]
+    assert [row["id"] for row in from_top] == ["one", "7", "two", None, "three"]
+    assert [row["text"] for row in from_top] == ["own", "without an id", "x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "value"),
+    [("lang=__HIVE_DEFAULT_PARTITION__", None), ("lang=a%2Fb%3Dc", "a/b=c"), ("la%6Eg=%E4%B8%AD", "中"), ("lang=", "")],
+)
+def test_values_of_hive_folders(tmp_path, folder, value):
+    """Percent-encoded values are decoded, and Hive's null is null, as pyarrow and Spark read them."""
+    (tmp_path / folder).mkdir()
+    write_parquet(tmp_path / folder / "a.parquet")
+
+    (table,) = everything(tmp_path, 2000, text_column="lang")[1]
+
+    assert table["lang"].to_pylist() == [value] * 1000
+
+
+def test_a_file_without_a_usable_line_takes_no_id_away(tmp_path):
+    """Ids stay those of the column where another file has no line that can be read; its lines are errors."""
+    (tmp_path / "good.jsonl").write_text('{"id": "doc-1", "text": "a"}\n{"id": "doc-2", "text": "b"}\n')
+    (tmp_path / "notes.json").write_text("[\n]\n")
+    options = CorpusOptions(input=str(tmp_path))
+    corpus = measure(list_files(options, {}), options, {}, strict=False)
+    rows = pa.concat_tables(everything(tmp_path, id_column="id")[1])
+
+    assert corpus.id_column == "id"
+    assert rows["id"].to_pylist() == ["doc-1", "doc-2", None, None]
+    assert rows["_error"].is_null().to_pylist() == [True, True, False, False]
+
+
 def test_a_glob_and_a_single_file(tmp_path):
     """--input takes a file or a glob; hidden files of a folder are no corpus."""
     write_parquet(tmp_path / "a.parquet")

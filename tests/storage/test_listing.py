@@ -5,6 +5,7 @@ import os
 import pytest
 
 from lib.errors import StorageError
+from lib.storage.filesystem import open_file
 from lib.storage.folder import Folder
 from lib.storage.listing import covers, current_tag, find
 from tests.conftest import ONE_SERVER, misbehaving
@@ -76,6 +77,36 @@ def test_places_that_an_input_covers(tmp_path):
         ("data/**/*.jsonl", "data/out", False),
     ):
         assert covers(f"{tmp_path}/{url}", f"file://{tmp_path}/{place}", {}) is covered, (url, place)
+
+
+NAMES = [
+    "docs[1].jsonl",
+    "a::b.jsonl",
+    "a*b.jsonl",
+    "what?.jsonl",
+    "[",
+    "x::s3",
+    "#1.jsonl",
+    "50%.jsonl",
+    "é中.jsonl",
+    "a b.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_comes_before_a_pattern(store, name):
+    """A file, or a folder, that exists under the very name is that file, whatever its letters mean in a pattern or a URL."""
+    Folder(store).publish(name, b"one")
+    Folder(f"{store}/{name} folder").publish("inside", b"two")
+    (file,) = find(f"{store}/{name}", {})
+    (inside,) = find(f"{store}/{name} folder", {})
+    everything = find(store, {})
+
+    assert (file.name, inside.name) == (name, "inside")
+    assert current_tag(file.path, {}) == (3, file.tag)
+    with open_file(file.path, {}) as opened:
+        assert opened.read() == b"one"
+    assert {each.path for each in everything} == {file.path, inside.path}
 
 
 @pytest.mark.parametrize("size", [3, 11 * MB], ids=["in one request", "in several"])

@@ -3,11 +3,13 @@
 A format module has
 
     SUFFIXES                                    endings of names it reads, as (".csv", ".tsv")
+    SCHEMALESS                                  whether each row may have columns of its own; then also
+    has_column(path, name, limit, options)      whether a row in the first `limit` bytes has this column
     measure(file, columns, options) -> Measure  the length of the file, in the units by which it can be cut
     read(path, start, stop, columns, options)   tables of the rows whose unit lies in [start, stop)
 
-`read` yields tables of those columns, `_position` (int64: row number or byte offset, the name of the row in its file) and
-`_error` (string: the reason of an unreadable row, else null). A row is never left out.
+`read` yields tables of those of the columns that the file has, `_position` (int64: row number or byte offset, the name of the row in
+its file) and `_error` (string: the reason of an unreadable row, else null). A row is never left out.
 """
 
 import importlib
@@ -83,10 +85,14 @@ def error_table(count: int, reason: str, columns: Sequence[str], first_position:
 
 
 def check_columns(schema: pa.Schema, columns: Sequence[str], path: str) -> None:
-    """Raise InputError for the first column that is missing."""
+    """Raise InputError for the first column that is missing, or is there more than once."""
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise InputError(f"no column {missing[0]!r} in {path}. Columns there: {', '.join(schema.names)}")
+    if repeated := [name for name in columns if schema.names.count(name) > 1]:
+        raise InputError(
+            f"{schema.names.count(repeated[0])} columns named {repeated[0]!r} in {path}. Rename all but one"
+        )
 
 
 def _formats() -> list[ModuleType]:

@@ -15,6 +15,7 @@ from . import Measure, tables
 from ._lines import open_bytes
 
 SUFFIXES = (".csv", ".tsv")
+SCHEMALESS = False
 OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
 csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
 
@@ -34,6 +35,7 @@ def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any])
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     records = _records(path, options)
     header, _ = next(records, ([], False))
+    columns = [name for name in columns if name in header]
     places = [header.index(name) for name in columns]
     rows = (_row(*record, len(header), places) for record in islice(records, start, stop))
     yield from tables(((*row[0], position, row[1]) for position, row in enumerate(rows, start)), columns)

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 from ...storage.filesystem import open_file
 from ...storage.listing import InputFile
 from ...storage.retry import is_damage
-from . import Measure, check_columns, error_table
+from . import Measure, error_table
 
 SUFFIXES = (".parquet", ".pq")
+SCHEMALESS = False
 ROWS_PER_TABLE = 8192  # decoded at once
 BUFFER = 4 << 20  # bytes read ahead a column: memory then does not grow with the row group
 
@@ -30,7 +31,7 @@ def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any])
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
     # Unless pre_buffer is off pyarrow ignores the buffer, and reads a row group's columns whole before the first row.
     with open_file(path, options) as source, pq.ParquetFile(source, buffer_size=BUFFER, pre_buffer=False) as parquet:
-        check_columns(parquet.schema_arrow, columns, path)
+        columns = [name for name in columns if name in parquet.schema_arrow.names]
         first = 0
         for group in range(parquet.metadata.num_row_groups):
             last = first + parquet.metadata.row_group(group).num_rows

@@ -10,6 +10,7 @@ from . import Measure, tables
 from ._lines import line_text, measure_lines, read_lines, sample
 
 SUFFIXES = (".txt", ".text")
+SCHEMALESS = False
 SCHEMA = pa.schema([("text", pa.large_string())])
 
 

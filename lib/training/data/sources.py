@@ -127,7 +127,7 @@ def open_entry(name: str, url: str, output: str, storage: Mapping[str, Any]) -> 
         corpus = measure_files(files, options, storage, strict=False)
     wanted = (*needed, *optional)
     measured = zip(files, corpus.measures, strict=True)
-    schemas = [_own(f.path, m, wanted) if isinstance(m, Measure) and m.units else None for f, m in measured]
+    schemas = [_own(f.name, m, wanted) if isinstance(m, Measure) and m.units else None for f, m in measured]
     columns = next((schema for schema in schemas if schema is not None), pa.schema([]))
     odd = {f.path: s for f, s in zip(files, schemas, strict=True) if s is not None and s != columns}
     entry = Entry(name, options, corpus, columns, odd)
@@ -138,8 +138,9 @@ def open_entry(name: str, url: str, output: str, storage: Mapping[str, Any]) -> 
 def _needed(corpus: Corpus) -> tuple[str, ...]:
     """The columns that every file must have: NEEDED, or ALONE where they are of single texts. Raises InputError."""
     measured = zip(corpus.files, corpus.measures, strict=True)
-    measures = {f.path: m for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)}
-    names = {path: [*dict.fromkeys((*m.schema.names, *hive_keys(path)))] for path, m in measures.items()}
+    readable = [(f, m) for f, m in measured if isinstance(m, Measure) and (m.units or m.schema.names)]
+    measures = {f.path: m for f, m in readable}
+    names = {f.path: [*dict.fromkeys((*m.schema.names, *hive_keys(f.name)))] for f, m in readable}
     pairs = [path for path, own in names.items() if not {*NEEDED}.isdisjoint(own)]
     alone = [path for path, own in names.items() if ALONE[0] in own and {*NEEDED}.isdisjoint(own)]
     if pairs and alone:
@@ -161,13 +162,13 @@ def _common(corpus: Corpus, optional: Sequence[str]) -> list[str]:
     return [name for name in optional if measures and all(name in measure.schema.names for measure in measures)]
 
 
-def _own(path: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
+def _own(name: str, measure: Measure, wanted: Sequence[str]) -> pa.Schema:
     """The wanted columns that a file has, by its own types; all of them where only reading can name its columns."""
     types = dict(zip(measure.schema.names, measure.schema.types, strict=True))
-    types = dict.fromkeys(hive_keys(path), pa.string()) | types
+    types = dict.fromkeys(hive_keys(name), pa.string()) | types
     if not measure.complete:
         types = dict.fromkeys(wanted, pa.large_string()) | types
-    return pa.schema([(name, types[name]) for name in wanted if name in types])
+    return pa.schema([(column, types[column]) for column in wanted if column in types])
 
 
 def _look(entry: Entry, storage: Mapping[str, Any]) -> None:
