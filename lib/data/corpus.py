@@ -1,14 +1,11 @@
 """The files of a corpus, listed and measured: the rows of each, the places where it may be cut, its columns."""
 
-import base64
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -16,13 +13,12 @@ from ..cli.options import option
 from ..errors import InputError
 from ..storage.listing import InputFile, find
 from ..storage.retry import is_damage
+from .columns import merged_schema, with_hive, with_late_columns
 from .formats import Measure, check_columns, format_of, known_suffixes
 from .texts import parse_template
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
 AUTOMATIC_ID = "id"  # the column of ids without --id-column
-LATE_BYTES = 1 << 30  # read of an input to find a column that the beginnings of its files lack: seconds
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # a null, as Hive and Spark write it
 REASON_LETTERS = 200  # of a reader's error in a reason, which stands in every row of the file
 
 
@@ -37,6 +33,8 @@ class RowOptions:
     shard_rows: int | None = option(
         "Rows a shard. Default: about 128 MiB of output, less for a small corpus.", None, min=1
     )
+
+    same_types: ClassVar[bool] = True  # whether a column must have one type that holds the values of all files
 
     def text_columns(self) -> list[str]:
         """The columns that must be text."""
@@ -110,17 +108,19 @@ def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[st
     unreadable = [(f, m) for f, m in zip(files, measures, strict=True) if isinstance(m, str)]
     if unreadable and strict:
         raise InputError(f"{unreadable[0][0].path}: {unreadable[0][1]} ({len(unreadable)} such files; --strict is on)")
-    schema = _with_late_columns(_merged_schema(files, measures), wanted, files, storage)
+    with_rows = [m for m in measures if isinstance(m, Measure) and m.units and m.schema.names]
+    have_ids = bool(with_rows) and all(AUTOMATIC_ID in m.schema.names for m in with_rows)
+    id_column = options.id_column or (AUTOMATIC_ID if have_ids else None)
+    wanted = list(dict.fromkeys([*wanted, *filter(None, [id_column])]))
+    schema = with_late_columns(
+        merged_schema(files, measures, wanted if options.same_types else ()), wanted, files, storage
+    )
     for file, m in zip(files, measures, strict=True):
         if isinstance(m, Measure) and (m.units or m.schema.names):
-            present = [AUTOMATIC_ID] if AUTOMATIC_ID in m.schema.names else []
-            check_columns(_with_hive(m.schema, file.name) if m.complete else schema, [*wanted, *present], file.path)
+            check_columns(with_hive(m.schema, file.name) if m.complete else schema, wanted, file.path)
     for name in options.text_columns():
         if name in schema.names and pa.types.is_nested(schema.field(name).type):
             raise InputError(f"column {name!r} is {schema.field(name).type}, not text. Choose another --text-column")
-    with_rows = [m for m in measures if isinstance(m, Measure) and m.units and m.schema.names]
-    all_have_ids = AUTOMATIC_ID in schema.names and all(AUTOMATIC_ID in m.schema.names for m in with_rows)
-    id_column = options.id_column or (AUTOMATIC_ID if all_have_ids else None)
     corpus = Corpus(tuple(files), tuple(measures), schema, id_column)
     return _first_rows(corpus, options.limit, storage) if options.limit else corpus
 
@@ -129,7 +129,7 @@ def columns_at(url: str, storage: Mapping[str, Any]) -> list[str]:
     """Names of the columns that the files there have. Raises InputError when none can be read."""
     files = list_files(RowOptions(input=url), storage)
     measures = _measure_all(files, (), storage)
-    names = _merged_schema(files, measures).names
+    names = merged_schema(files, measures).names
     if not names:
         reasons = [measure for measure in measures if isinstance(measure, str)] or ["it is empty"]
         raise InputError(f"nothing can be read of {url}: {reasons[0]}")
@@ -167,16 +167,6 @@ def _place_of_row(file: InputFile, measure: Measure, row: int, storage: Mapping[
     return measure.units, seen
 
 
-def schema_text(schema: pa.Schema) -> str:
-    """A schema as a string for JSON."""
-    return base64.b64encode(schema.serialize()).decode()
-
-
-def schema_from(text: str) -> pa.Schema:
-    """The schema of a `schema_text`."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-
-
 def _measure_all(files: Sequence[InputFile], columns: Sequence[str], storage: Mapping[str, Any]) -> list[Measure | str]:
     with ThreadPoolExecutor(FOOTER_THREADS) as threads:
         return list(threads.map(partial(_measure, columns=columns, storage=storage), files))
@@ -196,48 +186,3 @@ def _measure(file: InputFile, columns: Sequence[str], storage: Mapping[str, Any]
         raise InputError(f"cannot read {file.path}: {error}. Mend it and start again") from error
     except (UnicodeError, csv.Error, InputError) as error:
         return str(error)[:REASON_LETTERS]
-
-
-def _merged_schema(files: Sequence[InputFile], measures: Sequence[Measure | str]) -> pa.Schema:
-    """Columns of every readable file, and then of folders; where files disagree on a type, the others are cast to the first file's.
-
-    pandas writes a column of nulls as type null, which is the type of no other file.
-    """
-    fields: dict[str, pa.Field] = {}
-    for measure in measures:
-        for column in measure.schema if isinstance(measure, Measure) else ():
-            if column.name not in fields or pa.types.is_null(fields[column.name].type):
-                fields[column.name] = column
-    schema = pa.schema(list(fields.values()))
-    for file in files:
-        schema = _with_hive(schema, file.name)
-    return schema
-
-
-def _with_late_columns(
-    schema: pa.Schema, wanted: Sequence[str], files: Sequence[InputFile], storage: Mapping[str, Any]
-) -> pa.Schema:
-    """The schema with the wanted columns that no sample has, but a later line. Reads LATE_BYTES at most for each of them."""
-    for name in wanted:
-        left = LATE_BYTES
-        for file in files if name not in schema.names else ():
-            format = format_of(file.path)
-            if format is not None and format.SCHEMALESS and left > 0:
-                if format.has_column(file.path, name, left, storage):
-                    schema = schema.append(pa.field(name, pa.large_string()))
-                    break
-                left -= file.size
-    return schema
-
-
-def hive_keys(name: str) -> dict[str, str | None]:
-    """The `year=2020` folders in a file's path below the input, as values of columns: percent-decoded, HIVE_NULL as None."""
-    pairs = re.findall(r"(?:^|(?<=/))([^/=]+)=([^/]*)(?=/)", name)
-    return {unquote(key): None if value == HIVE_NULL else unquote(value) for key, value in pairs}
-
-
-def _with_hive(schema: pa.Schema, name: str) -> pa.Schema:
-    for key in hive_keys(name):
-        if key not in schema.names:
-            schema = schema.append(pa.field(key, pa.string()))
-    return schema

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError
 from ..storage.listing import current_tag
-from .corpus import hive_keys
+from .columns import hive_keys
 from .formats import check_columns, error_table, format_of
 from .shards import FileRange, Shard
 from .texts import as_text

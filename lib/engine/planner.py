@@ -7,14 +7,15 @@
 `workers` are resolved before a plan is made, so that a cluster without room is refused before the work on the plan.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from ..data.corpus import Corpus, RowOptions, list_files, measure, schema_text
+from ..data.columns import holds, schema_from, schema_text
+from ..data.corpus import Corpus, RowOptions, list_files, measure
 from ..data.shards import changed_files, count_shards, cut_shards
 from ..errors import InputError
 from .workers import WorkerRequest
@@ -73,8 +74,21 @@ class CorpusPlanner:
             return None
         options = replace(self.options, id_column=run_config["id_column"])  # one column names old rows and new ones
         corpus = measure(new, options, self.storage, self.strict)
+        if options.same_types:
+            _check_types(schema_from(run_config["columns"]), corpus.schema, options.columns())
         added = cut_shards(corpus, run_config["shard_rows"], count_shards(planned))
         return added if added.num_rows else None
+
+
+def _check_types(planned: pa.Schema, new: pa.Schema, columns: Sequence[str]) -> None:
+    """Raises InputError for a column of new files whose values the type of the plan does not hold."""
+    for name in columns:
+        kind, own = planned.field(name).type, new.field(name).type if name in new.names else pa.null()
+        if not holds(kind, own):
+            raise InputError(
+                f"column {name!r} is {own} in new files, and this run was planned with {kind}. Write them as {kind}, or choose a "
+                "new --output for the whole input"
+            )
 
 
 @dataclass(frozen=True)

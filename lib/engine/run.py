@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.corpus import schema_from
+from ..data.columns import schema_from
 from ..data.shards import Shard, shards
 from ..errors import RunError
 from ..storage.fingerprint import fingerprint

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -132,6 +133,117 @@ def test_a_file_without_a_usable_line_takes_no_id_away(tmp_path):
     assert corpus.id_column == "id"
     assert rows["id"].to_pylist() == ["doc-1", "doc-2", None, None]
     assert rows["_error"].is_null().to_pylist() == [True, True, False, False]
+
+
+def columns_of(folder, *tables, **options):
+    """The rows of files with these columns, in order, and their schema."""
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"{number}.parquet")
+    return pa.concat_tables(everything(folder, **options)[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (pa.int32(), pa.int64(), pa.int64()),
+        (pa.int64(), pa.int32(), pa.int64()),
+        (pa.int64(), pa.float64(), pa.float64()),
+        (pa.float32(), pa.float64(), pa.float64()),
+        (pa.null(), pa.int16(), pa.int16()),
+        (pa.string(), pa.large_string(), pa.large_string()),
+        (pa.string(), pa.int64(), pa.large_string()),
+        (pa.uint64(), pa.int64(), pa.large_string()),
+        (pa.dictionary(pa.int8(), pa.string()), pa.string(), pa.string()),
+        (pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("ns")),
+        (pa.list_(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.int64())),
+    ],
+)
+def test_files_of_other_types_have_the_wider_one(tmp_path, one, other, together):
+    """A column has a type that holds the values of every file, whichever comes first, and no value of it is lost."""
+    values = (
+        [None] if pa.types.is_null(one) else [[7]] if pa.types.is_list(one) else ["7" if "string" in str(one) else 7]
+    )
+    others = [[8]] if pa.types.is_list(other) else ["8" if "string" in str(other) else 8]
+    tables = [pa.table({"text": ["a"], "k": pa.array(v, t)}) for v, t in ((values, one), (others, other))]
+    rows = columns_of(tmp_path, *tables, keep_columns=("k",))
+
+    assert rows.schema.field("k").type == together
+    assert rows["_error"].null_count == 2
+    assert rows["k"].to_pylist() == [each for table in tables for each in table["k"].cast(together).to_pylist()]
+
+
+def test_types_without_a_common_one_are_refused(tmp_path):
+    """Both files and types are named; a column that is not read may be as it likes."""
+    tables = [pa.table({"text": ["a"], "k": pa.array(values)}) for values in ([[1, 2]], [7])]
+    assert columns_of(tmp_path, *tables).num_rows == 2
+    with pytest.raises(InputError, match=r"column 'k' is list.*0\.parquet and int64 in .*1\.parquet"):
+        columns_of(tmp_path, *tables, keep_columns=("k",))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
+@pytest.mark.parametrize("repeated", ["text", "id"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, name, repeated):
+    """Two columns of one name, of which nobody knows which is meant, are refused before anything is read; others may be."""
+    columns = ["id", "text", repeated, "other", "other"]
+    if name == "a.csv":
+        (tmp_path / name).write_text(",".join(columns) + "\n1,2,3,4,5\n")
+    else:
+        pq.write_table(pa.table([pa.array(["x"])] * 5, names=columns), tmp_path / name)
+
+    with pytest.raises(InputError, match=f"2 columns named '{repeated}'"):
+        everything(tmp_path)
+
+
+def test_a_column_that_comes_late(tmp_path):
+    """A column of JSON Lines that the beginning of the file lacks is there: rows before it have null. One that no line has is
+    refused, though its name stands in a text."""
+    lines = [json.dumps({"id": i, "text": 'say "nothing": ' + "long " * 30}) for i in range(9000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, json.dumps({"id": 9000, "text": "t", "läbel": 1.50})]) + "\n")
+    (tmp_path / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes().replace(b"1.5}", b"1.50}"))
+
+    rows = pa.concat_tables(everything(tmp_path, 4000, keep_columns=("läbel",))[1])
+
+    assert rows["läbel"].to_pylist() == [None] * 9000 + ["1.50"]
+    assert rows["_error"].null_count == 9001
+    with pytest.raises(InputError, match="no column 'nothing'"):
+        everything(tmp_path, keep_columns=("nothing",))
+
+
+def test_numbers_of_json_stay_as_they_stand(tmp_path):
+    """No number is rounded or written otherwise: two different ids never become one."""
+    numbers = [
+        "1.10",
+        "0.1234567890123456789",
+        "0.12345678901234568",
+        "1e400",
+        "1E5",
+        "-0",
+        "0",
+        "12345678901234567890123",
+        "NaN",
+    ]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(f'{{"id": {n}, "text": "t", "deep": [{n}, {{"k": {n}}}]}}\n' for n in numbers)
+    )
+    rows = pa.concat_tables(everything(tmp_path, id_column="id", keep_columns=("deep",))[1])
+
+    assert rows["id"].to_pylist() == numbers
+    assert rows["deep"].to_pylist() == [f'[{n}, {{"k": {n}}}]' for n in numbers]
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("a.tsv.gz", "\t")])
+@settings(max_examples=50, deadline=None)
+@given(
+    texts=st.lists(
+        st.text(st.characters(exclude_characters="\0\r", codec="utf-8"), min_size=1), min_size=1, max_size=20
+    )
+)
+def test_what_pandas_writes_is_read(tmp_path_factory, name, delimiter, texts):
+    """Values with delimiters, quotes and line ends, in CSV and in TSV, are those that pandas wrote."""
+    folder = tmp_path_factory.mktemp("pandas")
+    pandas.DataFrame({"n": range(len(texts)), "text": texts}).to_csv(folder / name, sep=delimiter, index=False)
+
+    assert pa.concat_tables(everything(folder, 7)[1])["text"].to_pylist() == texts
 
 
 def test_a_glob_and_a_single_file(tmp_path):

@@ -71,15 +71,15 @@ def test_a_damaged_row_group_keeps_its_rows(tmp_path):
 
 
 def test_an_open_quote_has_a_reason(tmp_path):
-    """A CSV quote that is never closed swallows the rest of its file: that record has a reason. TSV has no quotes."""
+    """A quote that is never closed swallows the rest of its file, CSV or TSV: that record has a reason."""
     (tmp_path / "a.csv").write_text('id,text\n1,good\n2,"open\n3,lost\n')
-    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"Hello\n2\tworld"\n')
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\tgo"od\n2\t"open\n3\tlost\n')
 
     rows = pa.concat_tables(everything(tmp_path)[1]).to_pylist()
 
-    assert [row["_error"] is None for row in rows] == [True, False, True, True]
-    assert "never closed" in rows[1]["_error"]
-    assert [row["text"] for row in rows[2:]] == ['"Hello', 'world"']
+    assert [row["_error"] is None for row in rows] == [True, False, True, False]
+    assert all("never closed" in rows[place]["_error"] for place in (1, 3))
+    assert [rows[place]["text"] for place in (0, 2)] == ["good", 'go"od']
 
 
 def test_a_long_first_line_and_a_huge_integer(tmp_path):
@@ -94,15 +94,15 @@ def test_a_long_first_line_and_a_huge_integer(tmp_path):
 
 
 def test_files_that_disagree_on_a_type(tmp_path):
-    """A column of nulls sets no type; a value that does not fit the first file's type is null with a reason, alone."""
+    """A column of nulls sets no type; numbers in one file and text in another are text."""
     pq.write_table(pa.table({"text": pa.nulls(2), "n": pa.array([1, 2], pa.int64())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b", "c", "d"], "n": ["1", "2", "x"]}), tmp_path / "b.parquet")
 
     rows = pa.concat_tables(everything(tmp_path, keep_columns=("n",))[1]).to_pylist()
 
     assert [row["text"] for row in rows] == [None, None, "b", "c", "d"]
-    assert [row["n"] for row in rows] == [1, 2, 1, 2, None]
-    assert [row["_error"] for row in rows] == [None] * 4 + ["column 'n' is not int64"]
+    assert [row["n"] for row in rows] == ["1", "2", "1", "2", "x"]
+    assert {row["_error"] for row in rows} == {None}
 
 
 @pytest.mark.parametrize(

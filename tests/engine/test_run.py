@@ -113,3 +113,23 @@ def test_facts_and_row_groups_of_a_part(tmp_path):
     assert read_facts(folder, [part]) == [{"seconds": 1.5, "groups": [2, 0, 3]}]
     sizes = pq.ParquetFile(tmp_path / "part-0").metadata
     assert [sizes.row_group(i).num_rows for i in range(sizes.num_row_groups)] == [2, 3]
+
+
+@pytest.mark.parametrize(("new", "fits"), [(pa.int32(), True), (pa.int64(), True), (pa.float64(), False), (pa.string(), False)])
+def test_new_files_have_the_types_of_the_plan(tmp_path, new, fits):
+    """A grown input is refused where the planned type of a column does not hold the values of the new files."""
+    (tmp_path / "in").mkdir()
+    options = CorpusOptions(input=str(tmp_path / "in"), keep_columns=("k",), shard_rows=10)
+    pq.write_table(pa.table({"text": ["a"], "k": pa.array([1], pa.int64())}), tmp_path / "in" / "0.parquet")
+    first = CorpusPlanner(options, {}, lambda *_: 10, WorkerRequest(WorkerOptions()))
+    run_config = first.describe()
+    planned = first.plan(run_config)
+    values = ["7"] if new == pa.string() else [7]
+    pq.write_table(pa.table({"text": ["b"], "k": pa.array(values, new)}), tmp_path / "in" / "1.parquet")
+    grown = CorpusPlanner(options, {}, lambda *_: 10, WorkerRequest(WorkerOptions()))
+
+    if fits:
+        assert grown.extension(run_config, planned).num_rows == 1
+    else:
+        with pytest.raises(InputError, match=r"column 'k' is .* in new files, and this run was planned with int64"):
+            grown.extension(run_config, planned)

@@ -1,5 +1,5 @@
-"""CSV and TSV with a header line, every value a string. CSV's quoted values may contain line ends: files are cut by
-record number, and the plan reads each file once to count its records."""
+"""CSV and TSV with a header line, every value a string, quoted as pandas and Excel write both. Quoted values may contain line
+ends: files are cut by record number, and the plan reads each file once to count its records."""
 
 import csv
 import io
@@ -54,9 +54,8 @@ def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str],
         ended = True  # csv reads beyond the last line only inside a quote, or after the last record
 
     with io.TextIOWrapper(open_bytes(path, options), "utf-8-sig", errors="surrogateescape", newline="") as stream:
-        tabs = ".tsv" in path.lower().rsplit("/", 1)[-1]
-        dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-        for record in csv.reader(lines(stream), **dialect):
+        delimiter = "\t" if ".tsv" in path.lower().rsplit("/", 1)[-1] else ","
+        for record in csv.reader(lines(stream), delimiter=delimiter):
             if record:
                 yield record, ended
 

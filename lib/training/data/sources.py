@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...data.corpus import Corpus, CorpusOptions, hive_keys, list_files
+from ...data.columns import hive_keys
+from ...data.corpus import Corpus, CorpusOptions, list_files
 from ...data.corpus import measure as measure_files
 from ...data.formats import Measure
 from ...data.shards import Shard, cut_shards, sample_shards
@@ -102,7 +103,13 @@ def parse_weights(words: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-class _AnyColumns(CorpusOptions):
+class _PairOptions(CorpusOptions):
+    """Options of files that are each read with their own types."""
+
+    same_types = False
+
+
+class _AnyColumns(_PairOptions):
     """Options without a text column: the files' columns decide which are needed."""
 
     def text_columns(self) -> list[str]:
@@ -115,7 +122,7 @@ def open_entry(name: str, url: str, output: str, storage: Mapping[str, Any]) -> 
     Raises InputError where there is no file, a file without the columns `query` and `pos`, or `text` in their place in
     all of them, or one that begins with nothing but rows that cannot be used.
     """
-    options = CorpusOptions(input=url)
+    options = _PairOptions(input=url)
     refuse_nested(url, output, storage)
     files = list_files(options, storage)
     corpus = measure_files(files, _AnyColumns(input=url), storage, strict=False)
