@@ -104,11 +104,10 @@ class EmbedMapper:
         def encode(tables: Tables) -> Tables:
             tokens = Tokens.of_table(tables["tokens"])
             vectors, more = encode_more(tokens, skip) if encode_more else (encoder.encode(tokens, skip), {})
-            finite = np.isfinite(vectors).all(axis=1)
-            stored = quantise(np.where(finite[:, None], vectors, 0), self.config.output_dtype, ranges)
+            stored, reasons = stored_vectors(vectors, self.config.output_dtype, ranges)
             columns = {
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1]),
-                "finite": pa.array(finite),
+                "reason": reasons,
                 "tokens": np.diff(tokens.offsets).astype(np.int32),
                 "truncated": tokens.truncated,
             } | more
@@ -146,8 +145,8 @@ class EmbedMapper:
         """The rows as published, and their counts."""
         rows, encoded = tables["rows"], tables["vectors"]
         index = rows["_unique"].combine_chunks()
-        broken = pc.and_(pc.invert(encoded["finite"].combine_chunks().take(index)), pc.is_valid(index)).fill_null(False)
-        error = pc.if_else(broken, NOT_FINITE, rows["error"]).cast(pa.string())
+        reasons = encoded["reason"].combine_chunks().take(index)
+        broken, error = pc.is_valid(reasons), pc.coalesce(reasons, rows["error"]).combine_chunks()
         lengths = encoded["tokens"].combine_chunks()
         padded = padded_tokens(lengths.take(index.drop_null()).to_numpy(zero_copy_only=False))
         tokens = lengths.take(index).fill_null(0)
@@ -190,6 +189,17 @@ class EmbedMapper:
             "output_dtype": self.config.output_dtype,
             "int8_ranges": self.ranges,
         }
+
+
+def stored_vectors(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None) -> tuple[np.ndarray, pa.Array]:
+    """The vectors as `quantise` stores them, and the reason of each that cannot be stored (string; such a vector is zeros)."""
+    finite = np.isfinite(vectors).all(axis=1)
+    with np.errstate(over="ignore"):
+        stored = quantise(np.where(finite[:, None], vectors, 0), dtype, ranges)
+    fits = np.isfinite(stored).all(axis=1)
+    stored[~fits] = 0
+    too_large = pc.if_else(pa.array(fits), None, f"a number of the vector is too large for {dtype}").cast(pa.string())
+    return stored, pc.if_else(pa.array(finite), too_large, NOT_FINITE)
 
 
 def _chunked(

@@ -60,6 +60,10 @@ def read_spec(
     pooling = _pooling(source, fixed.pooling, bidirectional)
     sizes = _sizes(source)
     width = modules.width or sizes["hidden_size"] * len(pooling)
+    normalize = modules.normalize if fixed.normalize is None else fixed.normalize
+    normalize = (
+        normalize or truncate_dim is not None
+    )  # requested, and not the directory's own, which sentence-transformers obeys
     truncate_dim = _truncate_dim(source, truncate_dim, width)
     return ModelSpec(
         name=model,
@@ -73,7 +77,7 @@ def read_spec(
         pooling=pooling,
         include_prompt=modules.include_prompt,
         dense=modules.dense,
-        normalize=modules.normalize if fixed.normalize is None else fixed.normalize,
+        normalize=normalize,
         truncate_dim=truncate_dim,
         prompts={name: prompt or "" for name, prompt in source.sentence_transformers.get("prompts", {}).items()},
         default_prompt_name=source.sentence_transformers.get("default_prompt_name"),

@@ -25,7 +25,7 @@ import psutil
 from tests.chaos.cluster import ROOT, Head, environment
 from tests.support.tiny import TEXT, build, build_reranker
 
-PASSAGES, QUERIES, EACH = 24_000, 600, 3
+PASSAGES, QUERIES, EACH = 40_000, 600, 3
 LIFE = 1.0, 14.0  # seconds after a start, or after the last kill, at which the next one falls
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 PATIENCE = 600.0  # seconds for a driver that is left alone

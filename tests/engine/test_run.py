@@ -115,7 +115,9 @@ def test_facts_and_row_groups_of_a_part(tmp_path):
     assert [sizes.row_group(i).num_rows for i in range(sizes.num_row_groups)] == [2, 3]
 
 
-@pytest.mark.parametrize(("new", "fits"), [(pa.int32(), True), (pa.int64(), True), (pa.float64(), False), (pa.string(), False)])
+@pytest.mark.parametrize(
+    ("new", "fits"), [(pa.int32(), True), (pa.int64(), True), (pa.float64(), False), (pa.string(), False)]
+)
 def test_new_files_have_the_types_of_the_plan(tmp_path, new, fits):
     """A grown input is refused where the planned type of a column does not hold the values of the new files."""
     (tmp_path / "in").mkdir()

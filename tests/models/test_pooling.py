@@ -46,9 +46,11 @@ def test_dense_layers_equal_sentence_transformers(build: Any) -> None:
     assert_close(vectors(folder, TEXTS), reference(folder).encode(TEXTS))
 
 
-def test_truncated_vectors_are_renormalised(build: Any) -> None:
-    """The first dimensions of a Matryoshka model have unit length, as from encode(normalize_embeddings=True)."""
-    folder = build("bert", matryoshka=True)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_truncated_vectors_are_renormalised(build: Any, normalize: bool) -> None:
+    """The first dimensions of a Matryoshka model, with a Normalize module or without, have unit length, as from
+    encode(normalize_embeddings=True)."""
+    folder = build("bert", matryoshka=True, normalize=normalize)
     expected = reference(folder).encode(TEXTS, truncate_dim=8, normalize_embeddings=True)
 
     assert_close(vectors(folder, TEXTS, truncate_dim=8), expected)
