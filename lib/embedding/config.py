@@ -53,11 +53,16 @@ def check(config: EmbedConfig) -> None:
 
 
 def chunk_room(config: EmbedConfig, encoder: ResolvedEncoder) -> int:
-    """Tokens of text a chunk, beside prompt and special tokens; 0 without --chunk-tokens. Raises UsageError."""
-    if not config.chunk_tokens:
+    """Tokens of text a chunk, beside prompt and special tokens; 0 without --chunk-tokens.
+
+    Raises UsageError where a prompt leaves no token for the text, or too few for a chunk.
+    """
+    if not config.chunk_tokens and not encoder.prompt:
         return 0
     tokenizer = Tokenizer(encoder.spec)
-    prompt = len(tokenizer([encoder.prompt]).ids) - tokenizer.special if encoder.prompt else 0
+    prompt = tokenizer.tokens_of_prompt(encoder.prompt)
+    if not config.chunk_tokens:
+        return 0
     room = min(config.chunk_tokens, tokenizer.limit - prompt)
     if room < MIN_CHUNK_TOKENS or config.chunk_overlap >= room:
         raise UsageError(

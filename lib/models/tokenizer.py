@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from . import early_truncation
 from .packing import offsets_of
 from .spec import ModelSpec, Tokens
@@ -62,6 +62,16 @@ class Tokenizer:
             ids[places], inside[places] = token, False
         ids[inside] = np.fromiter(chain.from_iterable(map(self._truncate, contents)), np.int32, int(kept_lengths.sum()))
         return Tokens(ids, offsets, lengths > self.limit)
+
+    def tokens_of_prompt(self, prompt: str) -> int:
+        """The tokens of a prompt. Raises UsageError where it leaves none for a text."""
+        count = len(self.contents([prompt])[0]) if prompt else 0
+        if count >= self.limit:
+            raise UsageError(
+                f"the prompt {prompt[:40]!r} leaves no token for a text: the limit is {self.limit + self.special} tokens, "
+                f"{self.special} special ones among them. Shorten the prompt, or raise the limit"
+            )
+        return count
 
     def contents(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise without special tokens. The ids of an over-long text may be a prefix, of more tokens than the limit."""

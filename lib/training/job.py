@@ -22,7 +22,7 @@ from .data.job import DataOptions, TrainingPlan, plan
 from .losses import TEXT, describe
 from .metrics import read_metrics, tensorboard
 from .model_card import write_card
-from .preflight import try_losses
+from .preflight import check_prompts, try_losses
 from .ray_train import set_environment
 from .report import page
 from .train_and_evaluate import best_of, check_evaluation, train_and_evaluate
@@ -66,6 +66,7 @@ def _finetune(config: FinetuneConfig, resolved: FinetunePlan, check_lease: Calla
     stored = read_run_config(output)
     if stored is not None:
         check_same_settings(output, stored["settings"], settings)
+    check_prompts(resolved)
     check_evaluation(config, resolved)
     set_environment()
     data = plan(_data_options(config, resolved), output, config.workers)

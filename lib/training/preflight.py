@@ -1,17 +1,27 @@
 """Try each loss on a batch of its dataset, in the driver, so that a mismatch is reported before any worker starts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..errors import InputError
+from ..models.tokenizer import Tokenizer
+from .config import FinetunePlan
 from .data.batch_keys import batch_keys
 from .data.batch_reader import BatchReader
 from .losses import RERANKING, TEXT, Batch, BatchKeys, Scores
 from .losses.m3_unified import M3Unified
 
 ROWS = 1024  # rows tried, of the first batch of a dataset
+
+
+def check_prompts(plan: FinetunePlan) -> None:
+    """Raises UsageError for a prompt that leaves no token for a query, or for a passage."""
+    for prompt, tokens in zip(plan.prompts, plan.tokens, strict=True):
+        if prompt:
+            Tokenizer(replace(plan.spec, max_tokens=tokens)).tokens_of_prompt(prompt)
 
 
 def try_losses(reader: BatchReader, losses: Mapping[str, Any], dim: int, learn_temperature: bool) -> None:

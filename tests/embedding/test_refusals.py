@@ -37,6 +37,7 @@ def broken_model(minilm, tmp_path, *gone):
         ({"chunk_tokens": 20, "chunk_overlap": 20}, UsageError, "--chunk-overlap"),
         ({"chunk_tokens": 1000, "chunk_overlap": 600}, UsageError, "leave 254"),
         ({"chunk_tokens": 50, "prompt": "many words " * 124}, UsageError, "leave"),
+        ({"max_tokens": 16, "prompt": "query: " * 7}, UsageError, "leaves no token for a text"),
         ({"keep_columns": ("n", "tokens")}, UsageError, "--keep-columns tokens"),
         ({"output": "{in}/out"}, UsageError, "its parts would be read as input"),
         ({"input": "{in}/**/*.parquet", "output": "{in}/out"}, UsageError, "its parts would be read as input"),
