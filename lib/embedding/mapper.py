@@ -169,6 +169,7 @@ class EmbedMapper:
             "tokens": pc.sum(tokens).as_py() or 0,
             "encoded": pc.sum(lengths).as_py() or 0,
             "padded": padded,
+            "without_id": rows["id"].null_count,
         }
         return Result(table, counts)
 

@@ -20,6 +20,8 @@ def report(outcome: Outcome, output: str) -> str:
     lines = _output(outcome.parts, output) if outcome.parts else []
     if outcome.progress.counts["rows"]:
         lines += _this_run(outcome.progress)
+    if nameless := outcome.progress.counts["without_id"]:
+        lines.append(f"ids       {nameless:,} rows of this run have none: their id is null, or missing from the line")
     lines += [f"note      {note}" for note in outcome.notes]
     if outcome.elsewhere:
         missing = f"{outcome.elsewhere:,} shards of other slices"

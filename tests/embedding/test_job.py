@@ -70,6 +70,24 @@ def test_a_resumed_shard_has_the_same_bits(whole, minilm):
     assert second.progress.counts["rows"] == 100
 
 
+def test_rows_without_an_id_are_counted(tmp_path, minilm):
+    """A null or missing id stays null, with its vector, and the report counts such rows."""
+    (tmp_path / "in").mkdir()
+    lines = [
+        '{"id": "a", "text": "one"}',
+        '{"id": null, "text": "two"}',
+        '{"text": "three"}',
+        '{"id": "", "text": "four"}',
+    ]
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(lines))
+    outcome, _ = run_here(tmp_path / "in", minilm)
+    table = rows(tmp_path / "out")
+
+    assert table["id"].to_pylist() == ["a", None, None, ""]
+    assert table["embedding"].null_count == 0
+    assert "ids       2 rows of this run have none" in report(outcome, "out")
+
+
 def test_bad_rows_are_kept_with_a_reason(tmp_path, minilm, reference):
     """Null, empty and blank texts, damaged lines and files, wrong encodings, duplicate ids, an empty file and a 5 MB
     document in one corpus: every row is in the output, the good ones with their vectors, the bad ones with a reason."""
