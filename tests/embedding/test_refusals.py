@@ -7,6 +7,7 @@ import time
 import pytest
 
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
+from tests.conftest import use
 from tests.support.embedded import rows, run, run_here
 
 
@@ -98,12 +99,8 @@ def test_damaged_weights_are_told(docs, minilm, tmp_path):
 
 def test_no_store_behind_the_endpoint_is_told(docs, minilm, monkeypatch):
     """A wrong endpoint is an error within seconds, not a storm of retries."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-    }.items():
-        monkeypatch.setenv(name, value)
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    use({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"} | keys, monkeypatch)
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
         run(docs, minilm, output="s3://bucket/out")

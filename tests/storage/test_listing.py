@@ -93,20 +93,22 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_comes_before_a_pattern(store, name):
+def test_a_name_comes_before_a_pattern(store):
     """A file, or a folder, that exists under the very name is that file, whatever its letters mean in a pattern or a URL."""
-    Folder(store).publish(name, b"one")
-    Folder(f"{store}/{name} folder").publish("inside", b"two")
-    (file,) = find(f"{store}/{name}", {})
-    (inside,) = find(f"{store}/{name} folder", {})
-    everything = find(store, {})
+    for name in NAMES:
+        Folder(f"{store}/files").publish(name, name.encode())
+        Folder(f"{store}/folders/{name}").publish("inside", b"two")
+    everything = {file.path for file in find(store, {})}
+    for name in NAMES:
+        (file,) = find(f"{store}/files/{name}", {})
+        (inside,) = find(f"{store}/folders/{name}", {})
 
-    assert (file.name, inside.name) == (name, "inside")
-    assert current_tag(file.path, {}) == (3, file.tag)
-    with open_file(file.path, {}) as opened:
-        assert opened.read() == b"one"
-    assert {each.path for each in everything} == {file.path, inside.path}
+        assert (file.name, inside.name) == (name, "inside")
+        assert current_tag(file.path, {}) == (file.size, file.tag)
+        with open_file(file.path, {}) as opened:
+            assert opened.read() == name.encode()
+        everything -= {file.path, inside.path}
+    assert not everything
 
 
 @pytest.mark.parametrize("size", [3, 11 * MB], ids=["in one request", "in several"])
