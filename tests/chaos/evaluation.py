@@ -25,8 +25,11 @@ import psutil
 from tests.chaos.cluster import ROOT, Head, environment
 from tests.support.tiny import TEXT, build, build_reranker
 
-PASSAGES, QUERIES, EACH = 40_000, 600, 3
-LIFE = 1.0, 14.0  # seconds after a start, or after the last kill, at which the next one falls
+PASSAGES, QUERIES, EACH = 150_000, 600, 3
+KILLED_OVER = (
+    0.9  # share of the parts over which the kills are spread: behind the last parts there is little left to kill
+)
+DELAY = 0.0, 4.0  # seconds from when so many parts are there, or from the driver's start, to the kill
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 PATIENCE = 600.0  # seconds for a driver that is left alone
 
@@ -70,9 +73,13 @@ def scores(output: Path) -> dict[str, float]:
 class Fire:
     """Kills until there were enough. rewritten: parts that were seen, and were put again later."""
 
-    def __init__(self, command: list[str], head: Head, output: Path, log: Path, kills: int, seed: int) -> None:
+    def __init__(
+        self, command: list[str], head: Head, output: Path, log: Path, kills: int, seed: int, whole: int
+    ) -> None:
+        """whole: parts of an undisturbed run."""
         self.command, self.head, self.output, self.log = command, head, output, log
         self.wanted, self.random = kills, random.Random(seed)
+        self.due_at = sorted(self.random.uniform(0, KILLED_OVER * whole) for _ in range(kills))  # parts
         self.kills = {"driver": 0, "worker": 0}
         self.stages: Counter[str] = Counter()  # the newest folder of parts at each kill
         self.seen: dict[Path, tuple[int, int]] = {}
@@ -100,22 +107,24 @@ class Fire:
 
     def _live(self, driver: subprocess.Popen) -> bool:
         """True when the driver was killed."""
-        began = time.monotonic()
-        due = began + self.random.uniform(*LIFE)
+        began, due = time.monotonic(), None
         while driver.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.1)
             self.look()
-            now = time.monotonic()
+            now, killed = time.monotonic(), sum(self.kills.values())
             if now > began + PATIENCE:
                 driver.kill()
-            if now < due or sum(self.kills.values()) >= self.wanted:
+            if killed >= self.wanted or len(self.seen) < self.due_at[killed]:
+                continue
+            due = due or now + self.random.uniform(*DELAY)
+            if now < due:
                 continue
             workers = self.head.workers()
             if workers and self.random.random() < WORKER_SHARE:
                 with suppress(psutil.NoSuchProcess):
                     self.random.choice(workers).kill()
                     self._count("worker")
-                due = now + self.random.uniform(*LIFE)
+                due = None
                 continue
             driver.send_signal(signal.SIGKILL)
             driver.wait()
@@ -154,12 +163,14 @@ def main(kills: int, seed: int) -> None:
     line += ["--reranker", reranker, "--rerank-top", 20, "--output"]
     command = [str(word) for word in line]
     with Head() as head:
-        calm = Fire([*command, str(folder / "calm")], head, folder / "calm", folder / "calm.log", 0, seed)
+        calm = Fire([*command, str(folder / "calm")], head, folder / "calm", folder / "calm.log", 0, seed, 0)
         began = time.monotonic()
         problems = [calm.burn()]
         click.echo(f"undisturbed: {time.monotonic() - began:.0f} s, {len(calm.seen)} parts")
         began = time.monotonic()
-        fire = Fire([*command, str(folder / "out")], head, folder / "out", folder / "out.log", kills, seed)
+        fire = Fire(
+            [*command, str(folder / "out")], head, folder / "out", folder / "out.log", kills, seed, len(calm.seen)
+        )
         problems.append(fire.burn())
         click.echo(f"under fire: {time.monotonic() - began:.0f} s, {fire.lives} drivers, kills {fire.kills}")
         click.echo(f"newest parts at the kills: {dict(fire.stages)}")
