@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
+
 from tests.conftest import MEMORY
 
 
+@pytest.hookimpl(trylast=True)  # behind tests/conftest.py, which sets it
 def pytest_configure() -> None:
     if os.environ.get("PYTEST_DEBUG_TEMPROOT") == str(MEMORY):
         del os.environ["PYTEST_DEBUG_TEMPROOT"]
