@@ -38,15 +38,15 @@ class Contender(Protocol):
     network: nn.Module
 
     def gradients(self, batch: pa.Table, seed: int) -> float:
-        """From texts to gradients, which are left in the weights; returns the loss."""
+        """Compute the gradients of a batch of texts and leave them in the weights; returns the loss."""
         ...
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """By their names in the transformers network."""
+        """The weights by their names in the transformers network."""
         ...
 
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
-        """No gradients, before a step."""
+        """Remove the gradients, before a step."""
         ...
 
 
@@ -113,7 +113,7 @@ class Peer:
 
 
 def great_blocks_together() -> None:
-    """As glibc has it by itself after some blocks of 32 MiB: what the peer runs with."""
+    """Set malloc as glibc does by itself after some blocks of 32 MiB: the peer runs so."""
     m_trim_threshold = -1
     library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
@@ -124,7 +124,7 @@ HEAPS = {"shoal": return_large_blocks, "sentence-transformers": great_blocks_tog
 
 
 def _column(inputs: dict[str, Any], prefix: str, device: torch.device) -> dict[str, Any]:
-    """What the Trainer's collect_features takes of the collator's batch for one column."""
+    """Select the part of the collator's batch that belongs to one column, as the Trainer's collect_features does."""
     found = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 

@@ -194,7 +194,7 @@ def train(line: Sequence[object], output: Path) -> Row:
 
 
 def job_line(bench: Bench, variant: str, seed: int) -> list[object]:
-    """What jobs/finetune_model.py is told, but for the data's and the output's place."""
+    """The options of jobs/finetune_model.py for a variant, without the paths of data and output."""
     o = bench.options
     line: list[object] = ["--model", minilm(), "--loss", f"infonce:temperature={o['temperature']}"]
     if variant == "distilled":

@@ -61,9 +61,10 @@ def read_spec(
     sizes = _sizes(source)
     width = modules.width or sizes["hidden_size"] * len(pooling)
     normalize = modules.normalize if fixed.normalize is None else fixed.normalize
-    normalize = (
-        normalize or truncate_dim is not None
-    )  # requested, and not the directory's own, which sentence-transformers obeys
+    if (
+        truncate_dim is not None
+    ):  # requested; sentence-transformers does not normalise after a directory's own truncate_dim
+        normalize = True
     truncate_dim = _truncate_dim(source, truncate_dim, width)
     return ModelSpec(
         name=model,

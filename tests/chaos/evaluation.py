@@ -26,9 +26,7 @@ from tests.chaos.cluster import ROOT, Head, environment
 from tests.support.tiny import TEXT, build, build_reranker
 
 PASSAGES, QUERIES, EACH = 150_000, 600, 3
-KILLED_OVER = (
-    0.9  # share of the parts over which the kills are spread: behind the last parts there is little left to kill
-)
+KILLED_OVER = 0.9  # share of the parts over which the kills are spread; little is left to kill after the last ones
 DELAY = 0.0, 4.0  # seconds from when so many parts are there, or from the driver's start, to the kill
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 PATIENCE = 600.0  # seconds for a driver that is left alone

@@ -1,4 +1,4 @@
-"""What the embed job makes of a model's vectors, without a model."""
+"""Stored vectors of the embed job, of each output dtype, without a model."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LARGE = "a number of the vector is too large for float16"
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "ubinary"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 7e4, -65_520.0, 65_504.0])
 def test_a_vector_that_cannot_be_stored_has_a_reason(dtype, bad):
-    """What is not finite, before the cast or after it, is a reason and no vector; the vectors beside it stay as they are."""
+    """A vector that is not finite, before the cast or after it, is replaced by a reason; the vectors beside it stay the same."""
     vectors = np.full((3, 8), 0.5, np.float32)
     vectors[1, 3] = bad
     ranges = np.array([[-1] * 8, [1] * 8], np.float32)

@@ -257,6 +257,7 @@ def test_a_lost_end_is_trained_again(tmp_path, model, train_here):
 
     assert pq.read_table(folder / "metrics").sort_by("step")["loss"].to_pylist() == before
     assert [row["step"] for row in json.loads((folder / "scores.json").read_text())] == [6]
+    assert list((folder / "exports" / "step-0000006").glob("_files.json"))
 
 
 def heldout(folder: Path) -> Path:
