@@ -27,7 +27,8 @@ from tests.support.tiny import TEXT, build, build_reranker
 
 PASSAGES, QUERIES, EACH = 150_000, 600, 3
 KILLED_OVER = 0.9  # share of the parts over which the kills are spread; little is left to kill after the last ones
-DELAY = 0.0, 4.0  # seconds from when so many parts are there, or from the driver's start, to the kill
+DELAY = 0.5  # seconds at most from when so many parts are there to the kill; parts come fast
+START_DELAY = 10.0  # the same from a driver's start, where so many were there before it; its first part takes some 8
 WORKER_SHARE = 0.4  # of kills fall on a worker, the others on the driver
 PATIENCE = 600.0  # seconds for a driver that is left alone
 
@@ -105,16 +106,17 @@ class Fire:
 
     def _live(self, driver: subprocess.Popen) -> bool:
         """True when the driver was killed."""
-        began, due = time.monotonic(), None
+        began = time.monotonic()
+        due = began + self.random.uniform(0, START_DELAY) if self._is_late() else None
         while driver.poll() is None:
             time.sleep(0.1)
             self.look()
-            now, killed = time.monotonic(), sum(self.kills.values())
+            now = time.monotonic()
             if now > began + PATIENCE:
                 driver.kill()
-            if killed >= self.wanted or len(self.seen) < self.due_at[killed]:
+            if not self._is_late():
                 continue
-            due = due or now + self.random.uniform(*DELAY)
+            due = due or now + self.random.uniform(0, DELAY)
             if now < due:
                 continue
             workers = self.head.workers()
@@ -129,6 +131,11 @@ class Fire:
             self._count("driver")
             return True
         return False
+
+    def _is_late(self) -> bool:
+        """Whether the parts of the next kill are there."""
+        killed = sum(self.kills.values())
+        return killed < self.wanted and len(self.seen) >= self.due_at[killed]
 
     def _count(self, victim: str) -> None:
         self.kills[victim] += 1
