@@ -1,10 +1,9 @@
-"""Texts of a table's rows: composed from columns, checked, cut into chunks. numpy and pyarrow only."""
+"""Texts of a table's rows: composed from columns and checked. pyarrow only."""
 
 import string
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -91,33 +90,3 @@ def decode(value: bytes, encoding: str = "utf-8") -> tuple[str | None, str | Non
         return value.decode(encoding), None
     except UnicodeDecodeError as error:
         return None, f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
-
-
-def chunk_spans(text: str, spans: np.ndarray, size: int, overlap: int) -> list[tuple[int, int]]:
-    """(start, end) characters of chunks of at most `size` tokens, each sharing `overlap` tokens with the one before.
-
-    `spans`: int [tokens, 2], the characters of each token. Chunks begin and end between words where there is one
-    between the last two chunks' borders, so that a chunk's tokens are those of the text.
-    """
-    if len(spans) <= size:
-        return [(0, len(text))]
-    chunks, first = [], 0
-    while True:
-        last = min(first + size, len(spans))
-        if last < len(spans):
-            last = _word_start(text, spans, last, first + max(overlap, size // 2) + 1)
-        start = 0 if first == 0 else int(spans[first, 0])
-        end = len(text) if last == len(spans) else int(spans[last - 1, 1])
-        chunks.append((start, end))
-        if last == len(spans):
-            return chunks
-        first = _word_start(text, spans, max(last - overlap, first + 1), first + 1)
-
-
-def _word_start(text: str, spans: np.ndarray, token: int, lowest: int) -> int:
-    """The nearest token at or before `token`, not before `lowest`, that follows white space; else `token`."""
-    for candidate in range(token, lowest - 1, -1):
-        start = int(spans[candidate, 0])
-        if start == 0 or text[start - 1].isspace() or text[start : start + 1].isspace():
-            return candidate
-    return token

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.chunks import chunk_spans
 from ..data.reader import first_with_reason, read_rows, row_ids
 from ..data.shards import Shard
-from ..data.texts import chunk_spans, compose
+from ..data.texts import compose
 from ..data.vectors import as_matrix, quantise, to_column
 from ..engine.mapper import Result, Tables
 from ..errors import InputError
@@ -78,12 +79,22 @@ class EmbedMapper:
         was_read = time.perf_counter()
         tokenizer = _tokenizer(self.encoder.spec)
         if self.chunk_size:
-            texts, rows = _chunked(texts, rows, tokenizer, self.chunk_size, self.config.chunk_overlap)
+            texts, rows = _chunked(texts, rows, self._cut)
         unique = pc.dictionary_encode(texts)
         tokens = tokenizer([self.encoder.prompt + text for text in unique.dictionary.to_pylist()])
         rows = rows.append_column("_unique", unique.indices)
         seconds = {"read": was_read - began, "tokenise": time.perf_counter() - was_read}
         return {"rows": rows, "tokens": pa.table(tokens.columns())}, seconds
+
+    def _cut(self, text: str) -> list[tuple[int, int]]:
+        """The characters of a text's chunks."""
+        tokenizer, prompt = _tokenizer(self.encoder.spec), self.encoder.prompt
+
+        def count(piece: str) -> int:
+            return len(tokenizer.contents([prompt + piece])[0]) - prompt_tokens
+
+        prompt_tokens = tokenizer.tokens_of_prompt(prompt)
+        return chunk_spans(text, tokenizer.spans(text), self.chunk_size, self.config.chunk_overlap, count)
 
     def load(self) -> Callable[[Tables], Tables]:
         """Load the model; the returned function turns token ids into vectors."""
@@ -203,16 +214,13 @@ def stored_vectors(vectors: np.ndarray, dtype: str, ranges: np.ndarray | None) -
     return stored, pc.if_else(pa.array(finite), too_large, NOT_FINITE)
 
 
-def _chunked(
-    texts: pa.Array, rows: pa.Table, tokenizer: Tokenizer, size: int, overlap: int
-) -> tuple[pa.Array, pa.Table]:
+def _chunked(texts: pa.Array, rows: pa.Table, cut: Callable[[str], list[tuple[int, int]]]) -> tuple[pa.Array, pa.Table]:
     """Texts cut into chunks, and their rows, each repeated once a chunk with `chunk`, `start` and `end` (characters)."""
     owners: list[int] = []
     chunks: list[tuple[int, int | None, int | None]] = []
     chunk_texts: list[str | None] = []
     for row, text in enumerate(texts.to_pylist()):
-        spans = [(None, None)] if text is None else chunk_spans(text, tokenizer.spans(text), size, overlap)
-        for number, (start, end) in enumerate(spans):
+        for number, (start, end) in enumerate([(None, None)] if text is None else cut(text)):
             owners.append(row)
             chunks.append((number, start, end))
             chunk_texts.append(None if text is None else text[start:end])
