@@ -89,7 +89,9 @@ def chunk_spans(
         if end <= last:  # so short that the chunk before has it all: share less
             first = whole.cut_from(first + 1)
             continue
-        if characters[1] > max(characters[0], chunks[-1][1] if chunks else 0):  # else white space with tokens of its own
+        if characters[1] > max(
+            characters[0], chunks[-1][1] if chunks else 0
+        ):  # else white space with tokens of its own
             chunks.append(characters)
         first, last = whole.cut_from(max(end - overlap, first + 1)), end
     return chunks

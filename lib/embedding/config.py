@@ -55,7 +55,8 @@ def check(config: EmbedConfig) -> None:
 def chunk_room(config: EmbedConfig, encoder: ResolvedEncoder) -> int:
     """Tokens of text a chunk, beside prompt and special tokens; 0 without --chunk-tokens.
 
-    Raises UsageError where a prompt leaves no token for the text, or too few for a chunk.
+    Raises UsageError where a prompt leaves no token for the text, or too few for a chunk; ModelError where the tokenizer
+    has no offsets.
     """
     if not config.chunk_tokens and not encoder.prompt:
         return 0
@@ -63,6 +64,7 @@ def chunk_room(config: EmbedConfig, encoder: ResolvedEncoder) -> int:
     prompt = tokenizer.tokens_of_prompt(encoder.prompt)
     if not config.chunk_tokens:
         return 0
+    tokenizer.spans(encoder.prompt)  # raises where the tokenizer has no offsets
     room = min(config.chunk_tokens, tokenizer.limit - prompt)
     if room < MIN_CHUNK_TOKENS or config.chunk_overlap >= room:
         raise UsageError(

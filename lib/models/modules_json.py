@@ -68,8 +68,8 @@ def read(root: Path) -> StModules:
 def read_reranker(root: Path) -> StModules:
     """Read the modules of a CrossEncoder directory or a plain checkpoint. Raises ModelError for any beside the network."""
     entries = read_json(root / "modules.json", None)
-    if entries is None:
-        return StModules(**_transformer(root, "sequence-classification"))
+    if entries is None:  # CrossEncoder then reads no sentence_bert_config.json
+        return StModules()
     kinds = [entry["type"].rsplit(".", 1)[-1] for entry in entries]
     if kinds != ["Transformer"]:
         raise ModelError(

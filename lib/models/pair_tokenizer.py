@@ -32,12 +32,13 @@ PairFormat = Callable[[Sequence[str], Sequence[str]], Pairs]
 class TwoSequences:
     """The pair format of encoders: query and passage within the special tokens of `tokenizer(query, passage)`."""
 
-    def __init__(self, tokenizer: Tokenizer, query_share: float) -> None:
-        """Read the special tokens of a pair. query_share: the largest share of the model's length for a query.
+    def __init__(self, tokenizer: Tokenizer, query_share: float, query_prompt: str = "") -> None:
+        """Read the special tokens of a pair. query_share: the largest share of the model's length for a query, its prompt
+        included.
 
         Raises ModelError for a tokenizer without pairs, or a length that leaves no room for them.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._query_prompt = tokenizer, query_prompt
         self._head, self._middle, self._tail, self._second = _around_pairs(tokenizer)
         self._room = tokenizer.max_tokens - len(self._head) - len(self._middle) - len(self._tail)
         if self._room < 2:
@@ -47,7 +48,7 @@ class TwoSequences:
         self._query_limit = min(max(1, int(tokenizer.max_tokens * query_share)), self._room - 1)
 
     def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Pairs:
-        tokenised_queries = _tokenise_unique(self._tokenizer, queries)
+        tokenised_queries = _tokenise_unique(self._tokenizer, [self._query_prompt + query for query in queries])
         sequences: list[list[int]] = []
         truncated: list[bool] = []
         second: list[int] = []

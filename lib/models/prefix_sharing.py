@@ -34,17 +34,18 @@ class PackedRow(NamedTuple):
         return places_of(np.where(self.parents < 0, 0, lengths[self.parents]), lengths)
 
 
-def shared_prefix_lengths(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def shared_prefix_lengths(ids: np.ndarray, offsets: np.ndarray, groups: np.ndarray, left_out: np.ndarray) -> np.ndarray:
     """Count the tokens that each document shares with its whole group, int64 [n]: never the last one, 0 in a group of one.
 
     ids: [tokens]. offsets: int64 [n + 1]. groups: int64 [n], equal for documents that are likely to share a prefix.
+    left_out: int64 [n], tokens at the end that do not count as the last one.
     """
     shared = np.zeros(len(groups), dtype=np.int64)
     order = np.argsort(groups, kind="stable")
     borders = np.flatnonzero(np.diff(groups[order])) + 1
     for members in np.split(order, borders):
         if len(members) > 1:
-            shared[members] = _common_prefix(ids, offsets[members], offsets[members + 1])
+            shared[members] = _common_prefix(ids, offsets[members], offsets[members + 1] - left_out[members])
     return shared
 
 

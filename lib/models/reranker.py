@@ -1,8 +1,9 @@
 """Reranker: pairs to scores on one device, without padding; a prefix shared by pairs is computed once where exact."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,22 +28,39 @@ if TYPE_CHECKING:
 SAMPLE_LENGTHS = (31, 12, 12, 7, 5)  # tokens of each pair of the self-test
 SHARED_TOKENS = 4  # tokens that the pairs of the self-test share at the start
 FLOAT32_TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # times the largest score, or times 1 where it is smaller
-Picker = Callable[[Tensor, Tensor], Tensor]
+Picker = Callable[[Tensor, PackedBatch], Tensor]
 
 
-def first_token(states: Tensor, offsets: Tensor) -> Tensor:
+def first_token(states: Tensor, batch: PackedBatch) -> Tensor:
     """Pick the first state of each pair."""
-    return states[offsets[:-1]]
+    return states[batch.offsets[:-1]]
 
 
-def last_token(states: Tensor, offsets: Tensor) -> Tensor:
-    """Pick the last state of each pair."""
-    return states[offsets[1:] - 1]
-
-
-def mean_of_tokens(states: Tensor, offsets: Tensor) -> Tensor:
+def mean_of_tokens(states: Tensor, batch: PackedBatch) -> Tensor:
     """Average the states of each pair, in float32."""
-    return torch.segment_reduce(states.float(), "mean", offsets=offsets, unsafe=True).to(states.dtype)
+    return torch.segment_reduce(states.float(), "mean", offsets=batch.offsets, unsafe=True).to(states.dtype)
+
+
+@dataclass(frozen=True)
+class LastToken:
+    """Pick the last state of each pair; of tokens other than `padding`, if given, as transformers' decoders do."""
+
+    padding: int | None = None
+
+    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        if self.padding is None:
+            return states[batch.offsets[1:] - 1]
+        places = torch.arange(len(batch.ids), device=batch.ids.device, dtype=torch.float64)  # exact up to 2^53
+        counted = places.where(batch.ids != self.padding, -1.0)
+        last = torch.segment_reduce(counted, "max", offsets=batch.offsets, unsafe=True).long()
+        return states[last.maximum(batch.offsets[:-1])]
+
+    def left_out(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Count the tokens at the end of each pair that do not count: int64 [n]. ids: [tokens]. offsets: int64 [n + 1]."""
+        if self.padding is None:
+            return np.zeros(len(offsets) - 1, np.int64)
+        last = np.maximum.accumulate(np.where(ids != self.padding, np.arange(len(ids)), -1))[offsets[1:] - 1]
+        return offsets[1:] - 1 - np.maximum(last, offsets[:-1])
 
 
 class Reranker(OnDevice):
@@ -91,7 +109,7 @@ class Reranker(OnDevice):
         self.head = TokenLogits(network, self.spec.model.folder, *self._answer_ids()).to(self.device)
         pairs, alone = self._sample(network, has_token_types=False)
         expected = [self.head(network(**batch.inputs()).last_hidden_state[:, -1]) for batch in alone]
-        self._choose_pick_and_mode(pairs, alone, expected, (last_token,))
+        self._choose_pick_and_mode(pairs, alone, expected, (LastToken(),))
 
     def _load_classifier(self) -> None:
         """Load a sequence classifier, whose head scores the state that its network pools."""
@@ -99,8 +117,10 @@ class Reranker(OnDevice):
         token_types = int(getattr(classifier.config, "type_vocab_size", 0) or 0)
         pairs, alone = self._sample(getattr(classifier, classifier.base_model_prefix), token_types > 1)
         expected = [classifier(**batch.inputs()).logits.float()[:, 0] for batch in alone]
+        padding = classifier.config.pad_token_id
         self.head = Classifier(classifier)
-        self._choose_pick_and_mode(pairs, alone, expected, (first_token, last_token, mean_of_tokens))
+        picks = (first_token, LastToken(), LastToken(padding), mean_of_tokens)
+        self._choose_pick_and_mode(pairs, alone, expected, picks)
 
     def _sample(self, network: Any, has_token_types: bool) -> tuple[Pairs, list[PackedBatch]]:
         """Set the network; return pairs of arbitrary ids that share their first tokens, longest first, and each as a batch."""
@@ -111,6 +131,9 @@ class Reranker(OnDevice):
         ids = self_test.arbitrary_ids(network, int(offsets[-1]))
         for start, end in pairwise(offsets):
             ids[start : min(start + SHARED_TOKENS, end)] = ids[: min(SHARED_TOKENS, end - start)]
+        if (padding := network.config.pad_token_id) is not None:  # a text may have it, and decoders end with it
+            inside = offsets[1:][::2] - 1
+            ids[np.concatenate([inside, inside - 1, offsets[1:][1::2] - 2])] = padding
         pairs = Pairs(Tokens(ids.astype(np.int32), offsets, np.zeros(len(lengths), dtype=bool)), lengths // 2)
         (row,) = prefix_sharing.rows(offsets, singles, np.zeros_like(singles), int(offsets[-1]), singles, False)
         whole = self._packed_batch(pairs, row)
@@ -127,13 +150,13 @@ class Reranker(OnDevice):
         """
         expected = torch.cat(expected_scores).cpu().numpy()
         states = [run_equal_length(self.network, batch) for batch in alone]
-        distances = [self._pick_error(states, pick, expected) for pick in picks]
+        distances = [self._pick_error(states, alone, pick, expected) for pick in picks]
         self.pick = picks[int(np.argmin(distances))]
         causal = self_test.is_causal(self.network, self.device)
         self.mode = self_test.choose_mode(self.network, self.spec.model, self.padding_id, self.device)
         tolerance = FLOAT32_TOLERANCE if self.dtype == "float32" else HALF_TOLERANCE
         tolerance *= max(1.0, float(np.abs(expected).max()))
-        if self.mode == "packed" and self.pick is last_token and causal:
+        if self.mode == "packed" and isinstance(self.pick, LastToken) and causal:
             self.mode = "shared" if self._mode_error("shared", pairs, expected) <= tolerance else "packed"
         error = self._mode_error(self.mode, pairs, expected)
         if not error <= tolerance:
@@ -150,10 +173,9 @@ class Reranker(OnDevice):
         except CannotPack:
             return float("inf")
 
-    def _pick_error(self, alone: list[Tensor], pick: Picker, expected: np.ndarray) -> float:
+    def _pick_error(self, states: list[Tensor], alone: list[PackedBatch], pick: Picker, expected: np.ndarray) -> float:
         """Return the largest difference of a score with this pick, from the states of each pair alone."""
-        borders = [torch.tensor([0, len(states)], device=self.device) for states in alone]
-        scores = torch.cat([self.head(pick(s, b)) for s, b in zip(alone, borders, strict=True)])
+        scores = torch.cat([self.head(pick(s, batch)) for s, batch in zip(states, alone, strict=True)])
         return float(np.abs(scores.cpu().numpy() - expected).max())
 
     def _logits(self, pairs: Pairs, groups: np.ndarray) -> np.ndarray:
@@ -161,7 +183,7 @@ class Reranker(OnDevice):
         tokens = pairs.tokens
         shared = np.zeros(len(groups), dtype=np.int64)
         if self.mode == "shared":
-            shared = prefix_sharing.shared_prefix_lengths(tokens.ids, tokens.offsets, groups)
+            shared = prefix_sharing.shared_prefix_lengths(tokens.ids, tokens.offsets, groups, self._left_out(pairs))
         else:  # no shared prefixes: groups of one fill rows best, and exact-length needs groups of one length
             groups = np.diff(tokens.offsets) if self.mode == "exact-length" else np.arange(len(groups))
         scores = torch.full((len(groups),), float("nan"), device=self.device)
@@ -190,11 +212,16 @@ class Reranker(OnDevice):
         batch = self._packed_batch(pairs, row)
         try:
             states = (run_equal_length if self.mode == "exact-length" else run_packed)(self.network, batch)
-            if self.pick is last_token:
-                return self.head(states[move(row.ends, self.device)])
-            return self.head(self.pick(states, batch.offsets))
+            if isinstance(self.pick, LastToken):
+                ends = row.ends - self._left_out(pairs)[row.documents]
+                return self.head(states[move(ends, self.device)])
+            return self.head(self.pick(states, batch))
         except torch.OutOfMemoryError:
             return None
+
+    def _left_out(self, pairs: Pairs) -> np.ndarray:
+        """Count the tokens at the end of each pair that the pick leaves out: int64 [n]."""
+        return cast(LastToken, self.pick).left_out(pairs.tokens.ids, pairs.tokens.offsets)
 
     def _packed_batch(self, pairs: Pairs, row: prefix_sharing.PackedRow) -> PackedBatch:
         """Move the tokens of a row to the device."""

@@ -1,8 +1,9 @@
 """RerankSpec: everything that decides a reranker's scores, read from its files. Imports neither torch nor transformers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import ModelError
 from ..recipes import Recipe, RerankRecipe
@@ -24,7 +25,7 @@ class RerankSpec:
 
     segments: the prompt of a decoder, see pair_tokenizer.Prompt; empty for encoders. answers: texts of one token; the score
     is the logit of the first minus that of the second; empty for a classifier. limit: tokens of a pair. beyond: texts that
-    a pair may have on top of the model's length; `limit` includes them.
+    a pair may have on top of the model's length; `limit` includes them. query_prompt: before every query of an encoder.
     """
 
     model: ModelSpec
@@ -33,6 +34,7 @@ class RerankSpec:
     activation: Activation
     limit: int
     beyond: tuple[str, ...] = ()
+    query_prompt: str = ""
 
     def on_this_machine(self) -> "RerankSpec":
         """Return the spec with the path of the files on this node: see spec.on_this_machine."""
@@ -43,7 +45,7 @@ class RerankSpec:
         tokenizer = Tokenizer(self.model)
         if self.segments:
             return Prompt(tokenizer, self.segments, self.limit, int(self.model.max_tokens * QUERY_SHARE))
-        return TwoSequences(tokenizer, QUERY_SHARE)
+        return TwoSequences(tokenizer, QUERY_SHARE, self.query_prompt)
 
 
 def read_rerank_spec(model: str, fixed: RerankRecipe = NOTHING_FIXED) -> RerankSpec:
@@ -68,11 +70,34 @@ def read_rerank_spec(model: str, fixed: RerankRecipe = NOTHING_FIXED) -> RerankS
         )
     modules = modules_json.StModules() if answers else modules_json.read_reranker(root)
     config = files.read_json(root / modules.subfolder / "config.json")
+    if not answers:
+        _check_labels(config, model)
     max_tokens = fixed.max_tokens or converted.get("max_tokens")
     spec = read_spec(model, Recipe(pooling="cls", normalize=False, max_tokens=max_tokens), modules=modules)
     extra = sum(map(len, Tokenizer(spec).contents(beyond))) if beyond else 0
     activation = fixed.activation or converted.get("activation") or _activation(config, root)
-    return RerankSpec(spec, segments, answers, activation, spec.max_tokens + extra, beyond)
+    prompt = "" if segments else _query_prompt(root)
+    return RerankSpec(spec, segments, answers, activation, spec.max_tokens + extra, beyond, prompt)
+
+
+def _check_labels(config: Mapping[str, Any], model: str) -> None:
+    """Raise ModelError for a classifier that gives a pair several numbers. transformers gives two where nothing is said."""
+    labels = config.get("num_labels") or len(config.get("id2label") or "01")
+    if labels != 1:
+        raise ModelError(f"{model} gives {labels} labels a pair; a reranker gives one. Choose a model with one label.")
+
+
+def _query_prompt(root: Path) -> str:
+    """Read the prompt that CrossEncoder puts before every query: the default one of a directory that has modules.json."""
+    if not (root / "modules.json").is_file():
+        return ""
+    content = files.read_json(root / "config_sentence_transformers.json", {})
+    name, prompts = content.get("default_prompt_name"), content.get("prompts") or {}
+    if name is not None and name not in prompts:
+        raise ModelError(
+            f"{root} names the default prompt {name!r}, and has the prompts {', '.join(prompts) or 'none'}."
+        )
+    return prompts[name] or "" if name is not None else ""
 
 
 def _activation(config: dict, root: Path) -> Activation:

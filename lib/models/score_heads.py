@@ -75,7 +75,8 @@ class Classifier(nn.Module):
                 f"{network.name_or_path} gives {network.config.num_labels} labels a pair; a reranker gives one."
             )
         place = network.base_model_prefix
-        self.stand_in = _StandIn(deepcopy(getattr(getattr(network, place), "pooler", None)))
+        backbone = getattr(network, place)
+        self.stand_in = _StandIn(deepcopy(_pooler(backbone)))
         setattr(network, place, self.stand_in)
         network.config.pad_token_id = -1  # no id, so the one token of a sequence is never padding
         self.network = network.float()  # 16 bits would give many passages of a query the same score
@@ -85,6 +86,21 @@ class Classifier(nn.Module):
         self.stand_in.states = states.float().unsqueeze(1)
         ids = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
         return self.network(input_ids=ids).logits.float().squeeze(1)
+
+
+def _pooler(backbone: nn.Module) -> nn.Module | None:
+    """The layers from states [n, tokens, hidden] to the pooled [n, hidden]; ALBERT has a bare layer and its activation."""
+    pooler = getattr(backbone, "pooler", None)
+    if isinstance(pooler, nn.Linear):
+        return nn.Sequential(_First(), pooler, getattr(backbone, "pooler_activation", None) or nn.Identity())
+    return pooler
+
+
+class _First(nn.Module):
+    """The state of the first token."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states[:, 0]
 
 
 class _StandIn(nn.Module):

@@ -51,6 +51,8 @@ class ModelSpec:
     architecture: str
     model_type: str
     hidden_size: int
+    state_size: int  # numbers of a token's state that are pooled; differs from hidden_size after a last projection
+    vocabulary: int  # rows of the embedding table; 0 where config.json does not say
     dim: int  # of the output vectors
     max_tokens: int  # special tokens included
     pooling: tuple[str, ...]  # several modes are concatenated

@@ -9,12 +9,15 @@ from ..recipes import Recipe
 from . import files, modules_json
 from .modules_json import StModules
 from .spec import ModelSpec
+from .weight_shapes import check_vocabulary, has_position_table, weight_shapes
 
 # Families whose position tables begin after the padding row: pad_token_id + 1 of their positions are never used.
 OFFSET_POSITIONS = {
-    *("camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    *("camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mluke", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")  # keys of the number of positions
+STATES = ("embedding_dim", "word_embed_proj_dim")  # keys of the width after a last projection: EmbeddingGemma2, OPT
 WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # keys of the hidden size in different configurations
 UNLIMITED = 10**20  # tokens; transformers writes 1e30 where a tokenizer has no limit
 NOTHING_FIXED = Recipe()
@@ -59,7 +62,10 @@ def read_spec(
     bidirectional = _bidirectional(source, fixed.bidirectional)
     pooling = _pooling(source, fixed.pooling, bidirectional)
     sizes = _sizes(source)
-    width = modules.width or sizes["hidden_size"] * len(pooling)
+    pooled = sizes["state_size"] * len(pooling)
+    _check_first_layer(source, pooled)
+    width = modules.width or pooled
+    check_vocabulary(folder, source.tokenizer, sizes["vocabulary"])
     normalize = modules.normalize if fixed.normalize is None else fixed.normalize
     if (
         truncate_dim is not None
@@ -74,7 +80,7 @@ def read_spec(
         architecture=(source.config.get("architectures") or [source.config.get("model_type", "unknown")])[0],
         model_type=source.config.get("model_type", "unknown"),
         dim=truncate_dim or width,
-        max_tokens=_max_tokens(source, fixed.max_tokens),
+        max_tokens=_max_tokens(source, fixed.max_tokens, has_position_table(weight_shapes(weights))),
         pooling=pooling,
         include_prompt=modules.include_prompt,
         dense=modules.dense,
@@ -104,6 +110,8 @@ def _sizes(source: _ModelFiles) -> dict[str, Any]:
         )
     return {
         "hidden_size": hidden,
+        "state_size": first(*STATES) or hidden,
+        "vocabulary": first("vocab_size"),
         "layers": first("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
         "heads": heads,
         "kv_heads": first("num_key_value_heads") or heads,
@@ -143,25 +151,41 @@ def _bidirectional(source: _ModelFiles, requested: bool | None) -> bool:
     return next((is_causal is False for is_causal in declared if is_causal is not None), False)
 
 
-def _max_tokens(source: _ModelFiles, requested: int | None) -> int:
+def _max_tokens(source: _ModelFiles, requested: int | None, has_table: bool) -> int:
     """Return the most tokens of a text: as requested, else as the files declare, within the model's positions.
 
-    Raises ModelError for a request beyond the positions, or files without a limit.
+    Without a table of positions a model takes more than its config.json says, where sentence_bert_config.json says so. Raises ModelError for a request beyond the positions, or files without a limit.
     """
-    limit = source.text.get("max_position_embeddings") or UNLIMITED
-    limit = UNLIMITED if limit < 0 else limit
+    limit = next((source.text[name] for name in POSITIONS if source.text.get(name) is not None), UNLIMITED)
+    limit = UNLIMITED if limit < 1 else limit
     if source.config.get("model_type") in OFFSET_POSITIONS:
         limit -= (source.config.get("pad_token_id") or 0) + 1
+    declared = source.modules.max_tokens
+    most = limit if has_table else max(limit, declared or 0)
     if requested is not None:
-        if not 1 <= requested <= limit:
+        if not 1 <= requested <= most:
             raise ModelError(
-                f"max_tokens={requested} is outside the model's range: 1 to {limit}. Choose a number in that range."
+                f"max_tokens={requested} is outside the model's range: 1 to {most}. Choose a number in that range."
             )
         return requested
-    declared = source.modules.max_tokens or int(source.tokenizer.get("model_max_length") or UNLIMITED)
-    if min(declared, limit) >= UNLIMITED:
+    if declared:
+        return min(declared, most)
+    declared = min(int(source.tokenizer.get("model_max_length") or UNLIMITED), limit)
+    if declared >= UNLIMITED:
         raise ModelError("The model's files declare no maximum length. Pass max_tokens, for example max_tokens=512.")
-    return min(declared, limit)
+    return declared
+
+
+def _check_first_layer(source: _ModelFiles, pooled: int) -> None:
+    """Raise ModelError where the first dense layer takes another width than the pooling gives."""
+    for folder in source.modules.dense[:1]:
+        config = files.read_json(source.root / folder / "config.json")
+        taken = config.get("in_features") or config.get("dimension")
+        if taken != pooled:
+            raise ModelError(
+                f"{source.root / folder} takes vectors of {taken} numbers, and the pooling gives {pooled}. The files are "
+                "not of one model: fetch it again."
+            )
 
 
 def _truncate_dim(source: _ModelFiles, requested: int | None, width: int) -> int | None:

@@ -164,9 +164,23 @@ def _load(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(spec.folder, model_max_length=spec.max_tokens, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            spec.folder, model_max_length=spec.max_tokens, trust_remote_code=False
+        )
     except Exception as error:  # a broken vocabulary raises whatever its parser raises
         raise ModelError(f"The tokenizer in {spec.folder} cannot be loaded: {type(error).__name__}: {error}") from error
+    if tokenizer.is_fast and spec.vocabulary and len(tokenizer) > spec.vocabulary:
+        _drop_tokens(tokenizer, spec.vocabulary)
+    return tokenizer
+
+
+def _drop_tokens(tokenizer: Any, rows: int) -> None:
+    """Make the added tokens of images and sounds, which have no row in the embedding table, letters like any others."""
+    from tokenizers import Tokenizer as Backend
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
+    tokenizer._tokenizer = Backend.from_str(json.dumps(content))
 
 
 def _lower_case(backend: Any) -> None:

@@ -97,6 +97,7 @@ def settings(config: RerankConfig, spec: RerankSpec) -> dict[str, Any]:
         "limit": pairs.limit,
         "top_k": config.candidates.top_k,
         "segments": list(spec.segments),
+        "query_prompt": spec.query_prompt,
         "answers": list(spec.answers),
         "activation": spec.activation,
         "pair_tokens": spec.limit,

@@ -16,8 +16,33 @@ TOKENIZERS = {kind.__name__: kind().backend_tokenizer for kind in (
     tiny_tokenizers.gemma,
 )}  # fmt: skip
 PIECES = st.sampled_from(
-    ["标题", "查询和文档分别编码", "向量。", "\n", "\n\n\n", " ", "   ", "fish", "documents ", "lazy dogs; ", "Größe", "naïve café"]
-    + ["https://a.example/b?c=d&e=%20f", "\N{FAMILY}", "👩‍👩‍👧", "🐟", "ﷺ", "한국어 문장", "ภาษาไทย", "\u200b", "x" * 40, "e\u0301", "\x07"]
+    [
+        "标题",
+        "查询和文档分别编码",
+        "向量。",
+        "\n",
+        "\n\n\n",
+        " ",
+        "   ",
+        "fish",
+        "documents ",
+        "lazy dogs; ",
+        "Größe",
+        "naïve café",
+    ]
+    + [
+        "https://a.example/b?c=d&e=%20f",
+        "\N{FAMILY}",
+        "👩‍👩‍👧",
+        "🐟",
+        "ﷺ",
+        "한국어 문장",
+        "ภาษาไทย",
+        "\u200b",
+        "x" * 40,
+        "e\u0301",
+        "\x07",
+    ]
 )
 TEXTS = st.lists(PIECES, min_size=1, max_size=60).map(lambda pieces: "".join(pieces).strip()).filter(bool)
 
@@ -57,7 +82,9 @@ def test_contract(kind, text, size, overlap):
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("overlap", [0, 1, 7, 20])
-@pytest.mark.parametrize("words", ["标题\n" + "查询和文档分别编码向量相似度决定排序" * 40, "the quick brown fox jumps over lazy dogs " * 40])
+@pytest.mark.parametrize(
+    "words", ["标题\n" + "查询和文档分别编码向量相似度决定排序" * 40, "the quick brown fox jumps over lazy dogs " * 40]
+)
 def test_share_exactly_the_overlap(kind, overlap, words):
     """Where every word can be cut off, each chunk but the last is more than half full, and shares just the overlap's tokens."""
     tokenizer, size = TOKENIZERS[kind], 60

@@ -14,7 +14,7 @@ def test_every_document_is_in_one_row() -> None:
         texts = [np.concatenate([prefixes[g], random.integers(50, 99, random.integers(1, 9))]) for g in groups]
         offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
         ids = np.concatenate(texts)
-        shared = prefix_sharing.shared_prefix_lengths(ids, offsets, groups)
+        shared = prefix_sharing.shared_prefix_lengths(ids, offsets, groups, np.zeros(len(groups), np.int64))
         documents: list[int] = []
         for row in prefix_sharing.rows(offsets, groups, shared, budget, np.arange(40), False):
             assert len(row.source) <= budget or len(row.documents) == 1

@@ -1,5 +1,6 @@
 """Rerankers against plain transformers, and against sentence-transformers' CrossEncoder where it runs the kind."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,9 @@ import pytest
 
 pytest.importorskip("sentence_transformers")
 import torch
+import transformers
 from sentence_transformers import CrossEncoder
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lib import recipes
@@ -212,3 +215,74 @@ def test_models_without_a_score_head_are_refused(build: Callable[..., Path], tmp
         read_rerank_spec(str(tiny.build("bert", tmp_path / "m")))
     with pytest.raises(ModelError, match="--recipe"):
         read_rerank_spec(str(build("qwen3")))
+
+
+def edit(file: Path, **values: Any) -> None:
+    """Change keys of a JSON file, or make it."""
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(content | values))
+
+
+def compare_with_cross_encoder(folder: Path, queries: list[str], passages: list[str]) -> None:
+    """Scores equal those of CrossEncoder, one pair at a time."""
+    reference = CrossEncoder(str(folder), device="cpu")
+    expected = np.concatenate([reference.predict([pair]) for pair in zip(queries, passages, strict=True)])
+    groups = np.unique(queries, return_inverse=True)[1]
+    spec = read_rerank_spec(str(folder))
+    scores = Reranker(spec, dtype="float32").score(spec.pair_format()(queries, passages), groups)
+    np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["qwen3-classifier", "llama-classifier", "mistral-classifier"])
+@pytest.mark.parametrize("appends", [False, True])
+def test_padding_tokens_at_the_end_of_a_pair(kind: str, appends: bool, tmp_path: Path) -> None:
+    """A decoder pools the last token that is not the padding token, whether the tokenizer or the text ends with one."""
+    folder = tiny.build_reranker(kind, tmp_path)
+    if appends:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        end = tokenizer.pad_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", pair=f"$A $B {end}", special_tokens=[(end, tokenizer.pad_token_id)]
+        )
+        tokenizer.save_pretrained(folder)
+    ends = ["", "<|endoftext|>", "<|endoftext|><|endoftext|>", " and <|endoftext|> inside"]
+    passages = [text + end for text in tiny.TEXT[:4] for end in ends]
+
+    compare_with_cross_encoder(folder, ["a question"] * len(passages), passages)
+
+
+def test_albert_as_cross_encoder(tmp_path: Path) -> None:
+    """ALBERT's pooler is a bare layer, on the first token's state alone."""
+    folder = tiny.build_reranker("bert", tmp_path)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(2)
+    config = transformers.AlbertConfig(**tiny.SHAPE, embedding_size=16, vocab_size=vocabulary, num_labels=1)
+    network = transformers.AlbertForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=0.2)
+    network.save_pretrained(folder)
+
+    compare_with_cross_encoder(folder, ["a question"] * len(tiny.TEXT), tiny.TEXT)
+
+
+def test_the_prompt_of_a_cross_encoder(tmp_path: Path) -> None:
+    """The default prompt of a saved CrossEncoder is put before the query; a name without a prompt is refused."""
+    folder = tmp_path / "saved"
+    plain = tiny.build_reranker("bert", tmp_path / "plain")
+    CrossEncoder(str(plain), prompts={"ask": "the quick: "}, default_prompt_name="ask").save_pretrained(str(folder))
+
+    assert read_rerank_spec(str(folder)).query_prompt == "the quick: "
+    compare_with_cross_encoder(folder, ["a question"] * len(tiny.TEXT), tiny.TEXT)
+    edit(folder / "config_sentence_transformers.json", default_prompt_name="other")
+    with pytest.raises(ModelError, match="default prompt 'other', and has the prompts ask"):
+        read_rerank_spec(str(folder))
+
+
+def test_files_that_a_plain_checkpoint_does_not_use(tmp_path: Path) -> None:
+    """Without modules.json CrossEncoder reads neither lengths nor prompts of sentence-transformers."""
+    folder = tiny.build_reranker("bert", tmp_path)
+    edit(folder / "config_sentence_transformers.json", prompts={"ask": "the quick: "}, default_prompt_name="ask")
+    edit(folder / "sentence_bert_config.json", max_seq_length=8)
+
+    compare_with_cross_encoder(folder, ["a question"] * len(tiny.TEXT), tiny.TEXT)

@@ -35,7 +35,7 @@ class ScoreNetwork(nn.Module):
     def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         states = self.backbone(batch)
         with full_precision(states):
-            return (self.head(self.pick(states, batch.offsets)),)
+            return (self.head(self.pick(states, batch)),)
 
 
 @dataclass(frozen=True)
@@ -119,4 +119,5 @@ def _copy_head(head: Classifier, full: Any) -> None:
     state = {name: value for name, value in head.network.state_dict().items() if not name.startswith(prefix)}
     full.load_state_dict(state, strict=False)
     if head.stand_in.pooler is not None:
-        getattr(full, full.base_model_prefix).pooler.load_state_dict(head.stand_in.pooler.state_dict())
+        pooler = getattr(full, full.base_model_prefix).pooler
+        pooler.load_state_dict({name.removeprefix("1."): v for name, v in head.stand_in.pooler.state_dict().items()})
