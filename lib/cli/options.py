@@ -85,7 +85,7 @@ def command(config: type[C], name: str, epilog: str) -> Callable[[Callable[[C], 
     def decorate(run: Callable[[C], int]) -> click.Command:
         @click.pass_context
         def main(context: click.Context, **values: Any) -> None:
-            _show_messages()
+            show_messages()
             try:
                 context.exit(run(configure(config, **values)))
             except ShoalError as error:
@@ -110,7 +110,7 @@ class _Stderr(logging.Handler):
         print(self.format(record), file=sys.stderr)  # click.echo goes round the live line to the terminal itself
 
 
-def _show_messages() -> None:
+def show_messages() -> None:
     """Let the logger `shoal` speak on standard error. Only the driver calls this: workers are silent."""
     logger = logging.getLogger("shoal")
     logger.setLevel(logging.INFO)

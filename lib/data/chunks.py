@@ -60,7 +60,7 @@ class TokenizedText:
             return self.cut_from(first + 1)
         large = cuts[cuts > first + size // 2]
         both = large[self.clean[large] & self.clean[large - overlap]]
-        return int(next(found for found in (both, large[self.clean[large]], cuts) if len(found))[-1])
+        return int(next(each for each in (both, large[self.clean[large]], cuts) if len(each))[-1])
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
         """(start, end) of tokens `first` to `last`, without the white space before what follows."""
@@ -83,7 +83,8 @@ def chunk_spans(
     """
     if len(spans) <= size and count(text) <= size:
         return [(0, len(text))]
-    whole, chunks, first, last = TokenizedText.of(text, spans), [], 0, 0
+    chunks: list[tuple[int, int]] = []
+    whole, first, last = TokenizedText.of(text, spans), 0, 0
     while last < len(whole):
         end, characters = _chunk(whole, first, size, overlap, count)
         if end <= last:  # so short that the chunk before has it all: share less

@@ -55,7 +55,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one
     unsigned = pa.uint64() in (one, other) and any(map(pa.types.is_signed_integer, (one, other)))
     flat = not any(map(pa.types.is_nested, (one, other))) and not any(map(pa.types.is_null, (one, other)))
-    binary = any(pa.types.is_binary(t) or pa.types.is_large_binary(t) for t in (one, other))
+    binary = any(map(_is_bytes, (one, other)))
     if unsigned or (flat and not binary and any(map(_is_text, (one, other)))):
         return pa.large_string()
     try:
@@ -67,8 +67,18 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 def holds(kind: pa.DataType, other: pa.DataType) -> bool:
     """Whether a column of `kind` holds the values of a column of the other type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if all(map(_is_list, (kind, other))):  # lists of any sort are cast into each other
+        return holds(kind.value_type, other.value_type)
     wider = common_type(kind, other)
     return wider is not None and (wider == kind or (_is_text(wider) and _is_text(kind)))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -78,16 +88,20 @@ def _is_text(kind: pa.DataType) -> bool:
 def with_late_columns(
     schema: pa.Schema, wanted: Sequence[str], files: Sequence[InputFile], storage: Mapping[str, Any]
 ) -> pa.Schema:
-    """The schema with the wanted columns that no sample has, but a later line. Reads LATE_BYTES at most for each of them."""
+    """The schema with the wanted columns that no sample has, but a later line. Reads LATE_BYTES at most for each of them.
+
+    files: the readable ones, without those that their samples hold whole.
+    """
     for name in wanted:
         left = LATE_BYTES
         for file in files if name not in schema.names else ():
             format = format_of(file.path)
             if format is not None and format.SCHEMALESS and left > 0:
-                if format.has_column(file.path, name, left, storage):
+                has_column, read = format.has_column(file.path, name, left, storage)
+                if has_column:
                     schema = schema.append(pa.field(name, pa.large_string()))
                     break
-                left -= file.size
+                left -= read
     return schema
 
 

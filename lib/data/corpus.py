@@ -14,7 +14,8 @@ from ..errors import InputError
 from ..storage.listing import InputFile, find
 from ..storage.retry import is_damage
 from .columns import merged_schema, with_hive, with_late_columns
-from .formats import Measure, check_columns, format_of, known_suffixes
+from .formats import Measure, check_columns, compression_of, format_of, known_suffixes
+from .formats._lines import SAMPLE_BYTES
 from .texts import parse_template
 
 FOOTER_THREADS = 32  # one request in flight each: 10,000 footers at 50 ms are read in 16 s
@@ -112,9 +113,10 @@ def measure(files: Sequence[InputFile], options: RowOptions, storage: Mapping[st
     have_ids = bool(with_rows) and all(AUTOMATIC_ID in m.schema.names for m in with_rows)
     id_column = options.id_column or (AUTOMATIC_ID if have_ids else None)
     wanted = list(dict.fromkeys([*wanted, *filter(None, [id_column])]))
-    schema = with_late_columns(
-        merged_schema(files, measures, wanted if options.same_types else ()), wanted, files, storage
-    )
+    schema = merged_schema(files, measures, wanted if options.same_types else ())
+    pairs = zip(files, measures, strict=True)
+    partly_seen = [f for f, m in pairs if isinstance(m, Measure) and (f.size > SAMPLE_BYTES or compression_of(f.path))]
+    schema = with_late_columns(schema, wanted, partly_seen, storage)
     for file, m in zip(files, measures, strict=True):
         if isinstance(m, Measure) and (m.units or m.schema.names):
             check_columns(with_hive(m.schema, file.name) if m.complete else schema, wanted, file.path)

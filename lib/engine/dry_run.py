@@ -54,7 +54,8 @@ def estimate(job: Job, output: Folder, planner: CorpusPlanner, bytes_a_row: int)
 
     The job's mapper must have `lengths(tables)`: rows of the input, and of each output row its tokens [n] and whether it is cut [n].
     """
-    workers, corpus = planner.workers.resolve(), planner.corpus
+    planner.describe()  # raises for an input that the run would refuse
+    corpus, workers = planner.corpus, planner.workers.resolve()
     plan = cut_shards(corpus, planner.rows_of_shard())
     mapper = job.mapper(Run(output, plan, corpus.schema, {"id_column": corpus.id_column}), workers)
     sample = [mapper.lengths(mapper.read(shard)[0]) for shard in sample_shards(plan, SAMPLE_SHARDS, SAMPLE_ROWS)]

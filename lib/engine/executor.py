@@ -57,7 +57,7 @@ def execute(
     """
     parts: dict[int, Part] = {}
     reasons: dict[int, str] = {}
-    todo, run_shards, names = list(pending), _executor_of(mapper, workers), run.part_names()
+    todo, run_shards = list(pending), _executor_of(mapper, workers)
     with progress.shown(), shared_pool():  # one actor pool for all waves and rounds
         for attempt in range(ATTEMPTS):
             # Alone on its worker in the last round, a shard can no longer be a bystander of another's crash.
@@ -65,7 +65,7 @@ def execute(
             reasons = dict.fromkeys(todo, dispatch.DIED)
             for wave in _waves(run.shards(todo), max(WAVE, WAVE_A_WORKER * workers.maximum), WAVE_RANGES):
                 check_lease()
-                stage = Stage(mapper, run.folder, {shard.number: names[shard.number] for shard in wave})
+                stage = Stage(mapper, run.folder, run.part_names([shard.number for shard in wave]))
                 for receipt in run_shards(stage, wave, workers, in_flight):
                     check_lease()
                     _note(receipt, parts, reasons, progress)
@@ -97,16 +97,25 @@ def _run_here(stage: Stage, shards: Sequence[Shard], workers: WorkerPlan, in_fli
 
 def sample(mapper: Mapper, shards: Sequence[Shard], workers: WorkerPlan) -> list[Tables]:
     """The tables that a mapper's loaded model makes of a few shards; nothing is published. Raises RunError when one fails."""
-    if workers.in_process:
-        model = mapper.load()
-        return [model(mapper.read(shard)[0]) for shard in shards]
     results = []
-    for receipt, tables in ray_data.sample(mapper, shards, workers):
+    samples = _sample_here(mapper, shards) if workers.in_process else ray_data.sample(mapper, shards, workers)
+    for receipt, tables in samples:
         _raise_if_final(receipt)
         if receipt.failure:
             raise RunError(f"the sample failed: {receipt.failure}")
         results.append(tables)
     return results
+
+
+def _sample_here(mapper: Mapper, shards: Sequence[Shard]) -> Iterator[tuple[Receipt, Tables]]:
+    """A receipt and the tables of each shard, without Ray; the first failure is the last."""
+    model: Callable[[Tables], Tables] | None = None
+    for shard in shards:
+        receipt, tables = Receipt(shard.number), {}
+        with receipt.catching():
+            model = model or mapper.load()
+            tables = model(mapper.read(shard)[0])
+        yield receipt, tables
 
 
 def _waves(shards: Iterator[Shard], max_shards: int, max_ranges: int) -> Iterator[list[Shard]]:

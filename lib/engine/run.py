@@ -71,10 +71,14 @@ class Run:
     def shards(self, numbers: Sequence[int] | None = None) -> Iterator[Shard]:
         return shards(self.plan, numbers)
 
-    def part_names(self) -> dict[int, str]:
-        """Names that only the settings and the shard decide: late, doubled and retried writers overwrite each other."""
+    def part_names(self, numbers: Sequence[int] | None = None) -> dict[int, str]:
+        """Names of the parts of these shards, or of all. Only settings and shard decide them: late, doubled and retried writers
+        overwrite each other.
+        """
         key = self.run_config["key"]
-        return {each.number: f"part-{each.number:06d}-{fingerprint(key, each.key)}.parquet" for each in self.shards()}
+        return {
+            each.number: f"part-{each.number:06d}-{fingerprint(key, each.key)}.parquet" for each in self.shards(numbers)
+        }
 
 
 def read_run_config(folder: Folder) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ does not describe: there the command must give the size of a worker, and the lar
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from os import cpu_count
+from os import sched_getaffinity
 from typing import Literal
 
 from ..cli.options import option
@@ -128,7 +128,7 @@ class WorkerRequest:
 
 def local_plan(options: CpuWorkerOptions) -> WorkerPlan:
     """One worker in this process, with all of its CPUs, or with a GPU where there is one."""
-    cores = max(1, int(options.cpus_per_worker or cpu_count() or 1))
+    cores = max(1, int(options.cpus_per_worker or len(sched_getaffinity(0))))
     gpus = getattr(options, "gpus_per_worker", None)
     if gpus is None:
         import torch
@@ -146,7 +146,7 @@ def connect_for(options: CpuWorkerOptions) -> None:
 def largest_node_cpus(options: CpuWorkerOptions) -> float:
     """CPUs of the largest node that the options allow; the requested CPUs where no node is there yet."""
     if options.is_local:
-        return float(options.cpus_per_worker or cpu_count() or 1)
+        return float(options.cpus_per_worker or len(sched_getaffinity(0)))
     largest = max((node.get("CPU", 0) for node in live_nodes(parse_labels(options.worker_label))), default=0)
     return largest or options.cpus_per_worker or 1.0
 

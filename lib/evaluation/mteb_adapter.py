@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mteb.models import ModelMeta
 
+from ..cli.options import show_messages
 from ..data.vectors import as_matrix
 from ..embedding import job as embed_job
 from ..engine.job import require_complete, stage_folder
@@ -39,6 +40,7 @@ class _Adapter:
 
     def __init__(self, config: EvaluateConfig) -> None:
         check(config)
+        show_messages()  # mteb says nothing of what the engine does
         self._config, self._models = config, resolve_models(config)
         name = self._models.name.replace("__", "/")
         name = name if name.count("/") == 1 else f"shoal/{self._models.name}"

@@ -154,7 +154,8 @@ def _bidirectional(source: _ModelFiles, requested: bool | None) -> bool:
 def _max_tokens(source: _ModelFiles, requested: int | None, has_table: bool) -> int:
     """Return the most tokens of a text: as requested, else as the files declare, within the model's positions.
 
-    Without a table of positions a model takes more than its config.json says, where sentence_bert_config.json says so. Raises ModelError for a request beyond the positions, or files without a limit.
+    Without a table of positions a model takes more than its config.json says, where sentence_bert_config.json says so. Raises
+    ModelError for a request beyond the positions, or files without a limit.
     """
     limit = next((source.text[name] for name in POSITIONS if source.text.get(name) is not None), UNLIMITED)
     limit = UNLIMITED if limit < 1 else limit

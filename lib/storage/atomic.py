@@ -70,7 +70,7 @@ def make_folder(path: str) -> None:
     """Make a local folder, and a trial file in it. Raises StorageError where that is not possible."""
     try:
         os.makedirs(path, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
+        tempfile.NamedTemporaryFile(dir=path, prefix=".", suffix=".unfinished").close()  # of a killed driver: swept
     except OSError as error:
         raise StorageError(
             f"cannot write to {path}: {error.strerror}. Choose a folder that you may write to"

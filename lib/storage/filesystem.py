@@ -83,6 +83,7 @@ def _open(url: str, scheme: str, options: dict[str, Any]) -> tuple[fsspec.Abstra
     """fsspec's `url_to_fs`, for which `::` in a name is no chain of filesystems: only `zip://a::s3://b` and the like are."""
     if CHAIN.search(url):
         return url_to_fs(url, **options)
+    options |= options.pop(scheme, {})  # fsspec takes options by protocol too
     kind = fsspec.get_filesystem_class(scheme)
     return kind(**(kind._get_kwargs_from_urls(url) | options)), kind._strip_protocol(url)
 

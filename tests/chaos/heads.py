@@ -86,7 +86,7 @@ def kill_for(minutes: float, head: Head, job: subprocess.Popen, place: str, rng:
 
 @click.command()
 @click.option("--minutes", default=20.0, show_default=True, help="Of killing.")
-@click.option("--rows", default=250_000, show_default=True, help="Of the corpus.")
+@click.option("--rows", default=800_000, show_default=True, help="Of the corpus.")
 @click.option("--seed", default=0, show_default=True)
 def main(minutes: float, rows: int, seed: int) -> None:
     """Kill the head and the driver, and print what came of it; exit 1 with what is wrong."""

@@ -75,7 +75,7 @@ def test_messages_stand_above_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of the driver takes the line's place, whole and unstyled, and the line is drawn again below it."""
     terminal, message = Terminal(), f"read [bold]{'/a/long/path' * 30} 12"
     monkeypatch.setattr(sys, "stderr", terminal)
-    options._show_messages()
+    options.show_messages()
     live = LiveLine(lambda: "the line", lambda: 0.5)
     live.start()
     wait_for(terminal, "the line", 2)

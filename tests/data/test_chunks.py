@@ -15,35 +15,11 @@ TOKENIZERS = {kind.__name__: kind().backend_tokenizer for kind in (
     tiny_tokenizers.word_piece, tiny_tokenizers.unigram, tiny_tokenizers.byte_level, tiny_tokenizers.qwen,
     tiny_tokenizers.gemma,
 )}  # fmt: skip
-PIECES = st.sampled_from(
-    [
-        "标题",
-        "查询和文档分别编码",
-        "向量。",
-        "\n",
-        "\n\n\n",
-        " ",
-        "   ",
-        "fish",
-        "documents ",
-        "lazy dogs; ",
-        "Größe",
-        "naïve café",
-    ]
-    + [
-        "https://a.example/b?c=d&e=%20f",
-        "\N{FAMILY}",
-        "👩‍👩‍👧",
-        "🐟",
-        "ﷺ",
-        "한국어 문장",
-        "ภาษาไทย",
-        "\u200b",
-        "x" * 40,
-        "e\u0301",
-        "\x07",
-    ]
-)
+PIECES = st.sampled_from([
+    "标题", "查询和文档分别编码", "向量。", "\n", "\n\n\n", " ", "   ", "fish", "documents ", "lazy dogs; ", "Größe", "naïve café",
+    "https://a.example/b?c=d&e=%20f", "\N{FAMILY}", "👩\u200d👩\u200d👧", "🐟", "ﷺ", "한국어 문장", "ภาษาไทย", "\u200b", "x" * 40,
+    "e\u0301", "\x07",
+])  # fmt: skip
 TEXTS = st.lists(PIECES, min_size=1, max_size=60).map(lambda pieces: "".join(pieces).strip()).filter(bool)
 
 

@@ -1,11 +1,14 @@
 """The columns of a corpus: of hive folders, of files with other types, of lines far down in a file."""
 
+import gzip
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lib.data.columns import holds
+from lib.data.formats import jsonl
 from lib.errors import InputError
 from tests.support.files import everything, write_parquet
 
@@ -124,3 +127,68 @@ def test_a_column_that_comes_late(tmp_path):
     assert rows["_error"].null_count == 9001
     with pytest.raises(InputError, match="no column 'nothing'"):
         everything(tmp_path, keep_columns=("nothing",))
+
+
+def test_folders_above_plain_text(tmp_path):
+    """A hive folder's column of text files is the folder's value, not the line."""
+    (tmp_path / "year=2020").mkdir()
+    (tmp_path / "year=2020" / "a.txt").write_text("hello\nworld\n")
+
+    (table,) = everything(tmp_path, text_column="text", keep_columns=("year",))[1]
+
+    assert table.select(["text", "year"]).to_pydict() == {"text": ["hello", "world"], "year": ["2020", "2020"]}
+
+
+def test_a_late_column_beside_a_damaged_file_and_whole_samples(tmp_path, monkeypatch):
+    """Only readable files that a sample does not hold whole are read for a column; a damaged one is a row with a reason."""
+    lines = [json.dumps({"id": str(i), "text": "word " * 100}) for i in range(3000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"id": "last", "text": "x", "label": "late"}']))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-20])
+    (tmp_path / "c.jsonl").write_text('{"id": "c", "text": "small"}\n')
+    looked_at = []
+    has_column = jsonl.has_column
+    monkeypatch.setattr(jsonl, "has_column", lambda path, *rest: looked_at.append(path[-8:]) or has_column(path, *rest))
+
+    rows = pa.concat_tables(everything(tmp_path, keep_columns=("label",))[1]).to_pylist()
+
+    assert [row["label"] for row in rows if row["label"]] == ["late"]
+    assert [row["_source"] for row in rows if row["_error"]][-1].startswith("b.jsonl.gz")
+    assert looked_at == ["/a.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["[" * 700 + "]" * 700, '{"a":' * 700 + "1" + "}" * 700])
+def test_json_of_many_levels_is_a_bad_row(tmp_path, text):
+    """A value nested deeper than Python follows costs its own row, or is kept; never the file."""
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "good"}}\n{{"text": {text}}}\n{{"text": "too"}}\n')
+
+    rows = pa.concat_tables(everything(tmp_path, text_column="text")[1]).to_pylist()
+
+    assert [rows[0]["text"], rows[2]["text"]] == ["good", "too"]
+    assert rows[1]["_error"] == "JSON of too many levels" or rows[1]["text"].replace(" ", "") == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "fits"),
+    [
+        (pa.list_(pa.float32()), pa.large_list(pa.float32()), True),
+        (pa.list_(pa.float32(), 4), pa.list_(pa.field("item", pa.float32(), nullable=False)), True),
+        (pa.list_(pa.float32()), pa.list_(pa.float64()), False),
+        (pa.large_string(), pa.binary(16), False),
+    ],
+)
+def test_types_that_a_planned_column_holds(kind, other, fits):
+    """Lists of any sort hold one another where their values do; text does not hold bytes."""
+    assert holds(kind, other) is fits
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_quotes_of_a_tsv_that_are_letters(tmp_path, end):
+    """A quote inside or before a word, or one that is never closed, takes no row away; quoted values are unquoted."""
+    lines = ['"Some quote" he said', '"unbalanced', "fine", 'end" of', '"a ""q"" b"', 'in"side', '"open', "last"]
+    body = "\n".join(f"{number}\t{line}" for number, line in enumerate(lines))
+    (tmp_path / "a.tsv").write_text(f"id\ttext\n{body}{end}")
+
+    rows = pa.concat_tables(everything(tmp_path, text_column="text")[1]).to_pylist()
+
+    assert [row["text"] for row in rows] == [*lines[:4], 'a "q" b', *lines[5:]]
+    assert [row["_error"] for row in rows] == [None] * len(lines)

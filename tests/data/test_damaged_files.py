@@ -71,15 +71,14 @@ def test_a_damaged_row_group_keeps_its_rows(tmp_path):
 
 
 def test_an_open_quote_has_a_reason(tmp_path):
-    """A quote that is never closed swallows the rest of its file, CSV or TSV: that record has a reason."""
+    """A quote that is never closed swallows the rest of its CSV file: that record has a reason."""
     (tmp_path / "a.csv").write_text('id,text\n1,good\n2,"open\n3,lost\n')
-    (tmp_path / "b.tsv").write_text('id\ttext\n1\tgo"od\n2\t"open\n3\tlost\n')
 
     rows = pa.concat_tables(everything(tmp_path)[1]).to_pylist()
 
-    assert [row["_error"] is None for row in rows] == [True, False, True, False]
-    assert all("never closed" in rows[place]["_error"] for place in (1, 3))
-    assert [rows[place]["text"] for place in (0, 2)] == ["good", 'go"od']
+    assert [row["_error"] is None for row in rows] == [True, False]
+    assert "never closed" in rows[1]["_error"]
+    assert rows[0]["text"] == "good"
 
 
 def test_a_long_first_line_and_a_huge_integer(tmp_path):

@@ -4,11 +4,14 @@ import os
 import subprocess
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lib.embedding.job import dry_run
 from lib.errors import InputError, ModelError, RunError, ShoalError, StorageError, UsageError
 from tests.conftest import use
-from tests.support.embedded import rows, run, run_here
+from tests.support.embedded import config, rows, run, run_here
 
 
 def broken_model(minilm, tmp_path, *gone):
@@ -128,3 +131,22 @@ def test_every_error_is_one_sentence():
     """What reaches the user is a ShoalError with an exit code of its own."""
     assert {e.exit_code for e in (InputError, ModelError, RunError, StorageError, ShoalError)} == {1}
     assert UsageError.exit_code == 2
+
+
+def test_a_dry_run_of_nothing_is_refused_as_the_run(tmp_path, minilm):
+    """A dry run over files without rows says what the run would, before a cluster is looked for."""
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}).slice(0, 0), tmp_path / "a.parquet")
+
+    with pytest.raises(InputError, match="has no rows"):
+        dry_run(config(tmp_path / "a.parquet", minilm, gpus_per_worker=9.0))
+
+
+def test_a_model_that_fails_in_an_int8_sample_is_told(docs, minilm, monkeypatch):
+    """In this process as on a cluster: a model that cannot compute the sample of int8 ends with its reason."""
+
+    def broken(*_, **__):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr("lib.models.encoder.Encoder.encode", broken)
+    with pytest.raises(RunError, match="the sample failed: RuntimeError: no memory left"):
+        run_here(docs, minilm, output_dtype="int8")

@@ -1,9 +1,13 @@
 """CSV and TSV with a header line, every value a string, quoted as pandas and Excel write both. Quoted values may contain line
-ends: files are cut by record number, and the plan reads each file once to count its records."""
+ends: files are cut by record number, and the plan reads each file once to count its records.
+
+TSV files with quotes that are letters like any others exist too (MS MARCO). A record of a TSV file whose quotes are not those of
+a writer that quotes, is its lines as they stand.
+"""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -17,6 +21,7 @@ from ._lines import open_bytes
 SUFFIXES = (".csv", ".tsv")
 SCHEMALESS = False
 OPEN_QUOTE = "a quote is never closed: the rest of the file is in this record"
+QUOTED_LINES = 10_000  # of one record of a TSV file at most; a quote that is closed later was no quote
 csv.field_size_limit(1 << 30)  # characters; the default of 131,072 refuses long documents
 
 
@@ -54,10 +59,35 @@ def _records(path: str, options: Mapping[str, Any]) -> Iterator[tuple[list[str],
         ended = True  # csv reads beyond the last line only inside a quote, or after the last record
 
     with io.TextIOWrapper(open_bytes(path, options), "utf-8-sig", errors="surrogateescape", newline="") as stream:
-        delimiter = "\t" if ".tsv" in path.lower().rsplit("/", 1)[-1] else ","
-        for record in csv.reader(lines(stream), delimiter=delimiter):
+        if ".tsv" in path.lower().rsplit("/", 1)[-1]:
+            yield from ((record, False) for record in _tab_records(stream) if record)
+            return
+        for record in csv.reader(lines(stream)):
             if record:
                 yield record, ended
+
+
+def _tab_records(stream: Iterable[str]) -> Iterator[list[str]]:
+    """The records of a TSV file: quoted ones, and lines as they stand where the quotes of a record are not well formed."""
+    lines = iter(stream)
+    kept: list[str] = []
+
+    def record_lines() -> Iterator[str]:
+        for line in lines:
+            kept.append(line)
+            yield line
+            if len(kept) > QUOTED_LINES:
+                return
+
+    while True:
+        kept.clear()
+        try:
+            for record in csv.reader(record_lines(), delimiter="\t", strict=True):
+                yield record
+                kept.clear()
+            return
+        except csv.Error:
+            yield from (line.rstrip("\r\n").split("\t") for line in kept)
 
 
 def _row(record: list[str], unclosed: bool, fields: int, places: list[int]) -> tuple[list[str | None], str | None]:

@@ -33,19 +33,27 @@ def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapp
     return tables((_row(position, line, columns) for position, line in filled), columns)
 
 
-def has_column(path: str, name: str, limit: int, options: Mapping[str, Any]) -> bool:
-    """Whether any line in about the first `limit` bytes, uncompressed, has this column."""
+def has_column(path: str, name: str, limit: int, options: Mapping[str, Any]) -> tuple[bool, int]:
+    """Whether any line in about the first `limit` bytes, uncompressed, has this column; and the bytes that were read."""
     keys = {json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogatepass"), json.dumps(name).encode()}
+    read = 0
     with open_bytes(path, options) as stream:
-        while limit > 0 and (block := stream.read(BLOCK)):
+        while read < limit and (block := stream.read(BLOCK)):
             block += stream.readline(MAX_LINE)
-            limit -= len(block)
+            read += len(block)
             if any(key in block for key in keys) and any(name in _parse(line)[0] for line in block.splitlines()):
-                return True
-    return False
+                return True, read
+    return False, read
 
 
 def _row(position: int, line: bytes | None, columns: Sequence[str]) -> tuple[Any, ...]:
+    try:
+        return _exact_row(position, line, columns)
+    except RecursionError:
+        return *(None for _ in columns), position, "JSON of too many levels"
+
+
+def _exact_row(position: int, line: bytes | None, columns: Sequence[str]) -> tuple[Any, ...]:
     value, error = _parse(line)
     if not all(_is_exact(value.get(name)) for name in columns):
         value, error = _parse(line, parse_int=_Number, parse_float=_Number, parse_constant=_Number)

@@ -19,6 +19,7 @@ def measure(file: InputFile, columns: Sequence[str], options: Mapping[str, Any])
 
 
 def read(path: str, start: int, stop: int, columns: Sequence[str], options: Mapping[str, Any]) -> Iterator[pa.Table]:
+    columns = [name for name in columns if name in SCHEMA.names]  # others are of the folders above the file
     lines = read_lines(path, start, stop, options)
     return tables((_row(position, line, len(columns)) for position, line in lines), columns)
 

@@ -60,7 +60,7 @@ class GroundTruthMapper(FusedMapper):
             lists = list_table(scores, (first + places)[nearest_places], own, EXACT)
             here = slice(*np.searchsorted(pair_numbers, [first, first + len(rows.valid)]))
             query, number = pair_queries[here], pair_numbers[here]
-            exact = _upper_scores(queries[query], vectors, np.searchsorted(places, number - first))
+            exact = _upper_scores(queries, query, vectors, np.searchsorted(places, number - first))
             data = {"value": np.full(len(exact), EXACT, np.int32), "query": query.astype(np.int32)}
             scored = pa.table(data | {NUMBER: number, "exact_score": exact})
             table = pa.concat_tables([lists, scored], promote_options="default")
@@ -69,11 +69,12 @@ class GroundTruthMapper(FusedMapper):
         return search_shard
 
 
-def _upper_scores(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """float32 [n]: the products of queries[i] and vectors[places[i]], as large as another order of summing may make them."""
+def _upper_scores(queries: np.ndarray, query: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """float32 [n]: the products of queries[query[i]] and vectors[places[i]], as large as another order of summing may make them."""
     scores = [np.empty(0, np.float32)]
     for start in range(0, len(places), PAIRS_AT_ONCE):
-        summands = queries[start : start + PAIRS_AT_ONCE] * vectors[places[start : start + PAIRS_AT_ONCE]]
+        here = slice(start, start + PAIRS_AT_ONCE)
+        summands = queries[query[here]] * vectors[places[here]]
         scores.append(summands.sum(axis=1) + np.float32(ROUNDING) * np.abs(summands).sum(axis=1))
     return np.concatenate(scores)
 

@@ -77,7 +77,9 @@ def add(build: IndexBuild, parts: Sequence[Part]) -> Manifest:
     if not parts[done:]:
         return manifest
     if manifest["merged"] and not build.config.merge:
-        log.info(f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew")
+        log.warning(
+            f"warning: {build.folder.below(MERGED).url} holds what there was before. With --merge it is made anew"
+        )
     manifest = {"generations": [*manifest["generations"], _new_generation(build, parts, done)], "merged": []}
     if read_manifest(build)["generations"] != manifest["generations"][:-1]:
         raise RunError(f"another command added to {build.folder.url} meanwhile. Start this one again: it resumes there")
@@ -113,7 +115,7 @@ def _rebuild_lost_segments(build: IndexBuild, manifest: Manifest, parts: Sequenc
         lost = [segment["name"] for segment in segments if sizes.get(segment["name"]) != segment["bytes"]]
         if not lost:
             continue
-        log.info(f"warning: {len(lost)} segments of {folder.url} are gone, {lost[0]} the first: they are made again")
+        log.warning(f"warning: {len(lost)} segments of {folder.url} are gone, {lost[0]} the first: they are made again")
         its_parts = parts[slice(*generation["shards"])]
         ends = np.cumsum([segment["rows"] for segment in segments])
         places = np.searchsorted(ends, np.cumsum([part.rows for part in its_parts]))

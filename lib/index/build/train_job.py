@@ -96,7 +96,7 @@ def _warn_of_lengths(build: IndexBuild, stages: StageLog) -> None:
     if build.config.metric != "l2" and share > OFF_UNIT and not rounded:
         note = f"{share:.0%} of the vectors are not of length 1: {LENGTHS[build.config.metric]}"
         stages.notes.append(note)
-        log.info(f"warning: {note}")
+        log.warning(f"warning: {note}")
 
 
 def _train(build: IndexBuild, parts: Sequence[Part]) -> None:
