@@ -1,10 +1,13 @@
-"""Every verb once, on 100 documents, in under a minute: the first test to run after any change."""
+"""Every verb once, on 100 documents: the first test to run after any change.
+
+It takes under a minute on quiet cores. The budget of a file (tests/support/budget.py) keeps it so: a clock here would measure the
+tests beside it too.
+"""
 
 import os
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -19,14 +22,12 @@ TEXTS = [f"document {i}" for i in range(100)]
 
 def test_every_verb_once(cluster, tmp_path):
     """embed and rerank here, evaluate on Ray, compare, by the commands' own programs: 100 rows in, 100 out; a result and a page."""
-    began = time.monotonic()
     assert made_here(tmp_path / "embed", "embed_corpus", {"text": TEXTS}, build)["embedding"].null_count == 0
     pairs = {"query": TEXTS, "passage": TEXTS}
     assert made_here(tmp_path / "rerank", "rerank_pairs", pairs, build_reranker)["score"].null_count == 0
     page = evaluated_here(tmp_path / "evaluate")
     assert "evaluated_tiny" in page
     assert "<script" not in page
-    assert time.monotonic() - began < 60
 
 
 def test_a_command_starts_ray_without_noise(tmp_path):
